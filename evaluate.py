@@ -1,0 +1,260 @@
+"""Says how well a run tells same from different: over every pair there is, or a sample of them.
+
+    python evaluate.py                                       # the newest run under runs/
+    python evaluate.py --workdir=runs/default --step=last --split=validation
+
+train.py calls the same functions at each validation. "Same" is the positive class.
+"""
+
+if __name__ == "__main__":  # first: a mistake is answered before JAX and TensorFlow load
+    import settings
+
+    COMMAND = settings.evaluate_command()
+
+import contextlib
+import json
+import os
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app
+
+import checkpoint
+import data
+from model import create_model, init_variables
+
+MAX_PAIRS = 10**6  # a space with at most this many ordered pairs is evaluated whole
+IMAGES_AT_ONCE = 256
+PAIRS_AT_ONCE = 4096
+METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
+
+
+def main(_):
+    config, workdir, which, split = COMMAND
+    model = create_model(config)
+    target = jax.eval_shape(lambda: init_variables(model, config))
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        step, variables = checkpoint.restore_model(checkpoints, which, target)
+    evaluation = evaluate(config, make_scorer(model), variables, split)
+    write_report(config, workdir, step, {split: evaluation})
+
+
+class Evaluation(NamedTuple):
+    """The metrics of a split, and what they were computed from."""
+
+    metrics: dict  # of compute_metrics, and pairs, wrong, exact, confusion
+    pairs: "Pairs"
+    probability: np.ndarray  # float64 [pairs], of "same"
+
+
+def evaluate(config, score, variables, split):
+    """Scores the pairs of a split with `score` of `make_scorer`."""
+    pairs = evaluation_pairs(config, split)
+    logits = score(variables, pairs)
+    probability = 1 / (1 + np.exp(-logits))
+    predicted = probability >= config.eval.threshold
+    metrics = compute_metrics(logits, predicted, pairs.label, pairs.weight)
+    confusion = [
+        [int(((pairs.label == t) & (predicted == p)).sum()) for p in (0, 1)] for t in (0, 1)
+    ]
+    metrics |= {
+        "pairs": len(logits),
+        "wrong": confusion[0][1] + confusion[1][0],
+        "exact": pairs.exact,
+        "confusion": confusion,  # pairs, [truth][answer], different before same
+    }
+    return Evaluation(metrics, pairs, probability)
+
+
+class Pairs(NamedTuple):
+    """Pairs to evaluate, as indices into the images, so that each image is encoded once."""
+
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    first: np.ndarray  # int [pairs]
+    second: np.ndarray  # int [pairs]
+    label: np.ndarray  # float64 [pairs]
+    weight: np.ndarray  # float64 [pairs], sum 1: the probability of each pair
+    exact: bool  # whether these are all pairs that can occur
+
+
+def evaluation_pairs(config, split):
+    """Every ordered pair with its probability; where those are too many, a sample of them."""
+    if data.count_images(config.data) ** 2 <= MAX_PAIRS:
+        images, shapes, probabilities = data.enumerate_images(config.data)
+        first, second = np.divmod(np.arange(len(images) ** 2), len(images))
+        label = (shapes[first] == shapes[second]).astype(np.float64)
+        return Pairs(
+            images, first, second, label, probabilities[first] * probabilities[second], True
+        )
+    n = config.eval.num_pairs
+    steps = range(-(-n // config.batch_size))
+    batches = zip(*(data.make_batch(config, split, step) for step in steps), strict=True)
+    image1, image2, label = (np.concatenate(field)[:n] for field in batches)
+    first = np.arange(n)
+    images = np.concatenate([image1, image2])
+    return Pairs(images, first, first + n, label.astype(np.float64), np.full(n, 1 / n), False)
+
+
+def make_scorer(model):
+    """Returns score(variables, pairs) -> logits float64 [pairs], compiled once per shape."""
+
+    @jax.jit
+    def encode(variables, images):
+        return model.apply(variables, images, method="encode")
+
+    @jax.jit
+    def compare(variables, features, first, second):
+        return model.apply(variables, features[first], features[second], method="compare")
+
+    def score(variables, pairs):
+        variables = jax.device_put(variables)
+        features = in_blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
+        compare_features = partial(compare, variables, features)
+        logits = in_blocks(compare_features, PAIRS_AT_ONCE, pairs.first, pairs.second)
+        return np.asarray(logits, np.float64)
+
+    return score
+
+
+def in_blocks(function, size, *arrays):
+    """function(*arrays) in blocks of rows, all of one size so that it compiles once."""
+    n = len(arrays[0])
+    size = min(size, n)
+    results = []
+    for start in range(0, n, size):
+        rows = np.arange(start, start + size) % n  # the last block is filled up with first rows
+        results.append(function(*(array[rows] for array in arrays))[: n - start])
+    return jnp.concatenate(results)
+
+
+def compute_metrics(logits, predicted, label, weight):
+    """The METRICS of a set of weighted pairs, as floats: of the whole set, not a mean over batches.
+
+    Precision, recall and F1 without a single case are 0; roc_auc with one class only is None.
+    """
+    from sklearn.metrics import roc_auc_score  # here, because importing it takes a second
+
+    def share(chosen):
+        return float(weight[chosen].sum())
+
+    def ratio(part, whole):
+        return part / whole if whole else 0.0
+
+    same = label == 1
+    hits, false_alarms, misses = (
+        share(same & predicted),
+        share(~same & predicted),
+        share(same & ~predicted),
+    )
+    return {
+        "loss": float((weight * (np.logaddexp(0, logits) - label * logits)).sum() / weight.sum()),
+        "accuracy": ratio(share(same == predicted), float(weight.sum())),
+        "precision": ratio(hits, hits + false_alarms),
+        "recall": ratio(hits, hits + misses),
+        "f1": ratio(2 * hits, 2 * hits + false_alarms + misses),
+        "roc_auc": float(roc_auc_score(label, logits, sample_weight=weight))
+        if len(set(label)) == 2
+        else None,
+    }
+
+
+def write_report(config, workdir, step, evaluations):
+    """Prints the table; writes metrics.json, pairs.png and TensorBoard's copy of both.
+
+    They go to workdir/evaluation, for the last of the splits given.
+    """
+    print(format_table(step, evaluations))
+    split, evaluation = list(evaluations.items())[-1]
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    values = evaluation.metrics | {"step": step, "split": split, "threshold": config.eval.threshold}
+    (folder / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
+    figure = draw_pairs(evaluation, config.eval.threshold)
+    figure.savefig(folder / "pairs.png")
+    pixels = np.asarray(figure.canvas.buffer_rgba())[None, ..., :3]
+    with open_writer(folder) as writer:
+        for name, one in evaluations.items():
+            writer.write_scalars(step, scalars(name, one))
+        writer.write_images(step, {f"{split}/pairs": pixels})
+    print(f"wrote {folder / 'metrics.json'} and pairs.png beside it")
+
+
+def scalars(split, evaluation):
+    """What TensorBoard shows of an evaluation."""
+    named = {name: evaluation.metrics[name] for name in (*METRICS, "wrong")}
+    return {f"{split}/{name}": value for name, value in named.items() if value is not None}
+
+
+def describe(step, split, evaluation):
+    """One line for the console."""
+    m = evaluation.metrics
+    return (
+        f"step {step}: {split} loss {m['loss']:.4f}, accuracy {m['accuracy']:.4f}, "
+        f"{m['wrong']:,} wrong of {m['pairs']:,} pairs"
+    )
+
+
+def open_writer(folder):
+    """A context with a CLU writer for TensorBoard; synchronous: failures show where they happen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, which CLU writes with,
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # fills the screen without these
+    from clu import metric_writers  # here, because loading TensorFlow takes seconds
+
+    only_log = jax.process_index() > 0
+    writer = metric_writers.create_default_writer(folder, just_logging=only_log, asynchronous=False)
+    return contextlib.closing(writer)
+
+
+def format_table(step, evaluations):
+    """Metrics down, splits across, then how many pairs and which were wrong."""
+    lines = [f"{f'step {step}':<12}" + "".join(f"{split:>14}" for split in evaluations)]
+    for name in METRICS:
+        values = [one.metrics[name] for one in evaluations.values()]
+        texts = ("one class" if value is None else f"{value:.6f}" for value in values)
+        lines.append(f"{name:<12}" + "".join(f"{text:>14}" for text in texts))
+    for split, one in evaluations.items():
+        m = one.metrics
+        kind = "every ordered pair, by its probability" if m["exact"] else "a sample"
+        (right0, wrong0), (wrong1, right1) = m["confusion"]
+        lines += [
+            f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({kind})",
+            f"  different: {right0:,} right, {wrong0:,} called same; "
+            f"same: {right1:,} right, {wrong1:,} called different",
+        ]
+    return "\n".join(lines)
+
+
+def draw_pairs(evaluation, threshold, rows=4, columns=6):
+    """A grid of different pairs of images, the most wrong and then the least certain first."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no display needed
+    from matplotlib.figure import Figure
+
+    _, pairs, probability = evaluation
+    for_truth = np.where(pairs.label == 1, probability, 1 - probability)
+    order = np.argsort(for_truth, kind="stable")
+    unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
+    _, once = np.unique(unordered, axis=1, return_index=True)  # (a, b) and (b, a) are one picture
+    shown = order[np.sort(once)][: rows * columns]
+    figure = Figure(figsize=(2.1 * columns, 1.55 * rows), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    answers = ("different", "same")
+    for place, index in enumerate(shown, start=1):
+        axes = figure.add_subplot(rows, columns, place)
+        image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
+        gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
+        axes.imshow(
+            np.concatenate([image1, gap, image2], axis=1).squeeze(), "gray", vmin=0, vmax=255
+        )
+        axes.set_axis_off()
+        truth, said = int(pairs.label[index]), int(probability[index] >= threshold)
+        color = "black" if truth == said else "crimson"
+        title = f"{answers[truth]}, said {answers[said]}\np(same) = {probability[index]:.3f}"
+        axes.set_title(title, fontsize=9, color=color)
+    return figure
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,177 @@
+"""Networks that compare two images (Flax linen).
+
+    model = create_model(config)
+    variables = model.init(jax.random.key(0), image, image)
+    logits = model.apply(variables, image1, image2)    # [batch]; above 0: more likely the same
+
+Images are uint8 [batch, height, width, channels], 0 ... 255; they become floats on the device.
+"""
+
+from functools import partial, reduce
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
+
+
+def create_model(config):
+    """Returns the module (image1, image2, train=False) -> logits float32 [batch].
+
+    With train=True it must run under an axis named AXIS and with batch_stats mutable.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+    return Siamese(
+        encoder=ResNet(tuple(config.model.stage_sizes), config.model.width, dtype),
+        head_features=config.model.head_features,
+        dtype=dtype,
+    )
+
+
+def init_variables(model, config):
+    """{"params", "batch_stats"}, a function of config.seed alone."""
+    image = jnp.zeros((1, config.data.image_size, config.data.image_size, 1), jnp.uint8)
+    return model.init(jax.random.key(config.seed), image, image)
+
+
+class Siamese(nn.Module):
+    """One encoder for both images; an MLP on the distance |f1 - f2| of their features.
+
+    Symmetric by construction: exchanging the images leaves every bit of the logit as it is.
+    """
+
+    encoder: nn.Module
+    head_features: int
+    dtype: jnp.dtype
+
+    def setup(self):
+        self.hidden = nn.Dense(self.head_features, dtype=self.dtype)
+        self.logit = nn.Dense(1)
+
+    def __call__(self, image1, image2, train=False):
+        # One pass for both images: BatchNorm sees them together and the products are larger.
+        features = self.encode(jnp.concatenate([image1, image2]), train)
+        return self.compare(*jnp.split(features, 2))
+
+    def encode(self, images, train=False):
+        """uint8 [n, height, width, channels] -> features [n, features]."""
+        return self.encoder(images.astype(self.dtype) / 255, train)
+
+    def compare(self, features1, features2):
+        """Two [n, features] -> logits float32 [n]."""
+        hidden = nn.relu(self.hidden(jnp.abs(features1 - features2)))
+        return self.logit(hidden.astype(jnp.float32)).squeeze(-1)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
+
+    Its structure, padding (explicit: XLA's SAME shifts strided layers by a pixel), names and
+    initialisation; like it, one grey channel is copied to three.
+    float [n, height, width, 1 or 3] -> features [n, width * 2 ** (len(stage_sizes) - 1)].
+    """
+
+    stage_sizes: tuple[int, ...]
+    width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv, norm = self.layers(train)
+        x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
+        x = conv(self.width, (7, 7), strides=(2, 2), padding=3, name="conv1")(x)
+        x = nn.relu(norm(name="bn1")(x))
+        x = max_pool(x)
+        for stage, blocks in enumerate(self.stage_sizes):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                name = f"layer{stage + 1}_{block}"
+                x = BasicBlock(self.width * 2**stage, stride, conv, norm, name=name)(x)
+        return x.mean(axis=(1, 2))
+
+    def layers(self, train):
+        """The convolution and the BatchNorm of every layer, bound once."""
+        conv = partial(
+            nn.Conv,
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+            conv_general_dilated=convolve,
+        )
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            dtype=self.dtype,
+            axis_name=AXIS if train else None,
+        )
+        return conv, norm
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
+
+    features: int
+    stride: int
+    conv: partial
+    norm: partial
+
+    @nn.compact
+    def __call__(self, x):
+        strides = (self.stride, self.stride)
+        y = self.conv(self.features, (3, 3), strides=strides, padding=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.features, (3, 3), padding=1, name="conv2")(y)
+        y = self.norm(name="bn2")(y)
+        if x.shape != y.shape:
+            x = self.conv(self.features, (1, 1), strides=strides, padding=0, name="downsample_0")(x)
+            x = self.norm(name="downsample_1")(x)
+        return nn.relu(x + y)
+
+
+def convolve(x, kernel, strides, padding, **options):
+    """`lax.conv_general_dilated` as `nn.Conv` calls it; on CPU as one matrix product.
+
+    XLA's CPU convolutions and most of all their gradients run far below the speed of its matrix
+    products. Patches [n, height, width, taps * channels] times the kernel [taps * channels,
+    features] are the same sums. Taps that meet nothing but padding are left out, exactly: on a
+    1x1 map that leaves one of a 3x3 kernel's nine.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    rows, columns = map(taps, x.shape[1:3], kernel.shape[:2], strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    patches = [x[:, row, column] for row in rows.values() for column in columns.values()]
+    kernel = kernel[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1]
+    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def taps(size, kernel_size, stride, padding):
+    """One axis of a convolution: {tap: slice of the padded axis that it is multiplied with}.
+
+    From the first tap to the last that meets any of the `size` pixels between the padding.
+    """
+    low, high = padding
+    count = (size + low + high - kernel_size) // stride + 1
+    met = [t for t in range(kernel_size) for i in range(count) if 0 <= t + stride * i - low < size]
+    kept = range(min(met), max(met) + 1) if met else range(1)
+    return {tap: slice(tap, tap + stride * (count - 1) + 1, stride) for tap in kept}
+
+
+def max_pool(x):
+    """3x3 max-pool of stride 2 and padding 1 of non-negative maps [n, height, width, channels].
+
+    On CPU as maxima of strided slices, columns first: XLA's own gradient takes 15 times as long.
+    The same gradient: of equal maxima the first in reading order receives it.
+    """
+    if jax.default_backend() != "cpu":
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis in (2, 1):
+        size = x.shape[axis] - 2
+        parts = [lax.slice_in_dim(x, tap, tap + size, 2, axis) for tap in range(3)]
+        x = reduce(lambda first, other: jnp.where(first >= other, first, other), parts)
+    return x

@@ -1,0 +1,203 @@
+"""The command line and the config: read, checked, saved with the run, compared on resume.
+
+Imports neither JAX nor TensorFlow, so that a mistake is answered at once and leaves nothing behind.
+Every mistake ends in `SystemExit` with one line: what was given, what is allowed, what to do.
+"""
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
+
+import data
+from configs import default
+
+# A resumed run may change these: neither parameters nor metrics depend on them.
+NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
+
+
+def train_command():
+    """Reads the command line of train.py: (config, workdir), both checked."""
+
+    def define():
+        config_flags.DEFINE_config_file("config", default.__file__, "What to train.")
+        flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
+
+    values = parse(define)
+    config = values.config
+    check(config)
+    name = Path(config_flags.get_config_filename(values["config"])).stem
+    workdir = Path(values.workdir or Path("runs", name)).absolute()
+    check_workdir(config, workdir)
+    return config, workdir
+
+
+def evaluate_command():
+    """Reads the command line of evaluate.py: (config of the run, workdir, step, split)."""
+
+    def define():
+        flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+        flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+        flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
+
+    values = parse(define)
+    workdir = Path(values.workdir).absolute() if values.workdir else newest_run(Path("runs"))
+    if not (values.step in ("best", "last") or values.step.isdecimal()):
+        stop(f"--step={values.step}: best, last or the number of a step")
+    return load_config(workdir), workdir, values.step, values.split
+
+
+def parse(define):
+    """Defines a program's flags and reads sys.argv."""
+    try:
+        app.define_help_flags()
+        define()  # overrides are applied in here: ml_collections reads sys.argv itself
+        rest = flags.FLAGS(sys.argv)[1:]
+    except AttributeError as error:  # of a ConfigDict; its text has the nearest key
+        stop(f"unknown config key: {error} (configs/default.py has every key)")
+    except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
+        stop(f"{error}")
+    if rest:
+        stop(f"cannot read {' '.join(rest)!r}: options have the form --name=value (see --help)")
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.ERROR)  # Orbax and CLU log every step they take
+    return flags.FLAGS
+
+
+def stop(message):
+    """Ends the program with one line on stderr and exit code 1."""
+    raise SystemExit("error: " + " ".join(str(message).split()))
+
+
+def check(config):
+    """Refuses a config with other keys than configs/default.py or values that make no sense."""
+    values = flatten(config.to_dict())
+    known = flatten(default.get_config().to_dict())
+    for key in sorted(values.keys() ^ known.keys()):
+        verdict = "is missing" if key in known else "is a key that nothing reads"
+        stop(f"config.{key} {verdict} (configs/default.py has every key)")
+    for key, value in values.items():
+        if type(value) is not type(known[key]):
+            stop(f"--config.{key}={value!r}: must be of type {type(known[key]).__name__}")
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(n, (int, float)) and not 0 <= n < math.inf for n in numbers):
+            stop(f"--config.{key}={value}: numbers must be finite and not negative")
+    for key, allowed, text in rules(config):
+        if not allowed:
+            stop(f"--config.{key}={values[key]}: must be {text}")
+
+
+def rules(config):
+    """Yields (key, whether its value makes sense, which values do)."""
+    images, model, optimizer = config.data, config.model, config.optimizer
+    yield "seed", config.seed < 2**32, "below 2**32"
+    for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
+        yield key, config[key] >= 1, "at least 1"
+    known = tuple(data.SHAPES)
+    distinct = len(set(images.shapes)) == len(images.shapes) >= 2
+    yield "data.shapes", distinct and set(images.shapes) <= set(known), f"two or more of {known}"
+    sizes_fit = all(isinstance(s, int) and 1 <= s < images.max_size for s in images.min_sizes)
+    text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
+    yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and sizes_fit, text
+    text = f"below half of data.image_size ({images.image_size}): no centre is left"
+    yield "data.max_size", 2 * images.max_size < images.image_size, text
+    stages = model.stage_sizes
+    whole = all(isinstance(s, int) and s >= 1 for s in stages)
+    yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
+    for key in ("width", "head_features"):
+        yield f"model.{key}", model[key] >= 1, "at least 1"
+    dtypes = ("auto", "float32", "bfloat16")
+    yield "model.dtype", model.dtype in dtypes, f"one of {dtypes}"
+    yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
+    yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
+    text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
+    lowers = optimizer.final_learning_rate <= optimizer.learning_rate
+    yield "optimizer.final_learning_rate", lowers, text
+    for key in ("momentum", "beta2"):
+        yield f"optimizer.{key}", optimizer[key] < 1, "below 1"
+    yield "optimizer.nominal_batch_size", optimizer.nominal_batch_size >= 1, "at least 1"
+    steps = accumulated_steps(config)
+    text = f"a multiple of the {steps} batches that optimizer.nominal_batch_size accumulates"
+    yield "num_steps", config.num_steps % steps == 0, text
+    yield "eval.threshold", 0 < config.eval.threshold < 1, "between 0 and 1"
+    yield "eval.num_pairs", config.eval.num_pairs >= 1, "at least 1"
+    yield "checkpoint.keep_latest", config.checkpoint.keep_latest >= 1, "at least 1"
+    yield "checkpoint.keep_best", config.checkpoint.keep_best >= 1, "at least 1"
+
+
+def accumulated_steps(config):
+    """How many batches one update averages over: max(round(nominal / batch), 1)."""
+    return max(round(config.optimizer.nominal_batch_size / config.batch_size), 1)
+
+
+def check_workdir(config, workdir):
+    """Refuses a folder that is not a run's, or whose run had another config.
+
+    A compute type still to be resolved ("auto") agrees with any.
+    """
+    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        stop(f"--workdir={workdir}: {existing} is not a folder that can be written to")
+    if not (workdir / "config.json").exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            stop(
+                f"--workdir={workdir}: holds files but no config.json of a run; name another folder"
+            )
+        return
+    saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
+    changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
+    changed = [key for key in changed if (key, given[key]) != ("model.dtype", "auto")]
+    if changed:
+        texts = (f"{key} is {saved[key]} there, {given[key]} now" for key in changed)
+        stop(f"--workdir={workdir} was trained with another config: {'; '.join(texts)}; "
+             "name another --workdir or take the change back")  # fmt: skip
+
+
+def save_config(config, workdir):
+    """Writes config.json, whole or not at all."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    partial = workdir / "config.json.partial"
+    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    partial.replace(workdir / "config.json")
+
+
+def load_config(workdir):
+    """Reads the config that a run was trained with."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        stop(f"--workdir={workdir}: no run there (no config.json); train.py makes one")
+    try:
+        values = json.loads(path.read_text(), object_hook=tuples)
+        config = ConfigDict(values)
+    except (ValueError, TypeError) as error:
+        stop(f"{path} is damaged: {error}")
+    check(config)
+    return config
+
+
+def tuples(node):
+    """JSON has no tuples: its lists come back as what the config held."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in node.items()}
+
+
+def newest_run(folder):
+    """The run under a folder that was trained on last."""
+    runs = [path.parent.absolute() for path in folder.glob("*/config.json")]
+    if not runs:
+        stop(f"no run under {folder.absolute()}: train one (python train.py) or name its --workdir")
+    return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()))
+
+
+def flatten(tree, prefix=""):
+    """{"a": {"b": 1}} -> {"a.b": 1}"""
+    flat = {}
+    for key, value in tree.items():
+        nested = (
+            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        )
+        flat |= nested
+    return flat
