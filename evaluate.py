@@ -20,7 +20,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 
 import checkpoint
 import data
@@ -32,10 +31,10 @@ PAIRS_AT_ONCE = 4096
 METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 
 
-def main(_):
-    config, workdir, which, split = COMMAND
+def main(config, workdir, which, split):
+    """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report."""
     model = create_model(config)
-    target = jax.eval_shape(lambda: init_variables(model, config))
+    target = jax.eval_shape(partial(init_variables, model, config))
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         step, variables = checkpoint.restore_model(checkpoints, which, target)
     evaluation = evaluate(config, make_scorer(model), variables, split)
@@ -257,4 +256,4 @@ def draw_pairs(evaluation, threshold, rows=4, columns=6):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main(*COMMAND)

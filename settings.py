@@ -28,10 +28,13 @@ def train_command():
         flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
 
     values = parse(define)
-    config = values.config
+    path = Path(config_flags.get_config_filename(values["config"]))
+    try:
+        config = values.config.copy_and_resolve_references()
+    except OSError as error:  # of a file that could not be loaded, when it is first used
+        stop(f"--config={path}: {str(error).splitlines()[-1]}; configs/ has examples")
     check(config)
-    name = Path(config_flags.get_config_filename(values["config"])).stem
-    workdir = Path(values.workdir or Path("runs", name)).absolute()
+    workdir = Path(values.workdir or Path("runs", path.stem)).absolute()
     check_workdir(config, workdir)
     return config, workdir
 
@@ -53,19 +56,22 @@ def evaluate_command():
 
 def parse(define):
     """Defines a program's flags and reads sys.argv."""
+    values = flags.FLAGS
+    app.define_help_flags()
     try:
-        app.define_help_flags()
-        define()  # overrides are applied in here: ml_collections reads sys.argv itself
-        rest = flags.FLAGS(sys.argv)[1:]
+        define()  # ml_collections reads its overrides from sys.argv in here
+        for name in {"config", "workdir", "step", "split"} & set(values):
+            values.register_key_flag_for_module(sys.argv[0], values[name])  # for --help
+        rest = values(sys.argv)[1:]
     except AttributeError as error:  # of a ConfigDict; its text has the nearest key
         stop(f"unknown config key: {error} (configs/default.py has every key)")
-    except (flags.Error, OSError, ImportError, SyntaxError, TypeError, ValueError) as error:
-        stop(f"{error}")
+    except (flags.Error, ImportError, SyntaxError, TypeError, ValueError) as error:
+        stop(error)
     if rest:
         stop(f"cannot read {' '.join(rest)!r}: options have the form --name=value (see --help)")
-    if not flags.FLAGS["verbosity"].present:
+    if not values["verbosity"].present:
         logging.set_verbosity(logging.ERROR)  # Orbax and CLU log every step they take
-    return flags.FLAGS
+    return values
 
 
 def stop(message):
@@ -172,9 +178,9 @@ def load_config(workdir):
         stop(f"--workdir={workdir}: no run there (no config.json); train.py makes one")
     try:
         values = json.loads(path.read_text(), object_hook=tuples)
-        config = ConfigDict(values)
+        config = ConfigDict(dict(values))
     except (ValueError, TypeError) as error:
-        stop(f"{path} is damaged: {error}")
+        stop(f"{path} is no saved config: {error}")
     check(config)
     return config
 

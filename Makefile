@@ -1,0 +1,24 @@
+# make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
+# make test    the same environment, then the linter and the tests
+CONFIG ?= configs/default.py
+WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
+PYTHON ?= python3
+
+REQUIREMENTS := $(if $(shell nvidia-smi 2>/dev/null),requirements.txt,requirements-cpu.txt)
+
+train: .venv/installed
+	.venv/bin/python train.py --config=$(CONFIG) --workdir="$(WORKDIR)"
+
+test: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/python -m pytest
+
+.venv/installed: requirements.txt requirements-cpu.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@
+
+.PHONY: train test

@@ -1,0 +1,166 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from conftest import initialise, run, tiny_config
+from sklearn import metrics as reference
+
+import data
+import evaluate
+from model import create_model
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """(config, variables, apply, score) of an untrained network."""
+    config = tiny_config()
+    model = create_model(config)
+    return config, initialise(model, config), model.apply, evaluate.make_scorer(model)
+
+
+def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
+    rng = np.random.default_rng(0)
+    logits = rng.integers(-4, 5, 500) / 2
+    label = rng.integers(0, 2, 500).astype(float)
+    weight = rng.uniform(0.1, 1, 500)
+    predicted = logits >= 0.5
+    found = evaluate.compute_metrics(logits, predicted, label, weight)
+    options = {"sample_weight": weight}
+    assert found == pytest.approx(
+        {
+            "loss": reference.log_loss(label, 1 / (1 + np.exp(-logits)), **options),
+            "accuracy": reference.accuracy_score(label, predicted, **options),
+            "precision": reference.precision_score(label, predicted, **options),
+            "recall": reference.recall_score(label, predicted, **options),
+            "f1": reference.f1_score(label, predicted, **options),
+            "roc_auc": reference.roc_auc_score(label, logits, **options),
+        }
+    )
+
+
+def test_metrics_of_a_case_worked_by_hand():
+    logits, label = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1.0, 0.0, 1.0, 0.0])
+    weight = np.array([0.4, 0.3, 0.2, 0.1])
+    found = evaluate.compute_metrics(logits, logits >= 0, label, weight)
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["precision"] == pytest.approx(4 / 7)
+    assert found["recall"] == pytest.approx(4 / 6)
+    assert found["f1"] == pytest.approx(8 / 13)
+    assert found["roc_auc"] == pytest.approx(1 - 0.2 * 0.3 / (0.6 * 0.4))
+
+
+def test_metrics_of_one_class_and_of_no_positive_answer():
+    found = evaluate.compute_metrics(np.array([-1.0]), np.array([False]), np.ones(1), np.ones(1))
+    assert found["roc_auc"] is None
+    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
+
+
+def test_perfect_answers_are_exactly_one():
+    config = tiny_config()
+    pairs = evaluate.evaluation_pairs(config, "test")
+    logits = (2 * pairs.label - 1) * np.linspace(1, 2, len(pairs.label))
+    found = evaluate.compute_metrics(logits, logits >= 0, pairs.label, pairs.weight)
+    assert all(found[name] == 1.0 for name in evaluate.METRICS if name != "loss")
+
+
+def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
+    config, variables, apply, score = scored
+    found = evaluate.evaluate(config, score, variables, "validation")
+    assert found.metrics["pairs"] == 9216 and found.metrics["exact"]
+    images, shapes, probabilities = data.enumerate_images(config.data)
+    pairs = {}
+    for i, j, p, w in zip(
+        found.pairs.first, found.pairs.second, found.probability, found.pairs.weight, strict=True
+    ):
+        pairs[i, j] = p
+        assert w == pytest.approx(probabilities[i] * probabilities[j])
+    assert len(pairs) == 9216
+    rng = np.random.default_rng(0)
+    i, j = rng.integers(96, size=(2, 64))
+    logits = apply(variables, images[i], images[j])
+    expected = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
+    np.testing.assert_allclose(
+        [pairs[a, b] for a, b in zip(i, j, strict=True)], expected, rtol=1e-4
+    )
+    wrong = sum((p >= 0.5) != (shapes[a] == shapes[b]) for (a, b), p in pairs.items())
+    assert found.metrics["wrong"] == wrong
+    assert sum(map(sum, found.metrics["confusion"])) == 9216
+
+
+def test_a_space_too_large_to_enumerate_is_sampled(scored):
+    _, variables, _, score = scored
+    config = tiny_config()
+    config.data.max_size = 8
+    config.eval.num_pairs = 1001
+    assert data.count_images(config.data) ** 2 > evaluate.MAX_PAIRS
+    found = evaluate.evaluate(config, score, variables, "test")
+    assert found.metrics["pairs"] == 1001 and not found.metrics["exact"]
+    again = evaluate.evaluate(config, score, variables, "test")
+    other = evaluate.evaluate(config, score, variables, "validation")
+    assert found.metrics == again.metrics != other.metrics
+    drawn = data.make_batch(config, "test", 0)
+    np.testing.assert_array_equal(found.pairs.images[found.pairs.first[:8]], drawn.image1)
+    np.testing.assert_array_equal(found.pairs.label[:8], drawn.label)
+
+
+def test_blocks_compute_every_row_once_and_in_order():
+    sizes = []
+
+    def double(rows):
+        sizes.append(len(rows))
+        return 2 * rows
+
+    for n in (1, 7, 8, 9, 20):
+        np.testing.assert_array_equal(evaluate.in_blocks(double, 8, np.arange(n)), 2 * np.arange(n))
+    assert sizes == [1, 7, 8, 8, 8, 8, 8, 8]
+
+
+def test_the_grid_shows_the_most_wrong_pairs_first(scored):
+    config, variables, _, score = scored
+    found = evaluate.evaluate(config, score, variables, "test")
+    figure = evaluate.draw_pairs(found, 0.5, rows=2, columns=3)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(titles) == 6
+    for_truth = np.where(found.pairs.label == 1, found.probability, 1 - found.probability)
+    worst = for_truth.argmin()
+    truth = "same" if found.pairs.label[worst] else "different"
+    assert titles[0].startswith(f"{truth}, said") and f"{found.probability[worst]:.3f}" in titles[0]
+
+
+def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path):
+    workdir, printed = whole_run
+    shutil.copytree(workdir, tmp_path / "runs" / "mine")
+    shutil.rmtree(tmp_path / "runs" / "mine" / "evaluation")
+    finished = run("evaluate.py", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert str(tmp_path / "runs" / "mine") in finished.stdout
+    folder = tmp_path / "runs" / "mine" / "evaluation"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics == json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    names = "loss accuracy precision recall f1 roc_auc pairs wrong exact step split threshold"
+    assert set(names.split()) <= metrics.keys()
+    assert metrics["exact"] is True and metrics["pairs"] == 9216 and metrics["threshold"] == 0.5
+    assert (folder / "pairs.png").exists() and list(folder.glob("events*"))
+    assert f"{metrics['loss']:.6f}" in printed
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--step=6"], "no checkpoint 6"),
+        (["--step=first"], "best, last or the number of a step"),
+        (["--split=exam"], "train|validation|test"),
+        (["--workdir=nowhere"], "no run there"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_one_line(whole_run, options, message):
+    finished = run("evaluate.py", f"--workdir={whole_run[0]}", *options)
+    assert finished.returncode == 1
+    assert message in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_no_run_at_all_is_one_line(tmp_path):
+    finished = run("evaluate.py", cwd=tmp_path)
+    assert finished.returncode == 1 and finished.stderr.count("\n") == 1
+    assert "no run under" in finished.stderr and not list(tmp_path.iterdir())

@@ -1,0 +1,262 @@
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import initialise, tiny_config
+from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from jax import lax
+
+from configs import default
+from model import convolve, create_model, max_pool
+
+
+@pytest.fixture(autouse=True)
+def no_silent_promotion():
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+# --- torchvision's ResNet18 in plain NumPy, float64, from its definition ---
+
+
+def conv2d(x, weight, stride, padding):
+    """x [n, c, h, w], weight [o, c, kh, kw], as torch.nn.functional.conv2d."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows[:, :, ::stride, ::stride], weight, optimize=True)
+
+
+def batch_norm(x, weights, name):
+    def column(field):
+        return weights[f"{name}.{field}"][:, None, None]
+
+    scaled = (x - column("running_mean")) / np.sqrt(column("running_var") + 1e-5)
+    return scaled * column("weight") + column("bias")
+
+
+def resnet18(x, weights):
+    """x [n, 3, h, w] -> features [n, 512]."""
+    x = conv2d(x, weights["conv1.weight"], 2, 3)
+    x = np.maximum(batch_norm(x, weights, "bn1"), 0)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    x = windows[:, :, ::2, ::2].max(axis=(4, 5))
+    for layer in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+            y = conv2d(x, weights[f"{name}.conv1.weight"], stride, 1)
+            y = np.maximum(batch_norm(y, weights, f"{name}.bn1"), 0)
+            y = conv2d(y, weights[f"{name}.conv2.weight"], 1, 1)
+            y = batch_norm(y, weights, f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in weights:
+                x = conv2d(x, weights[f"{name}.downsample.0.weight"], stride, 0)
+                x = batch_norm(x, weights, f"{name}.downsample.1")
+            x = np.maximum(x + y, 0)
+    return x.mean(axis=(2, 3))
+
+
+def random_weights(rng):
+    """Weights and statistics under torchvision's names, in its layout."""
+    weights = {}
+
+    def add_conv(name, out, into, size):
+        scale = np.sqrt(2 / (into * size * size))
+        weights[f"{name}.weight"] = rng.normal(0, scale, (out, into, size, size))
+
+    def add_norm(name, features):
+        weights[f"{name}.weight"] = rng.uniform(0.5, 1.5, features)
+        weights[f"{name}.bias"] = rng.normal(0, 0.3, features)
+        weights[f"{name}.running_mean"] = rng.normal(0, 0.3, features)
+        weights[f"{name}.running_var"] = rng.uniform(0.5, 1.5, features)
+
+    add_conv("conv1", 64, 3, 7)
+    add_norm("bn1", 64)
+    into = 64
+    for layer, features in enumerate((64, 128, 256, 512), start=1):
+        for block in (0, 1):
+            name = f"layer{layer}.{block}"
+            add_conv(f"{name}.conv1", features, into, 3)
+            add_norm(f"{name}.bn1", features)
+            add_conv(f"{name}.conv2", features, features, 3)
+            add_norm(f"{name}.bn2", features)
+            if into != features:
+                add_conv(f"{name}.downsample.0", features, into, 1)
+                add_norm(f"{name}.downsample.1", features)
+            into = features
+    return weights
+
+
+def to_variables(weights):
+    """torchvision's names and layout -> this project's."""
+    flat = {}
+    for name, value in weights.items():
+        *path, field = name.replace("downsample.", "downsample_").split(".")
+        if path[0].startswith("layer"):
+            path = [f"{path[0]}_{path[1]}", path[2]]
+        kind = "batch_stats" if field.startswith("running") else "params"
+        field = {"running_mean": "mean", "running_var": "var"}.get(field, field)
+        if field == "weight":
+            field = "kernel" if value.ndim == 4 else "scale"
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
+        flat[kind, "encoder", *path, field] = value.astype(np.float32)
+    return unflatten_dict(flat)
+
+
+@pytest.fixture(scope="module")
+def resnet18_case():
+    config = default.get_config()
+    config.model.dtype = "float32"
+    weights = random_weights(np.random.default_rng(0))
+    model = create_model(config)
+    expected = initialise(model, config)
+    variables = to_variables(weights)
+    for kind in ("params", "batch_stats"):
+        shapes = jax.tree.map(jnp.shape, variables[kind]["encoder"])
+        assert shapes == jax.tree.map(jnp.shape, expected[kind]["encoder"])
+    return model, weights, variables
+
+
+@pytest.mark.parametrize("size", [(32, 32), (45, 37)])
+def test_resnet18_equals_torchvision_definition(resnet18_case, size):
+    model, weights, variables = resnet18_case
+    images = np.random.default_rng(1).integers(0, 256, (3, *size, 3)).astype(np.uint8)
+    expected = resnet18(images.transpose(0, 3, 1, 2) / 255.0, weights)
+    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
+    assert features.dtype == jnp.float32 and features.shape == (3, 512)
+    error = np.abs(features - expected).max() / np.abs(expected).max()
+    assert error < 1e-4
+
+
+def test_one_channel_is_copied_to_three(tiny_case):
+    apply, variables, image1, image2 = tiny_case
+    np.testing.assert_allclose(
+        apply(variables, image1, image2),
+        apply(variables, image1.repeat(3, axis=-1), image2.repeat(3, axis=-1)),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+# --- the pieces that are written anew for CPU ---
+
+CASES = [
+    # size, channels, kernel, stride, padding
+    ((8, 8), 3, 3, 1, 1),
+    ((9, 5), 4, 3, 2, 1),
+    ((32, 31), 1, 7, 2, 3),
+    ((1, 1), 6, 3, 1, 1),
+    ((2, 1), 5, 3, 2, 1),
+    ((1, 3), 2, 5, 2, 4),
+    ((6, 7), 3, 1, 2, 0),
+    ((7, 6), 2, 2, 3, 0),
+    ((4, 4), 2, 4, 4, 0),
+    ((1, 1), 2, 1, 2, 1),
+]
+
+
+@pytest.mark.parametrize("size, channels, kernel_size, stride, padding", CASES)
+def test_convolution_and_gradients_equal_xla(size, channels, kernel_size, stride, padding):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size, channels)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, channels, 5)).astype(np.float32)
+    arguments = ((stride, stride), [(padding, padding)] * 2)
+
+    def reference(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return lax.conv_general_dilated(x, kernel, *arguments, dimension_numbers=numbers)
+
+    def with_gradients(function, x, kernel):
+        output, pull = jax.vjp(function, x, kernel)
+        return output, *pull(
+            jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
+        )
+
+    expected = jax.jit(partial(with_gradients, reference))(x, kernel)
+    found = jax.jit(partial(with_gradients, lambda *a: convolve(*a, *arguments)))(x, kernel)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max() + 1e-12)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (5, 8), (1, 2), (3, 3)])
+def test_max_pool_and_its_gradient_equal_xla_also_at_ties(size):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 3, (4, *size, 6)).astype(np.float32)  # of three values: ties everywhere
+    x += rng.choice([0, 0.5], x.shape).astype(np.float32)
+
+    def reference(x):
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    expected, pull = jax.vjp(reference, x)
+    found, pull_found = jax.vjp(max_pool, x)
+    weights = rng.normal(size=expected.shape).astype(np.float32)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(pull_found(weights)[0], pull(weights)[0], rtol=1e-6, atol=1e-6)
+
+
+# --- comparing two images ---
+
+
+@pytest.fixture(scope="module")
+def tiny_case():
+    tiny = tiny_config()
+    model = create_model(tiny)
+    variables = initialise(model, tiny)
+    rng = np.random.default_rng(3)
+    images = rng.integers(0, 256, (2, 7, 32, 32, 1)).astype(np.uint8)
+    return jax.jit(model.apply), variables, *images
+
+
+def test_exchanging_the_images_never_changes_the_logit(tiny_case):
+    apply, variables, image1, image2 = tiny_case
+    logits = apply(variables, image1, image2)
+    assert logits.shape == (7,) and logits.dtype == jnp.float32
+    assert len(np.unique(logits)) == 7
+    np.testing.assert_array_equal(logits, apply(variables, image2, image1))
+
+
+def test_a_logit_does_not_depend_on_batch_mates(tiny_case):
+    apply, variables, image1, image2 = tiny_case
+    logits = apply(variables, image1, image2)
+    alone = np.concatenate(
+        [apply(variables, image1[i : i + 1], image2[i : i + 1]) for i in range(7)]
+    )
+    np.testing.assert_allclose(alone, logits, rtol=1e-5, atol=1e-6)
+    reordered = apply(variables, image1[::-1], image2[::-1])[::-1]
+    np.testing.assert_allclose(reordered, logits, rtol=1e-5, atol=1e-6)
+
+
+def test_initialisation_is_torchvisions(tiny):
+    tiny.model.width = 64
+    tiny.model.stage_sizes = (1,)
+    model = create_model(tiny)
+    variables = initialise(model, tiny)
+    params = variables["params"]["encoder"]
+    kernel = params["layer1_0"]["conv1"]["kernel"]
+    assert kernel.std() == pytest.approx(np.sqrt(2 / (64 * 9)), rel=0.02)  # He, fan-out, normal
+    assert params["conv1"]["kernel"].std() == pytest.approx(np.sqrt(2 / (64 * 49)), rel=0.03)
+    assert (params["layer1_0"]["bn2"]["scale"] == 1).all()
+    assert (params["bn1"]["bias"] == 0).all()
+    assert (variables["batch_stats"]["encoder"]["bn1"]["var"] == 1).all()
+
+
+def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny):
+    tiny.model.dtype = "bfloat16"
+    model = create_model(tiny)
+    images = np.zeros((2, 32, 32, 1), np.uint8)
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes the two on purpose
+        variables = initialise(model, tiny)
+        encode = partial(model.apply, method="encode")
+        assert jax.eval_shape(encode, variables, images).dtype == jnp.bfloat16
+        assert jax.eval_shape(model.apply, variables, images, images).dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+
+
+def test_off_cpu_xlas_own_convolutions_give_the_same(tiny_case, monkeypatch):
+    apply, variables, image1, image2 = tiny_case
+    expected = apply(variables, image1, image2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    found = jax.jit(create_model(tiny_config()).apply)(variables, image1, image2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

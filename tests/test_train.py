@@ -1,0 +1,245 @@
+import functools
+import hashlib
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import ROOT, run, tiny_config, tiny_options
+from flax import jax_utils
+from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+
+import checkpoint
+import data
+import train
+from model import create_model
+
+
+def setup(config):
+    model = create_model(config)
+    optimizer, _ = train.make_optimizer(config)
+    state = train.create_state(config, model, optimizer)
+    return state, train.make_train_step(config, model, optimizer)
+
+
+def leaves(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+@functools.cache
+def run_steps(devices, steps=20):
+    """Returns (state after one step, losses of all steps) on some of the devices."""
+    config = tiny_config()
+    state, train_step = setup(config)
+    devices = jax.devices()[:devices]
+    state, losses, first = jax_utils.replicate(state, devices), [], None
+    for step in range(steps):
+        batch = train.to_devices(data.make_batch(config, "train", step), devices)
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]) / config.batch_size)
+        first = first or jax.tree.map(lambda leaf: np.asarray(leaf)[0], state)
+    return first, np.array(losses)
+
+
+def digest(workdir):
+    """SHA-256 of everything in the newest checkpoint, and its step."""
+    config = tiny_config()
+    state, _ = setup(config)
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        restored = checkpoint.restore(checkpoints, state)
+    sha = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(restored):
+        sha.update(jax.tree_util.keystr(path).encode() + leaf.tobytes())
+    return sha.hexdigest(), int(restored.step)
+
+
+def curve(workdir, tag):
+    """The points that TensorBoard shows: [(step, value)]."""
+    events = EventAccumulator(str(workdir), tensor_size_guidance={"scalars": 0}).Reload()
+    return [(e.step, make_ndarray(e.tensor_proto).item()) for e in events.Tensors(tag)]
+
+
+def test_a_run_leaves_checkpoints_config_curves_and_report(whole_run):
+    workdir, printed = whole_run
+    saved = json.loads((workdir / "config.json").read_text())
+    assert saved["model"]["dtype"] == "float32" and saved["num_steps"] == 8
+    steps = {int(path.name) for path in (workdir / "checkpoints").iterdir()}
+    assert steps == {4, 8}
+    assert [step for step, _ in curve(workdir, "train/loss")] == [2, 4, 6, 8]
+    assert [step for step, _ in curve(workdir, "validation/roc_auc")] == [4, 8]
+    rates = [value for _, value in curve(workdir, "train/learning_rate")]
+    cosine = [1e-5 + (1e-3 - 1e-5) * (1 + math.cos(math.pi * s / 8)) / 2 for s in (1, 3, 5, 7)]
+    assert rates == pytest.approx(cosine, rel=1e-5)
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert metrics["exact"] is True and metrics["pairs"] == 9216 and metrics["split"] == "test"
+    assert (workdir / "evaluation" / "pairs.png").stat().st_size > 10_000
+    assert "step 8: loss" in printed and "roc_auc" in printed
+
+
+def test_the_same_command_on_a_complete_run_says_so_and_evaluates_again(whole_run):
+    workdir, printed = whole_run
+    before = digest(workdir)
+    again = run("train.py", f"--workdir={workdir}", *tiny_options())
+    assert again.returncode == 0
+    assert "complete: all 8 steps are done" in again.stdout
+    table = printed[printed.index("loss  ") :]
+    assert table in again.stdout
+    assert digest(workdir) == before
+
+
+def test_two_runs_give_the_same_bits(whole_run, tmp_path):
+    finished = run("train.py", f"--workdir={tmp_path / 'again'}", *tiny_options())
+    assert finished.returncode == 0, finished.stderr
+    assert digest(tmp_path / "again") == digest(whole_run[0])
+
+
+def test_killed_and_resumed_is_the_same_bits_and_one_curve(whole_run, tmp_path):
+    workdir = tmp_path / "a run with spaces"
+    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *tiny_options()]
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+    chance = random.Random(time.time_ns())
+    for line in ("step 2:", "step 6:"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True)
+        while not (printed := process.stdout.readline()).startswith(line):
+            assert printed, "ended before it was killed"
+        time.sleep(chance.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+    assert digest(workdir) == digest(whole_run[0])
+    for tag in ("train/loss", "validation/loss"):
+        assert curve(workdir, tag) == curve(whole_run[0], tag)
+
+
+def test_another_config_is_refused_key_by_key(whole_run):
+    workdir, _ = whole_run
+    before = (workdir / "config.json").read_bytes()
+    options = tiny_options(seed=3, optimizer__weight_decay=0.1, log_every_steps=1)
+    refused = run("train.py", f"--workdir={workdir}", *options)
+    assert refused.returncode == 1
+    assert "seed is 0 there, 3 now" in refused.stderr
+    assert "optimizer.weight_decay is 0.0005 there, 0.1 now" in refused.stderr
+    assert "log_every_steps" not in refused.stderr and refused.stderr.count("\n") == 1
+    assert (workdir / "config.json").read_bytes() == before
+
+
+def test_the_number_of_devices_does_not_change_what_is_learnt():
+    one, losses = run_steps(1)
+    for devices in (2, 4):
+        other, other_losses = run_steps(devices)
+        for field in ("batch_stats", "opt_state"):  # Adam's first moment is the gradient, scaled
+            for a, b in leaves(getattr(one, field), getattr(other, field)):
+                assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-12
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
+
+
+def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
+    """One Adam step with L2 decay against torch.optim.Adam's definition in NumPy, float64."""
+    before, _ = setup(tiny)
+    after, _ = run_steps(1)
+    model = create_model(tiny)
+    batch = data.make_batch(tiny, "train", 0)
+
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        apply = jax.vmap(  # an axis for BatchNorm's mean over devices
+            lambda a, b: model.apply(variables, a, b, train=True, mutable=["batch_stats"])[0],
+            axis_name="devices",
+        )
+        logits = apply(batch.image1[None], batch.image2[None])[0]
+        return (jax.nn.softplus(logits) - batch.label * logits).mean()
+
+    gradient = jax.jit(jax.grad(loss_of))(before.params)
+    for p, g, found in leaves(before.params, gradient, after.params):
+        g = np.asarray(g, np.float64) + 5e-4 * p
+        first, second = (1 - 0.937) * g / (1 - 0.937), (1 - 0.999) * g**2 / (1 - 0.999)
+        expected = p - 1e-3 * first / (np.sqrt(second) + 1e-8)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_small_batches_accumulate_to_the_nominal_one():
+    """Two batches of 4 under a nominal 8 make one update with the mean of their gradients."""
+    config = tiny_config()
+    config.batch_size, config.optimizer.nominal_batch_size = 4, 8
+    optimizer, schedule = train.make_optimizer(config)
+    config.batch_size = 8
+    whole, _ = train.make_optimizer(config)
+    params = {"w": np.array([1.0, -2.0], np.float32)}
+    gradients = [{"w": np.array(g, np.float32)} for g in ([0.5, 1.0], [1.5, -2.0])]
+    state = optimizer.init(params)
+    first, state = optimizer.update(gradients[0], state, params)
+    second, _ = optimizer.update(gradients[1], state, params)
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *gradients)
+    expected, _ = whole.update(mean, whole.init(params), params)
+    assert (first["w"] == 0).all()
+    np.testing.assert_allclose(second["w"], expected["w"], rtol=1e-6)
+    assert schedule(4) == pytest.approx(1e-5)  # 8 steps are 4 updates
+
+
+def test_weight_decay_is_scaled_to_what_the_batches_add_up_to(tiny):
+    tiny.optimizer.update(
+        {"name": "sgd", "momentum": 0.0, "weight_decay": 0.5, "final_learning_rate": 1e-3}
+    )
+    tiny.batch_size, tiny.optimizer.nominal_batch_size = 12, 8
+    optimizer, _ = train.make_optimizer(tiny)
+    params = {"w": np.array([2.0], np.float32)}
+    updates, _ = optimizer.update({"w": np.zeros(1, np.float32)}, optimizer.init(params), params)
+    assert updates["w"][0] == pytest.approx(-1e-3 * 0.5 * 12 / 8 * 2.0)
+
+
+def test_nesterov_sgd_is_torchs(tiny):
+    tiny.optimizer.update({"name": "sgd", "weight_decay": 0.0, "final_learning_rate": 1e-3})
+    optimizer, _ = train.make_optimizer(tiny)
+    params, velocity = {"w": np.array([1.0], np.float32)}, 0.0
+    state, expected = optimizer.init(params), 1.0
+    for gradient in (0.3, -0.2, 0.7):
+        updates, state = optimizer.update({"w": np.array([gradient], np.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.937 * velocity + gradient
+        expected -= 1e-3 * (gradient + 0.937 * velocity)
+    assert params["w"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_loss_that_is_not_finite_names_the_step(tiny):
+    good = {"loss": 1.0, "correct": 4.0, "count": 8.0, "gradient_norm": 1.0}
+    bar = train.progress_bar(tiny, 0)
+    assert train.summarize([good, good], 40, 100.0, bar)["accuracy"] == 0.5
+    for name in ("loss", "gradient_norm"):
+        with pytest.raises(SystemExit, match=f"step 42 diverged.*{name} nan"):
+            train.summarize([good, good | {name: math.nan}], 40, 100.0, bar)
+
+
+@pytest.mark.slow
+def test_a_diverging_run_ends_with_one_line(tmp_path):
+    options = tiny_options(optimizer__learning_rate=1e30, optimizer__name="sgd")
+    finished = run("train.py", f"--workdir={tmp_path / 'run'}", *options)
+    assert finished.returncode == 1
+    assert "diverged" in finished.stderr and finished.stderr.count("\n") == 1
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
+    options = tiny_options(batch_size=9, optimizer__nominal_batch_size=9)
+    refused = run("train.py", f"--workdir={tmp_path / 'run'}", *options, devices=2)
+    assert refused.returncode == 1 and not (tmp_path / "run").exists()
+    assert "must be divisible by the number of devices (2)" in refused.stderr
+
+
+def test_what_builds_the_step_needs_no_tensorflow():
+    code = "import sys, train; assert not {'tensorflow', 'clu'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_golden_losses():
+    """To be changed only with a change that means to alter data, model or optimizer."""
+    _, losses = run_steps(1)
+    assert losses[:5] == pytest.approx([0.69101, 0.69546, 0.74115, 0.71225, 0.56735], rel=1e-3)
