@@ -134,7 +134,7 @@ def compute_metrics(logits, predicted, label, weight):
 
     Precision, recall and F1 without a single case are 0; roc_auc with one class only is None.
     """
-    from sklearn.metrics import roc_auc_score  # here, because importing it takes a second
+    from sklearn.metrics import roc_auc_score  # not at the top: its import takes a second
 
     def share(chosen):
         return float(weight[chosen].sum())
@@ -198,13 +198,19 @@ def describe(step, split, evaluation):
 
 def open_writer(folder):
     """A context with a CLU writer for TensorBoard; synchronous: failures show where they happen."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow, which CLU writes with,
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # fills the screen without these
-    from clu import metric_writers  # here, because loading TensorFlow takes seconds
-
+    metric_writers = import_metric_writers()
     only_log = jax.process_index() > 0
     writer = metric_writers.create_default_writer(folder, just_logging=only_log, asynchronous=False)
     return contextlib.closing(writer)
+
+
+def import_metric_writers():
+    """Imports CLU's writers: not at the top, because the TensorFlow they load takes seconds."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without these two
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow fills the screen
+    from clu import metric_writers
+
+    return metric_writers
 
 
 def format_table(step, evaluations):
@@ -226,33 +232,45 @@ def format_table(step, evaluations):
     return "\n".join(lines)
 
 
-def draw_pairs(evaluation, threshold, rows=4, columns=6):
-    """A grid of different pairs of images, the most wrong and then the least certain first."""
+def draw_pairs(evaluation, threshold, rows=6, columns=4):
+    """A grid of pairs: the first half the most wrong and least certain ones, in this order.
+
+    The second half goes on evenly spaced to the most certain one, so that it shows all there is.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no display needed
     from matplotlib.figure import Figure
 
     _, pairs, probability = evaluation
-    for_truth = np.where(pairs.label == 1, probability, 1 - probability)
-    order = np.argsort(for_truth, kind="stable")
-    unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
-    _, once = np.unique(unordered, axis=1, return_index=True)  # (a, b) and (b, a) are one picture
-    shown = order[np.sort(once)][: rows * columns]
-    figure = Figure(figsize=(2.1 * columns, 1.55 * rows), dpi=100, layout="constrained")
+    order = hardest_first(pairs, probability)
+    half = rows * columns // 2
+    rest = np.linspace(half, len(order) - 1, half).astype(int)
+    shown = order if len(order) <= 2 * half else order[np.r_[:half, rest]]
+    figure = Figure(figsize=(2.2 * columns, 1.7 * rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(
+        f"The hardest {half} of {len(order):,} pairs, then evenly spaced to the easiest"
+    )
     answers = ("different", "same")
     for place, index in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)
         image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
         gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
-        axes.imshow(
-            np.concatenate([image1, gap, image2], axis=1).squeeze(), "gray", vmin=0, vmax=255
-        )
+        picture = np.concatenate([image1, gap, image2], axis=1).squeeze()
+        axes.imshow(picture, "gray", vmin=0, vmax=255)
         axes.set_axis_off()
         truth, said = int(pairs.label[index]), int(probability[index] >= threshold)
-        color = "black" if truth == said else "crimson"
         title = f"{answers[truth]}, said {answers[said]}\np(same) = {probability[index]:.3f}"
-        axes.set_title(title, fontsize=9, color=color)
+        axes.set_title(title, fontsize=11, color="black" if truth == said else "crimson")
     return figure
+
+
+def hardest_first(pairs, probability):
+    """Indices of pairs by the probability given to the truth; (b, a) is left out beside (a, b)."""
+    for_truth = np.where(pairs.label == 1, probability, 1 - probability)
+    order = np.argsort(for_truth, kind="stable")
+    unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
+    _, once = np.unique(unordered, axis=1, return_index=True)
+    return order[np.sort(once)]
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import sys
 import time
 from contextlib import ExitStack
 from functools import partial
+from threading import Thread
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,15 @@ from tqdm import tqdm
 import checkpoint
 import data
 import settings
-from evaluate import describe, evaluate, make_scorer, open_writer, scalars, write_report
+from evaluate import (
+    describe,
+    evaluate,
+    import_metric_writers,
+    make_scorer,
+    open_writer,
+    scalars,
+    write_report,
+)
 from model import AXIS, create_model, init_variables
 
 
@@ -44,6 +53,8 @@ def train_and_evaluate(config, workdir):
     interrupted and resumed ends with the same bits as one that was not.
     """
     keep_freed_memory()
+    # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
+    Thread(target=import_metric_writers, daemon=True).start()
     config = resolve(config)
     settings.check_workdir(config, workdir)
     settings.save_config(config, workdir)

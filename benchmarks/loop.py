@@ -1,0 +1,73 @@
+"""The training loop against the bare compiled step, in turns in one process.
+
+    python benchmarks/loop.py --config=configs/default.py --rounds=5 --steps=40
+
+Bare: the same compiled step on batches that are ready on the device, waiting once at the end. Loop:
+`train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
+"""
+
+import statistics
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+from absl import app, flags
+from flax import jax_utils
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import data
+import train
+from configs import default
+from model import create_model
+
+CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "What to train.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+STEPS = flags.DEFINE_integer("steps", 40, "Steps a turn.")
+
+
+def main(_):
+    train.keep_freed_memory()
+    config = train.resolve(CONFIG.value)
+    config.num_steps = STEPS.value
+    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
+    state = train.create_state(config, model, optimizer)
+    train_step = train.make_train_step(config, model, optimizer)
+    batches = [train.to_devices(data.make_batch(config, "train", step)) for step in range(8)]
+    bare_step = train_step.lower(jax_utils.replicate(state), batches[0]).compile()
+    bare, loop = [], []
+    for turn in range(ROUNDS.value + 1):
+        rates = time_bare(config, bare_step, state, batches), time_loop(config, bare_step, state)
+        if turn:  # the first one warms up
+            bare.append(rates[0])
+            loop.append(rates[1])
+    ratio = statistics.median(b / a for a, b in zip(bare, loop, strict=True))
+    print(f"{jax.device_count()} x {jax.devices()[0].device_kind}, batch {config.batch_size}")
+    print(
+        f"bare {statistics.median(bare):,.0f} pairs/s, loop {statistics.median(loop):,.0f} pairs/s"
+    )
+    print(f"loop / bare: {ratio:.3f} (median of {ROUNDS.value} turns)")
+
+
+def time_bare(config, step, state, batches):
+    state = jax_utils.replicate(state)
+    jax.block_until_ready(state)
+    began = time.perf_counter()
+    for index in range(STEPS.value):
+        state, metrics = step(state, batches[index % len(batches)])
+    jax.block_until_ready(metrics)
+    return STEPS.value * config.batch_size / (time.perf_counter() - began)
+
+
+def time_loop(config, step, state):
+    compiled = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: step))
+    bar = train.progress_bar(config, 0)
+    rates = [m["pairs_per_second"] for _, _, m in train.train(config, compiled, state, bar)]
+    return statistics.harmonic_mean(rates)
+
+
+if __name__ == "__main__":
+    app.run(main)
