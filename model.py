@@ -144,9 +144,10 @@ def convolve(x, kernel, strides, padding, **options):
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
     rows, columns = map(taps, x.shape[1:3], kernel.shape[:2], strides, padding)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    patches = [x[:, row, column] for row in rows.values() for column in columns.values()]
+    x = jnp.concatenate([x[:, row] for row in rows.values()], axis=-1)
+    x = jnp.concatenate([x[:, :, column] for column in columns.values()], axis=-1)
     kernel = kernel[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1]
-    return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+    return x @ kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
 
 
 def taps(size, kernel_size, stride, padding):

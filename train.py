@@ -262,7 +262,7 @@ def summarize(history, begin, rate, bar):
         "pairs_per_second": rate,
     }
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
-    bar.set_postfix_str(text)
+    bar.set_description_str(text)
     if bar.disable:
         print(f"step {begin + len(history)}: {text}", flush=True)
     return metrics
@@ -270,7 +270,7 @@ def summarize(history, begin, rate, bar):
 
 def progress_bar(config, step):
     """A bar where stderr is a terminal; elsewhere it stays silent and plain lines are printed."""
-    form = "{n_fmt}/{total_fmt} steps |{bar:20}| {postfix} [{elapsed}<{remaining}]"
+    form = "{n_fmt}/{total_fmt} steps |{bar:20}| {desc} [{elapsed}<{remaining}]"
     return tqdm(
         total=config.num_steps,
         initial=step,

@@ -24,7 +24,9 @@ import train
 from model import create_model
 
 
-def setup(config):
+@functools.cache
+def setup():
+    config = tiny_config()
     model = create_model(config)
     optimizer, _ = train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
@@ -39,7 +41,7 @@ def leaves(*trees):
 def run_steps(devices, steps=20):
     """Returns (state after one step, losses of all steps) on some of the devices."""
     config = tiny_config()
-    state, train_step = setup(config)
+    state, train_step = setup()
     devices = jax.devices()[:devices]
     state, losses, first = jax_utils.replicate(state, devices), [], None
     for step in range(steps):
@@ -52,8 +54,7 @@ def run_steps(devices, steps=20):
 
 def digest(workdir):
     """SHA-256 of everything in the newest checkpoint, and its step."""
-    config = tiny_config()
-    state, _ = setup(config)
+    state, _ = setup()
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         restored = checkpoint.restore(checkpoints, state)
     sha = hashlib.sha256()
@@ -145,7 +146,7 @@ def test_the_number_of_devices_does_not_change_what_is_learnt():
 
 def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
     """One Adam step with L2 decay against torch.optim.Adam's definition in NumPy, float64."""
-    before, _ = setup(tiny)
+    before, _ = setup()
     after, _ = run_steps(1)
     model = create_model(tiny)
     batch = data.make_batch(tiny, "train", 0)
