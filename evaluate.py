@@ -53,7 +53,7 @@ def evaluate(config, score, variables, split):
     """Scores the pairs of a split with `score` of `make_scorer`."""
     pairs = evaluation_pairs(config, split)
     logits = score(variables, pairs)
-    probability = 1 / (1 + np.exp(-logits))
+    probability = (1 + np.tanh(logits / 2)) / 2  # the logistic function, without its overflow
     predicted = probability >= config.eval.threshold
     metrics = compute_metrics(logits, predicted, pairs.label, pairs.weight)
     confusion = [
