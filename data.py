@@ -3,17 +3,23 @@
     batch = make_batch(config, "train", step)
 
 A batch is a pure function of (config, split, step): there is no iterator state to save, and any
-batch of any run can be drawn again. An image is a row of latents (shape, size, row, column), from
-which `render` draws it; `enumerate_images` lists every row that can occur, with its probability.
+batch of any run can be drawn again. An image is a row of latents (shape, size, row, column). The
+rows that can occur can be listed, each with its probability: `enumerate_images` draws all of them,
+`make_batch` some.
 """
 
+import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+SHARES = (0.8, 0.1, 0.1)  # of the images, where the splits are disjoint
+TABLE_BYTES = 2**28  # a space whose images fit is drawn once, and batches are looked up in it
 
 
 class Batch(NamedTuple):
@@ -33,12 +39,23 @@ class Latents(NamedTuple):
     column: np.ndarray  # int [n]
 
 
+class Space(NamedTuple):
+    """The images of a split, sorted by shape."""
+
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    shapes: np.ndarray  # int [n], index into config.data.shapes
+    probabilities: np.ndarray  # float64 [n], of each image given its shape
+    cumulative: np.ndarray  # float64 [n], their sums, each shape's from its index to the next
+    first: np.ndarray  # int [shapes + 1], where the images of each shape begin
+
+
 def make_batch(config, split, step):
     """Draws the batch of one step: independent images, each shape equally likely."""
     rng = random_generator(config.seed, split, step)
-    latents = draw_latents(config.data, rng, 2 * config.batch_size)
-    image1, image2 = np.split(render(config.data, latents), 2)
-    shape1, shape2 = np.split(latents.shape, 2)
+    shapes = rng.integers(len(config.data.shapes), size=2 * config.batch_size)
+    draw = look_up if is_small(config.data) else draw_until_inside
+    image1, image2 = np.split(draw(config.data, split, rng, shapes), 2)
+    shape1, shape2 = np.split(shapes, 2)
     return Batch(image1, image2, (shape1 == shape2).astype(np.float32))
 
 
@@ -52,35 +69,119 @@ def random_generator(seed, split, step):
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
 
 
-def draw_latents(data, rng, n):
-    """Draws n rows: a shape, then a size and a centre uniform over what that shape allows."""
-    shape = rng.integers(len(data.shapes), size=n)
-    size = rng.integers(np.array(data.min_sizes)[shape], data.max_size)
-    row, column = rng.integers(data.max_size, data.image_size - data.max_size, size=(2, n))
-    return Latents(shape, size, row, column)
+def is_small(data):
+    """Whether all images are drawn once, for batches to be looked up in them."""
+    return count_images(data) * data.image_size**2 <= TABLE_BYTES
 
 
-def enumerate_images(data):
-    """Every image that can be drawn.
+def look_up(data, split, rng, shapes):
+    """Draws images of these shapes from the list of all images of a split."""
+    space = list_images(data.to_json(), split)
+    rows = np.searchsorted(space.cumulative, shapes + rng.random(len(shapes)), "right")
+    return space.images[np.minimum(rows, space.first[shapes + 1] - 1)]  # a sum may fall short of 1
+
+
+def draw_until_inside(data, split, rng, shapes):
+    """Draws images of these shapes anew, until each is one of the split's."""
+    images = np.empty((len(shapes), data.image_size, data.image_size, 1), np.uint8)
+    missing = np.arange(len(shapes))
+    while len(missing):
+        images[missing] = render(data, draw_latents(data, rng, shapes[missing]))
+        missing = missing[~in_split(data, split, images[missing])]
+    return images
+
+
+def draw_latents(data, rng, shapes):
+    """A size uniform over what the shape allows, then a centre uniform over what the size does."""
+    sizes = rng.integers(np.array(data.min_sizes)[shapes], data.max_size)
+    lowest, highest = centres(data, shapes, sizes)
+    row, column = rng.integers(lowest, highest + 1, size=(2, len(shapes)))
+    return Latents(shapes, sizes, row, column)
+
+
+def centres(data, shapes, sizes):
+    """The lowest and the highest coordinate of a centre, in pixels, on either axis."""
+    if data.placement == "margin":
+        return data.max_size, data.image_size - data.max_size - 1
+    # A circle lights the pixels up to size - 1 on both sides of its centre, a square one more
+    # above and to the left.
+    above = np.where(np.array(data.shapes)[shapes] == "square", sizes, sizes - 1)
+    return above, data.image_size - sizes
+
+
+def enumerate_images(data, split):
+    """Every image that a split can draw.
 
     Returns (images uint8 [n, height, width, channels], shapes int [n], probabilities float64 [n],
     which sum to 1).
     """
-    centres = np.arange(data.max_size, data.image_size - data.max_size)
-    grids = [
-        np.stack(np.meshgrid(shape, np.arange(low, data.max_size), centres, centres, indexing="ij"))
-        for shape, low in enumerate(data.min_sizes)
-    ]
-    rows = [grid.reshape(4, -1) for grid in grids]
-    probabilities = [np.full(row.shape[1], 1 / len(rows) / row.shape[1]) for row in rows]
-    latents = Latents(*np.concatenate(rows, axis=1))
-    return render(data, latents), latents.shape, np.concatenate(probabilities)
+    space = list_images(data.to_json(), split)
+    return space.images, space.shapes, space.probabilities / len(data.shapes)
 
 
 def count_images(data):
-    """The number of images that `enumerate_images` would return, without drawing them."""
-    centres = (data.image_size - 2 * data.max_size) ** 2
-    return sum((data.max_size - low) * centres for low in data.min_sizes)
+    """How many images there are in all splits together, without drawing them."""
+    sizes = [np.arange(low, data.max_size) for low in data.min_sizes]
+    shapes = np.repeat(np.arange(len(sizes)), [len(s) for s in sizes])
+    lowest, highest = centres(data, shapes, np.concatenate(sizes))
+    return int(np.sum(np.broadcast_to(highest - lowest + 1, len(shapes)) ** 2))
+
+
+@lru_cache(maxsize=8)
+def list_images(data_json, split):
+    """Lists a Space; remembered, because every batch is looked up in it."""
+    data = SimpleNamespace(**json.loads(data_json))
+    grids = [
+        latent_grid(data, shape, size)
+        for shape, low in enumerate(data.min_sizes)
+        for size in range(low, data.max_size)
+    ]
+    shapes, *_ = latents = Latents(*np.concatenate(grids, axis=1))
+    probabilities = np.concatenate([np.full(grid.shape[1], 1 / grid.shape[1]) for grid in grids])
+    images = render(data, latents)
+    kept = in_split(data, split, images)
+    images, shapes, probabilities = images[kept], shapes[kept], probabilities[kept]
+    probabilities /= np.bincount(shapes, probabilities)[shapes]
+    first = np.searchsorted(shapes, np.arange(len(data.shapes) + 1))
+    sums = np.cumsum(probabilities)
+    cumulative = shapes + sums - np.concatenate([[0], sums])[first[shapes]]
+    return Space(images, shapes, probabilities, cumulative, first)
+
+
+def latent_grid(data, shape, size):
+    """Rows of Latents, int [4, n]: one shape of one size at each of its centres."""
+    lowest, highest = (int(c) for c in centres(data, np.array(shape), np.array(size)))
+    axis = np.arange(lowest, highest + 1)
+    row, column = np.meshgrid(axis, axis, indexing="ij")
+    return np.stack(
+        [np.full(row.size, shape), np.full(row.size, size), row.ravel(), column.ravel()]
+    )
+
+
+def in_split(data, split, images):
+    """Which images belong to a split: bool [n].
+
+    Where splits are disjoint a hash of the pixels decides, so that equal images, however they came
+    about, are on the same side.
+    """
+    if data.split == "shared":
+        return np.ones(len(images), bool)
+    bounds = np.cumsum((0, *SHARES))[SPLITS.index(split) :][:2]
+    position = hash_pixels(images)
+    return (bounds[0] <= position) & (position < bounds[1])
+
+
+def hash_pixels(images):
+    """A number from 0 to 1 for each image, a function of its pixels that looks like chance."""
+    flat = images.reshape(len(images), -1)
+    words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view("<u8")
+    factors = np.random.Generator(np.random.Philox(key=0)).integers(
+        2**64, size=words.shape[1], dtype=np.uint64
+    )
+    mixed = (words * (factors | np.uint64(1))).sum(axis=1, dtype=np.uint64)  # modulo 2**64
+    mixed ^= mixed >> np.uint64(32)
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    return (mixed >> np.uint64(11)) / 2.0**53
 
 
 def render(data, latents):

@@ -81,8 +81,9 @@ class Pairs(NamedTuple):
 
 def evaluation_pairs(config, split):
     """Every ordered pair with its probability; where those are too many, a sample of them."""
-    if data.count_images(config.data) ** 2 <= MAX_PAIRS:
-        images, shapes, probabilities = data.enumerate_images(config.data)
+    listed = data.enumerate_images(config.data, split) if data.is_small(config.data) else None
+    if listed and len(listed[0]) ** 2 <= MAX_PAIRS:
+        images, shapes, probabilities = listed
         first, second = np.divmod(np.arange(len(images) ** 2), len(images))
         label = (shapes[first] == shapes[second]).astype(np.float64)
         return Pairs(

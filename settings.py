@@ -111,6 +111,8 @@ def rules(config):
     yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and sizes_fit, text
     text = f"below half of data.image_size ({images.image_size}): no centre is left"
     yield "data.max_size", 2 * images.max_size < images.image_size, text
+    yield "data.placement", images.placement in ("margin", "inside"), "margin or inside"
+    yield "data.split", images.split in ("shared", "disjoint"), "shared or disjoint"
     stages = model.stage_sizes
     whole = all(isinstance(s, int) and s >= 1 for s in stages)
     yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"

@@ -20,8 +20,10 @@ def get_config():
     config.data = ConfigDict()
     config.data.shapes = ("circle", "square")  # each with the same probability
     config.data.min_sizes = (4, 2)  # pixels, per shape: smallest radius or half side
-    config.data.max_size = 15  # pixels: sizes stay below it, centres this far from the border
+    config.data.max_size = 15  # pixels: sizes stay below it
     config.data.image_size = 32  # pixels, height and width
+    config.data.placement = "margin"  # centres: max_size off the border, or inside: where it fits
+    config.data.split = "shared"  # one distribution for all splits, or disjoint: no image in two
 
     config.model = ConfigDict()
     config.model.stage_sizes = (2, 2, 2, 2)  # residual blocks per stage: ResNet18

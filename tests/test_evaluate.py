@@ -68,7 +68,7 @@ def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
     config, variables, apply, score = scored
     found = evaluate.evaluate(config, score, variables, "validation")
     assert found.metrics["pairs"] == 9216 and found.metrics["exact"]
-    images, shapes, probabilities = data.enumerate_images(config.data)
+    images, shapes, probabilities = data.enumerate_images(config.data, "validation")
     pairs = {}
     for i, j, p, w in zip(
         found.pairs.first, found.pairs.second, found.probability, found.pairs.weight, strict=True
@@ -91,7 +91,7 @@ def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
 def test_a_space_too_large_to_enumerate_is_sampled(scored):
     _, variables, _, score = scored
     config = tiny_config()
-    config.data.max_size = 8
+    config.data.placement = "inside"
     config.eval.num_pairs = 1001
     assert data.count_images(config.data) ** 2 > evaluate.MAX_PAIRS
     found = evaluate.evaluate(config, score, variables, "test")

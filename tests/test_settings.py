@@ -31,6 +31,8 @@ def check(key, value):
         ("data.shapes", ("circle", "hexagon"), "two or more of ('circle', 'square')"),
         ("data.shapes", ("circle",), "two or more"),
         ("data.shapes", ("circle", "circle"), "two or more"),
+        ("data.placement", "centre", "margin or inside"),
+        ("data.split", "random", "shared or disjoint"),
         ("model.dtype", "float16", "'auto', 'float32', 'bfloat16'"),
         ("model.stage_sizes", (), "blocks per stage"),
         ("model.stage_sizes", (2, 0), "blocks per stage"),
