@@ -24,6 +24,7 @@ import numpy as np
 import checkpoint
 import data
 from model import create_model, init_variables
+from settings import stop
 
 MAX_PAIRS = 10**6  # a space with at most this many ordered pairs is evaluated whole
 IMAGES_AT_ONCE = 256
@@ -53,6 +54,8 @@ def evaluate(config, score, variables, split):
     """Scores the pairs of a split with `score` of `make_scorer`."""
     pairs = evaluation_pairs(config, split)
     logits = score(variables, pairs)
+    if not np.isfinite(logits).all():
+        stop(f"{split}: the answers are not finite; training diverged, lower the learning rate")
     probability = (1 + np.tanh(logits / 2)) / 2  # the logistic function, without its overflow
     predicted = probability >= config.eval.threshold
     metrics = compute_metrics(logits, predicted, pairs.label, pairs.weight)
@@ -200,8 +203,7 @@ def describe(step, split, evaluation):
 def open_writer(folder):
     """A context with a CLU writer for TensorBoard; synchronous: failures show where they happen."""
     metric_writers = import_metric_writers()
-    only_log = jax.process_index() > 0
-    writer = metric_writers.create_default_writer(folder, just_logging=only_log, asynchronous=False)
+    writer = metric_writers.create_default_writer(folder, asynchronous=False)
     return contextlib.closing(writer)
 
 
@@ -248,9 +250,8 @@ def draw_pairs(evaluation, threshold, rows=6, columns=4):
     shown = order if len(order) <= 2 * half else order[np.r_[:half, rest]]
     figure = Figure(figsize=(2.2 * columns, 1.7 * rows), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(
-        f"The hardest {half} of {len(order):,} pairs, then evenly spaced to the easiest"
-    )
+    title = f"The hardest {half} of {len(order):,} unordered pairs, then evenly to the easiest"
+    figure.suptitle(title if len(shown) < len(order) else "All unordered pairs, hardest first")
     answers = ("different", "same")
     for place, index in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)

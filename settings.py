@@ -4,10 +4,13 @@ Imports neither JAX nor TensorFlow, so that a mistake is answered at once and le
 Every mistake ends in `SystemExit` with one line: what was given, what is allowed, what to do.
 """
 
+import fcntl
 import json
 import math
 import os
+import platform
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -16,7 +19,9 @@ from ml_collections import ConfigDict, config_flags
 import data
 from configs import default
 
-# A resumed run may change these: neither parameters nor metrics depend on them.
+PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
+
+# A resumed run may change these: the parameters do not depend on them, only which are kept.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
 
 
@@ -31,10 +36,10 @@ def train_command():
     path = Path(config_flags.get_config_filename(values["config"]))
     try:
         config = values.config.copy_and_resolve_references()
-    except OSError as error:  # of a file that could not be loaded, when it is first used
-        stop(f"--config={path}: {str(error).splitlines()[-1]}; configs/ has examples")
-    check(config)
-    workdir = Path(values.workdir or Path("runs", path.stem)).absolute()
+    except (AttributeError, OSError) as error:  # of a file without a config, when it is first used
+        stop(f"--config={path}: {last_line(error)}; configs/ has examples")
+    check(config, "--config.")
+    workdir = named_workdir(values) or Path("runs", path.stem).absolute()
     check_workdir(config, workdir)
     return config, workdir
 
@@ -48,7 +53,7 @@ def evaluate_command():
         flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
 
     values = parse(define)
-    workdir = Path(values.workdir).absolute() if values.workdir else newest_run(Path("runs"))
+    workdir = named_workdir(values) or newest_run(Path("runs"))
     if not (values.step in ("best", "last") or values.step.isdecimal()):
         stop(f"--step={values.step}: best, last or the number of a step")
     return load_config(workdir), workdir, values.step, values.split
@@ -63,10 +68,13 @@ def parse(define):
         for name in {"config", "workdir", "step", "split"} & set(values):
             values.register_key_flag_for_module(sys.argv[0], values[name])  # for --help
         rest = values(sys.argv)[1:]
-    except AttributeError as error:  # of a ConfigDict; its text has the nearest key
-        stop(f"unknown config key: {error} (configs/default.py has every key)")
-    except (flags.Error, ImportError, SyntaxError, TypeError, ValueError) as error:
+    except flags.Error as error:
         stop(error)
+    except Exception as error:  # whatever a config file may raise while it runs
+        text = " ".join(str(error).split())
+        if isinstance(error, (AttributeError, KeyError)) and "get_config" not in text:
+            stop(f"unknown config key: {text} (configs/default.py has every key)")
+        stop(f"--config: {type(error).__name__}: {last_line(error)}")
     if rest:
         stop(f"cannot read {' '.join(rest)!r}: options have the form --name=value (see --help)")
     if not values["verbosity"].present:
@@ -74,27 +82,44 @@ def parse(define):
     return values
 
 
+def named_workdir(values):
+    """The folder that --workdir names, None where it is not given."""
+    if values.workdir is None:
+        return None
+    if not values.workdir.strip():
+        stop("--workdir= is empty: name a folder or leave the option out")
+    return Path(values.workdir).absolute()
+
+
+def last_line(error):
+    """The end of an error's text, which says what went wrong."""
+    return (str(error).strip().splitlines() or ["no reason given"])[-1]
+
+
 def stop(message):
     """Ends the program with one line on stderr and exit code 1."""
     raise SystemExit("error: " + " ".join(str(message).split()))
 
 
-def check(config):
-    """Refuses a config with other keys than configs/default.py or values that make no sense."""
+def check(config, where="config."):
+    """Refuses a config with other keys than configs/default.py or values that make no sense.
+
+    `where` is what stands before a key in the message.
+    """
     values = flatten(config.to_dict())
     known = flatten(default.get_config().to_dict())
     for key in sorted(values.keys() ^ known.keys()):
         verdict = "is missing" if key in known else "is a key that nothing reads"
-        stop(f"config.{key} {verdict} (configs/default.py has every key)")
+        stop(f"{where}{key} {verdict} (configs/default.py has every key)")
     for key, value in values.items():
         if type(value) is not type(known[key]):
-            stop(f"--config.{key}={value!r}: must be of type {type(known[key]).__name__}")
+            stop(f"{where}{key}={value!r}: must be of type {type(known[key]).__name__}")
         numbers = value if isinstance(value, tuple) else (value,)
         if any(isinstance(n, (int, float)) and not 0 <= n < math.inf for n in numbers):
-            stop(f"--config.{key}={value}: numbers must be finite and not negative")
+            stop(f"{where}{key}={value}: numbers must be finite and not negative")
     for key, allowed, text in rules(config):
         if not allowed:
-            stop(f"--config.{key}={values[key]}: must be {text}")
+            stop(f"{where}{key}={values[key]}: must be {text}")
 
 
 def rules(config):
@@ -104,8 +129,9 @@ def rules(config):
     for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
         yield key, config[key] >= 1, "at least 1"
     known = tuple(data.SHAPES)
-    distinct = len(set(images.shapes)) == len(images.shapes) >= 2
-    yield "data.shapes", distinct and set(images.shapes) <= set(known), f"two or more of {known}"
+    distinct = [name for name in known if name in images.shapes]
+    fit = len(distinct) == len(images.shapes) >= 2
+    yield "data.shapes", fit, f"two or more of {known}, each once"
     sizes_fit = all(isinstance(s, int) and 1 <= s < images.max_size for s in images.min_sizes)
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
     yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and sizes_fit, text
@@ -147,14 +173,16 @@ def check_workdir(config, workdir):
 
     A compute type still to be resolved ("auto") agrees with any.
     """
-    existing = next(p for p in (workdir, *workdir.parents) if p.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK):
+    try:
+        existing = next(p for p in (workdir, *workdir.parents) if p.exists() or p.is_symlink())
+        usable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError as error:
+        stop(f"--workdir={workdir}: {error.strerror}")
+    if not usable:
         stop(f"--workdir={workdir}: {existing} is not a folder that can be written to")
     if not (workdir / "config.json").exists():
-        if workdir.exists() and any(workdir.iterdir()):
-            stop(
-                f"--workdir={workdir}: holds files but no config.json of a run; name another folder"
-            )
+        if workdir.exists() and {path.name for path in workdir.iterdir()} - {PARTIAL, LOCK}:
+            stop(f"--workdir={workdir}: holds files but no config.json of a run; name another one")
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
     changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
@@ -166,11 +194,28 @@ def check_workdir(config, workdir):
 
 
 def save_config(config, workdir):
-    """Writes config.json, whole or not at all."""
+    """Writes config.json where it is not there already, whole or not at all."""
+    text = json.dumps(config.to_dict(), indent=2) + "\n"
     workdir.mkdir(parents=True, exist_ok=True)
-    partial = workdir / "config.json.partial"
-    partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    partial.replace(workdir / "config.json")
+    path, partial = workdir / "config.json", workdir / PARTIAL
+    if not path.exists() or path.read_text() != text:
+        partial.write_text(text)
+        partial.replace(path)
+
+
+@contextmanager
+def lock(workdir):
+    """Keeps a second training out of a folder; the kernel gives it up when its holder dies."""
+    with open(workdir / LOCK, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            stop(f"--workdir={workdir}: {file.read()} is training there; name another folder")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
 
 
 def load_config(workdir):
@@ -183,7 +228,7 @@ def load_config(workdir):
         config = ConfigDict(dict(values))
     except (ValueError, TypeError) as error:
         stop(f"{path} is no saved config: {error}")
-    check(config)
+    check(config, f"{path}: ")
     return config
 
 
@@ -193,11 +238,16 @@ def tuples(node):
 
 
 def newest_run(folder):
-    """The run under a folder that was trained on last."""
+    """The run under a folder that was trained on last: with the newest checkpoint or config."""
     runs = [path.parent.absolute() for path in folder.glob("*/config.json")]
     if not runs:
         stop(f"no run under {folder.absolute()}: train one (python train.py) or name its --workdir")
-    return max(runs, key=lambda run: max(path.stat().st_mtime for path in run.iterdir()))
+
+    def trained_at(run):
+        paths = (run / "config.json", run / "checkpoints")
+        return max(path.stat().st_mtime for path in paths if path.exists())
+
+    return max(runs, key=trained_at)
 
 
 def flatten(tree, prefix=""):

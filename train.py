@@ -53,14 +53,15 @@ def train_and_evaluate(config, workdir):
     interrupted and resumed ends with the same bits as one that was not.
     """
     keep_freed_memory()
-    # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
-    Thread(target=import_metric_writers, daemon=True).start()
     config = resolve(config)
     settings.check_workdir(config, workdir)
     settings.save_config(config, workdir)
+    # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
+    Thread(target=import_metric_writers, daemon=True).start()
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score = make_scorer(model)
     with ExitStack() as stack:
+        stack.enter_context(settings.lock(workdir))
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, **config.checkpoint))
         state = checkpoint.restore(checkpoints, create_state(config, model, optimizer))
         mark_start(workdir, int(state.step))
@@ -68,6 +69,8 @@ def train_and_evaluate(config, workdir):
         introduce(config, workdir, state, writer)
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         train_step = make_train_step(config, model, optimizer)
+        if int(state.step) < config.num_steps:
+            train_step = compile_step(config, train_step, state)
         for step, current, metrics in train(config, train_step, state, bar):
             metrics["learning_rate"] = float(
                 schedule((step - 1) // settings.accumulated_steps(config))
@@ -100,6 +103,9 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+
+
 def keep_freed_memory():
     """Has glibc keep the memory that a step frees; without it the kernel clears it anew each step.
 
@@ -109,18 +115,15 @@ def keep_freed_memory():
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
-            for option, value in (
-                (-1, 2**31 - 1),
-                (-4, 0),
-                (-8, 1),
-            ):  # M_TRIM_THRESHOLD, _MMAP_MAX,
-                libc.mallopt(option, value)  # _ARENA_MAX: never trim, never mmap, one arena
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_ARENA_MAX, 1)
 
 
 def resolve(config):
     """Returns a copy with "auto" replaced by what this machine computes with."""
     config = config.copy_and_resolve_references()
-    devices = jax.device_count()
+    devices = jax.local_device_count()
     if config.batch_size % devices:
         text = f"must be divisible by the number of devices ({devices})"
         settings.stop(f"--config.batch_size={config.batch_size}: {text}")
@@ -208,11 +211,17 @@ def mean_over_devices(tree):
     return unravel(lax.pmean(vector, AXIS))
 
 
+def compile_step(config, train_step, state):
+    """Compiles a pmapped step ahead, so that no step's time contains it."""
+    batch = to_devices(data.make_batch(config, "train", 0))
+    return train_step.lower(jax_utils.replicate(state), batch).compile()
+
+
 def train(config, train_step, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
-    The state is replicated over the devices and given away to the next step. Metrics are those of
-    the steps since the last yield. Pairs per second leave out compilation and what the caller does.
+    The state comes back replicated over the devices and is given away to the next step. Metrics are
+    those of the steps since the last yield; pairs per second leave out what the caller does.
     """
     start, end = int(state.step), config.num_steps
     batches = data.prefetch(
@@ -221,23 +230,16 @@ def train(config, train_step, state, bar):
     intervals = (config.log_every_steps, config.eval_every_steps)
     due = [s for s in range(start + 1, end + 1) if s == end or any(s % i == 0 for i in intervals)]
     state = jax_utils.replicate(state)
-    for begin, stop in itertools.pairwise([start, *due]):
+    for done, until in itertools.pairwise([start, *due]):
         history, began = [], time.perf_counter()
-        for batch in itertools.islice(batches, stop - begin):
-            if not history and begin == start:
-                train_step = train_step.lower(state, batch).compile()
-                began = time.perf_counter()
+        for batch in itertools.islice(batches, until - done):
             state, metrics = train_step(state, batch)
             history.append(metrics)
             jax.block_until_ready(history[-2:-1])  # one step ahead of the device, no further
             bar.update()
         history = jax.device_get(history)
-        seconds = time.perf_counter() - began
-        yield (
-            stop,
-            state,
-            summarize(history, begin, config.batch_size * len(history) / seconds, bar),
-        )
+        rate = config.batch_size * len(history) / (time.perf_counter() - began)
+        yield until, state, summarize(history, done, rate, bar)
 
 
 def to_devices(batch, devices=None):
@@ -248,9 +250,9 @@ def to_devices(batch, devices=None):
     return data.Batch(*(jax.device_put(part, sharding) for part in parts))
 
 
-def summarize(history, begin, rate, bar):
-    """Metrics of consecutive steps as one; ends the run where one is not finite."""
-    for step, metrics in enumerate(history, begin + 1):
+def summarize(history, done, rate, bar):
+    """Metrics of the steps after the first `done` as one; ends the run where one is not finite."""
+    for step, metrics in enumerate(history, done + 1):
         if not all(math.isfinite(value) for value in metrics.values()):
             text = ", ".join(f"{name} {value}" for name, value in metrics.items())
             settings.stop(f"step {step} diverged ({text}): lower --config.optimizer.learning_rate")
@@ -264,7 +266,7 @@ def summarize(history, begin, rate, bar):
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
     bar.set_description_str(text)
     if bar.disable:
-        print(f"step {begin + len(history)}: {text}", flush=True)
+        print(f"step {done + len(history)}: {text}", flush=True)
     return metrics
 
 
@@ -309,4 +311,8 @@ def introduce(config, workdir, state, writer):
 
 
 if __name__ == "__main__":
-    train_and_evaluate(*COMMAND)
+    try:
+        train_and_evaluate(*COMMAND)
+    except KeyboardInterrupt:
+        print("interrupted: the same command resumes from the newest checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -10,7 +10,6 @@ import statistics
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 from absl import app, flags
@@ -20,6 +19,7 @@ from ml_collections import config_flags
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import data
+import settings
 import train
 from configs import default
 from model import create_model
@@ -33,14 +33,15 @@ def main(_):
     train.keep_freed_memory()
     config = train.resolve(CONFIG.value)
     config.num_steps = STEPS.value
+    settings.check(config)
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
     train_step = train.make_train_step(config, model, optimizer)
     batches = [train.to_devices(data.make_batch(config, "train", step)) for step in range(8)]
-    bare_step = train_step.lower(jax_utils.replicate(state), batches[0]).compile()
+    step = train.compile_step(config, train_step, state)
     bare, loop = [], []
     for turn in range(ROUNDS.value + 1):
-        rates = time_bare(config, bare_step, state, batches), time_loop(config, bare_step, state)
+        rates = time_bare(config, step, state, batches), time_loop(config, step, state)
         if turn:  # the first one warms up
             bare.append(rates[0])
             loop.append(rates[1])
@@ -63,10 +64,11 @@ def time_bare(config, step, state, batches):
 
 
 def time_loop(config, step, state):
-    compiled = SimpleNamespace(lower=lambda *_: SimpleNamespace(compile=lambda: step))
-    bar = train.progress_bar(config, 0)
-    rates = [m["pairs_per_second"] for _, _, m in train.train(config, compiled, state, bar)]
-    return statistics.harmonic_mean(rates)
+    bar, done, seconds = train.progress_bar(config, 0), 0, 0
+    for until, _, metrics in train.train(config, step, state, bar):
+        seconds += (until - done) * config.batch_size / metrics["pairs_per_second"]
+        done = until
+    return done * config.batch_size / seconds
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def get_config():
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam or sgd (Nesterov)
     config.optimizer.learning_rate = 1e-3  # at the first step
-    config.optimizer.final_learning_rate = 1e-5  # at the last one; a cosine per step between
+    config.optimizer.final_learning_rate = 1e-5  # where its cosine over all updates ends
     config.optimizer.momentum = 0.937  # of SGD; the first beta of Adam
     config.optimizer.beta2 = 0.999  # of Adam's second moment
     config.optimizer.weight_decay = 5e-4  # L2: times the parameters, added to the gradient

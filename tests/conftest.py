@@ -13,11 +13,14 @@ import pytest
 from configs import default
 from model import init_variables
 
-# One cache of compiled programs for all tests and the programs they start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp()
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-
+CACHE = tempfile.TemporaryDirectory()
+ENVIRONMENT = os.environ | {  # of the programs that tests start: one device, one compilation cache
+    "JAX_PLATFORMS": "cpu",
+    "JAX_NUM_CPU_DEVICES": "1",
+    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}
 ROOT = Path(__file__).parent.parent
 
 jax.config.update("jax_num_cpu_devices", 4)
@@ -57,7 +60,7 @@ def tiny():
 def run(program, *options, cwd=None, devices=1):
     """Runs a program of the project as a user would; returns the finished process."""
     command = [sys.executable, str(ROOT / program), *options]
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

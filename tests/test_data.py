@@ -97,7 +97,9 @@ def test_streams_of_neighbouring_steps_do_not_overlap():
     assert len(np.unique(words)) == 9 * 64
 
 
-@pytest.mark.parametrize("name, golden", [("default", "49ada9f8ed88cdff"), ("everywhere", "cb7cdb64967184d1")])
+@pytest.mark.parametrize(
+    "name, golden", [("default", "49ada9f8ed88cdff"), ("everywhere", "cb7cdb64967184d1")]
+)
 def test_golden_batch(name, golden):
     """Changes only when the data of a seed are meant to change: every run then starts anew."""
     config = importlib.import_module(f"configs.{name}").get_config()

@@ -1,12 +1,17 @@
+import inspect
 import json
+import os
 import re
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 from conftest import ROOT, TINY, run, tiny_config
 
 import settings
 from configs import default
+
+BAD_SEED = json.dumps(tiny_config().to_dict() | {"seed": -1})
 
 
 def check(key, value):
@@ -75,14 +80,16 @@ def test_keys_must_be_those_of_the_default():
 
 
 def test_every_key_is_read_by_the_code():
-    code = "".join(path.read_text() for path in ROOT.glob("*.py") if path.name != "settings.py")
-    unread = {
-        "checkpoint.keep_latest",
-        "checkpoint.keep_best",
-    }  # handed over as **config.checkpoint
-    for key in settings.flatten(default.get_config().to_dict()).keys() - unread:
-        if key != "optimizer.nominal_batch_size":  # read here: settings.accumulated_steps
-            assert re.search(rf"\.{key.split('.')[-1]}\b", code), f"nothing reads {key}"
+    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
+    rules = inspect.getsource(settings.rules)  # to check a value is not to use it
+    assert rules in code
+    code = code.replace(rules, "")
+    aliases = {"data": "(config\\.)?data", "optimizer": "(options|config\\.optimizer)"}
+    for key in settings.flatten(default.get_config().to_dict()):
+        *group, name = key.split(".")
+        owner = "".join(aliases.get(g, f"config\\.{g}") for g in group) or "config"
+        if group != ["checkpoint"]:  # handed over whole, as open_checkpoints(**config.checkpoint)
+            assert re.search(rf"\b{owner}\.{name}\b", code), f"nothing reads {key}"
 
 
 @pytest.mark.parametrize(
@@ -107,6 +114,12 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.data.max_size=20"], "below half"),
         (["--workdir=/dev/null"], "not a folder"),
         (["--workdir=/dev/null/run"], "not a folder"),
+        (["--workdir=" + 300 * "x"], "too long"),
+        (["--workdir="], "is empty"),
+        (["--config.batch_size.x=3"], "unknown config key"),
+        (["--config.data.shapes=([1],'square')"], "two or more of"),
+        ([f"--config={ROOT}/data.py"], "get_config"),
+        ([f"--config={ROOT}/README.md"], "--config"),
     ],
 )
 def test_a_bad_command_line_is_one_line_and_leaves_nothing(options, message, tmp_path):
@@ -116,17 +129,14 @@ def test_a_bad_command_line_is_one_line_and_leaves_nothing(options, message, tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_a_mistake_is_answered_before_jax_and_tensorflow_load(tmp_path):
-    code = (
-        "import sys, settings; sys.argv += ['--config.seed=-1']\n"
-        "try: settings.train_command()\n"
-        "except SystemExit: assert not {'jax', 'tensorflow'} & set(sys.modules)\n"
-        "else: raise AssertionError('not refused')"
-    )
-    script = tmp_path / "script.py"
-    script.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}")
-    finished = run(str(script), cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+@pytest.mark.parametrize("command", [["train.py", "--config.seed=-1"], ["evaluate.py"]])
+def test_a_mistake_is_answered_before_jax_and_tensorflow_load(command, tmp_path):
+    program, *options = command
+    command = [sys.executable, "-X", "importtime", str(ROOT / program), *options]
+    finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    modules = {line.split("|")[-1].strip() for line in finished.stderr.splitlines()}
+    assert finished.returncode == 1 and "numpy" in modules
+    assert not {"jax", "tensorflow"} & modules
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
@@ -148,15 +158,39 @@ def test_a_saved_config_comes_back_whole(tmp_path):
         settings.check_workdir(config, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 0}', json.dumps(TINY)])
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 0}', json.dumps(TINY), BAD_SEED])
 def test_a_damaged_config_is_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(SystemExit, match="config"):
+    with pytest.raises(SystemExit, match=re.escape(str(tmp_path / "config.json"))):
         settings.load_config(tmp_path)
 
 
-def test_the_default_workdir_is_named_after_the_config(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    finished = run("train.py", "--help")
-    assert "runs/<config's name>" in finished.stdout
-    assert Path("runs").exists() is False
+def test_the_default_workdir_is_named_after_the_config(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "import settings; print(settings.train_command()[1])"
+    )
+    finished = run(str(script), f"--config={ROOT}/configs/seed.py", cwd=tmp_path)
+    assert finished.stdout == f"{tmp_path}/runs/seed\n", finished.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["script.py"]
+
+
+def test_the_newest_run_is_the_one_trained_on_last(tmp_path):
+    for age, name in enumerate(("new", "middle", "old")):
+        settings.save_config(tiny_config(), tmp_path / name)
+        (tmp_path / name / "checkpoints").mkdir()
+        for path in (tmp_path / name).iterdir():
+            os.utime(path, (10_000 - age,) * 2)
+        (tmp_path / name / "evaluation").mkdir()  # of an evaluation just now
+    settings.save_config(tiny_config(), tmp_path / "old")  # the same, so it is not written
+    assert settings.newest_run(tmp_path) == tmp_path / "new"
+    os.utime(tmp_path / "middle" / "checkpoints", (20_000, 20_000))
+    assert settings.newest_run(tmp_path) == tmp_path / "middle"
+
+
+def test_a_kill_while_the_config_was_written_is_no_obstacle(tmp_path):
+    (tmp_path / settings.PARTIAL).write_text('{"seed":')
+    settings.check_workdir(tiny_config(), tmp_path)
+    settings.save_config(tiny_config(), tmp_path)
+    assert settings.load_config(tmp_path).to_dict() == tiny_config().to_dict()
