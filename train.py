@@ -16,6 +16,8 @@ import ctypes
 import itertools
 import json
 import math
+import os
+import signal
 import sys
 import time
 from contextlib import ExitStack
@@ -310,9 +312,14 @@ def introduce(config, workdir, state, writer):
         writer.write_texts(0, {name: f"<pre>{text}</pre>" for name, text in texts.items()})
 
 
+def leave(number, _):
+    """Ends the program at once on a signal; what checkpoints hold is whole at every moment."""
+    print("\ninterrupted: the same command resumes from the newest checkpoint", file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(128 + number)
+
+
 if __name__ == "__main__":
-    try:
-        train_and_evaluate(*COMMAND)
-    except KeyboardInterrupt:
-        print("interrupted: the same command resumes from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, leave)
+    train_and_evaluate(*COMMAND)

@@ -237,16 +237,17 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
     assert f"process {os.getpid()} on" in refused.stderr
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_and_says_how_to_go_on(number, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([*command, *tiny_options()], env=ENVIRONMENT, **pipes)
     while not process.stdout.readline().startswith("step 2:"):
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate()
-    assert process.returncode == 130
-    assert errors == "interrupted: the same command resumes from the newest checkpoint\n"
+    assert process.returncode == 128 + number
+    assert errors == "\ninterrupted: the same command resumes from the newest checkpoint\n"
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
