@@ -237,7 +237,10 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
     assert f"process {os.getpid()} on" in refused.stderr
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, TERM])
 def test_a_signal_ends_the_run_and_says_how_to_go_on(number, tmp_path):
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
