@@ -53,8 +53,11 @@ def make_batch(config, split, step):
     """Draws the batch of one step: independent images, each shape equally likely."""
     rng = random_generator(config.seed, split, step)
     shapes = rng.integers(len(config.data.shapes), size=2 * config.batch_size)
-    draw = look_up if is_small(config.data) else draw_until_inside
-    image1, image2 = np.split(draw(config.data, split, rng, shapes), 2)
+    if space := list_images(config.data.to_json(), split):
+        images = look_up(space, rng, shapes)
+    else:
+        images = draw_until_inside(config.data, split, rng, shapes)
+    image1, image2 = np.split(images, 2)
     shape1, shape2 = np.split(shapes, 2)
     return Batch(image1, image2, (shape1 == shape2).astype(np.float32))
 
@@ -69,14 +72,8 @@ def random_generator(seed, split, step):
     return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
 
 
-def is_small(data):
-    """Whether all images are drawn once, for batches to be looked up in them."""
-    return count_images(data) * data.image_size**2 <= TABLE_BYTES
-
-
-def look_up(data, split, rng, shapes):
+def look_up(space, rng, shapes):
     """Draws images of these shapes from the list of all images of a split."""
-    space = list_images(data.to_json(), split)
     rows = np.searchsorted(space.cumulative, shapes + rng.random(len(shapes)), "right")
     return space.images[np.minimum(rows, space.first[shapes + 1] - 1)]  # a sum may fall short of 1
 
@@ -113,10 +110,10 @@ def enumerate_images(data, split):
     """Every image that a split can draw.
 
     Returns (images uint8 [n, height, width, channels], shapes int [n], probabilities float64 [n],
-    which sum to 1).
+    which sum to 1), or None where the images of all splits take more than TABLE_BYTES.
     """
     space = list_images(data.to_json(), split)
-    return space.images, space.shapes, space.probabilities / len(data.shapes)
+    return space and (space.images, space.shapes, space.probabilities / len(data.shapes))
 
 
 def count_images(data):
@@ -129,8 +126,13 @@ def count_images(data):
 
 @lru_cache(maxsize=8)
 def list_images(data_json, split):
-    """Lists a Space; remembered, because every batch is looked up in it."""
+    """Lists a Space, None where it takes more than TABLE_BYTES.
+
+    Remembered, because every batch is looked up in it.
+    """
     data = SimpleNamespace(**json.loads(data_json))
+    if count_images(data) * data.image_size**2 > TABLE_BYTES:
+        return None
     grids = [
         latent_grid(data, shape, size)
         for shape, low in enumerate(data.min_sizes)

@@ -23,7 +23,7 @@ import numpy as np
 
 import checkpoint
 import data
-from model import create_model, init_variables
+from model import create_model, variable_shapes
 from settings import stop
 
 MAX_PAIRS = 10**6  # a space with at most this many ordered pairs is evaluated whole
@@ -35,7 +35,7 @@ METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 def main(config, workdir, which, split):
     """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report."""
     model = create_model(config)
-    target = jax.eval_shape(partial(init_variables, model, config))
+    target = variable_shapes(model, config)
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         step, variables = checkpoint.restore_model(checkpoints, which, target)
     evaluation = evaluate(config, make_scorer(model), variables, split)
@@ -84,7 +84,7 @@ class Pairs(NamedTuple):
 
 def evaluation_pairs(config, split):
     """Every ordered pair with its probability; where those are too many, a sample of them."""
-    listed = data.enumerate_images(config.data, split) if data.is_small(config.data) else None
+    listed = data.enumerate_images(config.data, split)
     if listed and len(listed[0]) ** 2 <= MAX_PAIRS:
         images, shapes, probabilities = listed
         first, second = np.divmod(np.arange(len(images) ** 2), len(images))

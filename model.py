@@ -32,6 +32,17 @@ def create_model(config):
 
 def init_variables(model, config):
     """{"params", "batch_stats"}, a function of config.seed alone."""
+    # It runs once: optimising the program would take four times what that saves.
+    options = {"xla_backend_optimization_level": 0}
+    return jax.jit(partial(initialise, model, config), compiler_options=options)()
+
+
+def variable_shapes(model, config):
+    """The shapes and types that `init_variables` would return."""
+    return jax.eval_shape(partial(initialise, model, config))
+
+
+def initialise(model, config):
     image = jnp.zeros((1, config.data.image_size, config.data.image_size, 1), jnp.uint8)
     return model.init(jax.random.key(config.seed), image, image)
 

@@ -196,7 +196,6 @@ def check_workdir(config, workdir):
 def save_config(config, workdir):
     """Writes config.json where it is not there already, whole or not at all."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
-    workdir.mkdir(parents=True, exist_ok=True)
     path, partial = workdir / "config.json", workdir / PARTIAL
     if not path.exists() or path.read_text() != text:
         partial.write_text(text)
@@ -206,6 +205,7 @@ def save_config(config, workdir):
 @contextmanager
 def lock(workdir):
     """Keeps a second training out of a folder; the kernel gives it up when its holder dies."""
+    workdir.mkdir(parents=True, exist_ok=True)
     with open(workdir / LOCK, "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

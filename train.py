@@ -21,7 +21,6 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
-from functools import partial
 from threading import Thread
 
 import jax
@@ -57,13 +56,13 @@ def train_and_evaluate(config, workdir):
     keep_freed_memory()
     config = resolve(config)
     settings.check_workdir(config, workdir)
-    settings.save_config(config, workdir)
-    # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
-    Thread(target=import_metric_writers, daemon=True).start()
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score = make_scorer(model)
     with ExitStack() as stack:
-        stack.enter_context(settings.lock(workdir))
+        stack.enter_context(settings.lock(workdir))  # before anything in there is written
+        settings.save_config(config, workdir)
+        # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
+        Thread(target=import_metric_writers, daemon=True).start()
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, **config.checkpoint))
         state = checkpoint.restore(checkpoints, create_state(config, model, optimizer))
         mark_start(workdir, int(state.step))
@@ -164,9 +163,7 @@ def make_optimizer(config):
 
 def create_state(config, model, optimizer):
     """The state before the first step, as host arrays."""
-    # It runs once: optimising the program would take four times what that saves.
-    options = {"xla_backend_optimization_level": 0}
-    variables = jax.jit(partial(init_variables, model, config), compiler_options=options)()
+    variables = init_variables(model, config)
     opt_state = optimizer.init(variables["params"])
     return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
 

@@ -4,14 +4,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import jax
 import pytest
 
 from configs import default
-from model import init_variables
 
 CACHE = tempfile.TemporaryDirectory()
 ENVIRONMENT = os.environ | {  # of the programs that tests start: one device, one compilation cache
@@ -44,12 +42,6 @@ def tiny_config():
     config = default.get_config()
     config.update_from_flattened_dict(TINY)
     return config
-
-
-def initialise(model, config):
-    """Its variables, compiled quickly."""
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(partial(init_variables, model, config), compiler_options=options)()
 
 
 @pytest.fixture

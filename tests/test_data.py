@@ -130,6 +130,12 @@ def test_everywhere_lists_every_place_where_the_whole_shape_fits(everywhere):
         assert name == everywhere.data.shapes[shape] and p == pytest.approx(probability)
 
 
+def test_a_space_that_takes_too_much_memory_is_not_listed(tiny):
+    tiny.data.update({"image_size": 200, "max_size": 15})
+    assert data.enumerate_images(tiny.data, "test") is None
+    assert data.make_batch(tiny, "test", 0).image1.shape == (8, 200, 200, 1)
+
+
 def test_disjoint_splits_share_no_image_and_leave_none_out(everywhere):
     parts = [data.enumerate_images(everywhere.data, split) for split in data.SPLITS]
     seen = [{image.tobytes() for image in images} for images, _, _ in parts]
@@ -147,8 +153,8 @@ def test_both_ways_to_draw_follow_the_enumerated_distribution(everywhere, split,
     everywhere.batch_size = 20_000
     images, _, probabilities = data.enumerate_images(everywhere.data, split)
     index = {image.tobytes(): i for i, image in enumerate(images)}
-    for table_bytes in (data.TABLE_BYTES, 0):
-        monkeypatch.setattr(data, "TABLE_BYTES", table_bytes)
+    for list_images in (data.list_images, lambda *_: None):
+        monkeypatch.setattr(data, "list_images", list_images)
         batch = data.make_batch(everywhere, split, 0)
         drawn = np.concatenate([batch.image1, batch.image2])
         counts = np.bincount([index[image.tobytes()] for image in drawn], minlength=len(images))

@@ -3,12 +3,12 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import initialise, run, tiny_config
+from conftest import run, tiny_config
 from sklearn import metrics as reference
 
 import data
 import evaluate
-from model import create_model
+from model import create_model, init_variables
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def scored():
     """(config, variables, apply, score) of an untrained network."""
     config = tiny_config()
     model = create_model(config)
-    return config, initialise(model, config), model.apply, evaluate.make_scorer(model)
+    return config, init_variables(model, config), model.apply, evaluate.make_scorer(model)
 
 
 def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():

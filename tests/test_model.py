@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import initialise, tiny_config
+from conftest import tiny_config
 from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jax import lax
 
 from configs import default
-from model import convolve, create_model, max_pool
+from model import convolve, create_model, init_variables, max_pool
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def resnet18_case():
     config.model.dtype = "float32"
     weights = random_weights(np.random.default_rng(0))
     model = create_model(config)
-    expected = initialise(model, config)
+    expected = init_variables(model, config)
     variables = to_variables(weights)
     for kind in ("params", "batch_stats"):
         shapes = jax.tree.map(jnp.shape, variables[kind]["encoder"])
@@ -203,7 +203,7 @@ def test_max_pool_and_its_gradient_equal_xla_also_at_ties(size):
 def tiny_case():
     tiny = tiny_config()
     model = create_model(tiny)
-    variables = initialise(model, tiny)
+    variables = init_variables(model, tiny)
     rng = np.random.default_rng(3)
     images = rng.integers(0, 256, (2, 7, 32, 32, 1)).astype(np.uint8)
     return jax.jit(model.apply), variables, *images
@@ -232,7 +232,7 @@ def test_initialisation_is_torchvisions(tiny):
     tiny.model.width = 64
     tiny.model.stage_sizes = (1,)
     model = create_model(tiny)
-    variables = initialise(model, tiny)
+    variables = init_variables(model, tiny)
     params = variables["params"]["encoder"]
     kernel = params["layer1_0"]["conv1"]["kernel"]
     assert kernel.std() == pytest.approx(np.sqrt(2 / (64 * 9)), rel=0.02)  # He, fan-out, normal
@@ -247,7 +247,7 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(tiny
     model = create_model(tiny)
     images = np.zeros((2, 32, 32, 1), np.uint8)
     with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes the two on purpose
-        variables = initialise(model, tiny)
+        variables = init_variables(model, tiny)
         encode = partial(model.apply, method="encode")
         assert jax.eval_shape(encode, variables, images).dtype == jnp.bfloat16
         assert jax.eval_shape(model.apply, variables, images, images).dtype == jnp.float32

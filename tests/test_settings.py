@@ -178,8 +178,8 @@ def test_the_default_workdir_is_named_after_the_config(tmp_path):
 
 def test_the_newest_run_is_the_one_trained_on_last(tmp_path):
     for age, name in enumerate(("new", "middle", "old")):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
         settings.save_config(tiny_config(), tmp_path / name)
-        (tmp_path / name / "checkpoints").mkdir()
         for path in (tmp_path / name).iterdir():
             os.utime(path, (10_000 - age,) * 2)
         (tmp_path / name / "evaluation").mkdir()  # of an evaluation just now

@@ -231,8 +231,10 @@ def test_a_diverging_run_ends_with_one_line(interval, tmp_path):
 
 def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
     workdir, _ = whole_run
+    before = (workdir / "config.json").read_bytes()
     with settings.lock(workdir):
-        refused = run("train.py", f"--workdir={workdir}", *tiny_options())
+        refused = run("train.py", f"--workdir={workdir}", *tiny_options(log_every_steps=1))
+    assert (workdir / "config.json").read_bytes() == before
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert f"process {os.getpid()} on" in refused.stderr
 
