@@ -1,25 +1,32 @@
-"""Pairs of synthetic pictures, drawn with NumPy alone.
+"""Pairs of pictures, same or different: drawn from shapes or read from files, with NumPy alone.
 
     batch = make_batch(config, "train", step)
+    python data.py --config=configs/everywhere.py    # what the data are and what gives them away
 
 A batch is a pure function of (config, split, step): there is no iterator state to save, and any
-batch of any run can be drawn again. An image is a row of latents (shape, size, row, column). The
-rows that can occur can be listed, each with its probability: `enumerate_images` draws all of them,
-`make_batch` some.
+batch of any run can be drawn again. A split is a `Space`: classes, each with its images and their
+probabilities. A pair is two classes and then an image of each. Where a space is too large to be
+listed, or continuous, an image is drawn anew from its latents (shape, size, centre, angle, ...).
 """
 
 import json
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
+import images
+from shapes import DIAGONAL, SHAPES, Latents, radius, reach, render
+
 SPLITS = ("train", "validation", "test")
-SHARES = (0.8, 0.1, 0.1)  # of the images, where the splits are disjoint
+SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
 TABLE_BYTES = 2**28  # a space whose images fit is drawn once, and batches are looked up in it
+PAIR_NUMBERS = 24  # random numbers that draw a pair anew: 2 + 10 for each image, 1, and 1 spare
+NOISE_LEVELS = 2**12  # quantiles of the normal distribution
 
 
 class Batch(NamedTuple):
@@ -27,200 +34,444 @@ class Batch(NamedTuple):
 
     image1: np.ndarray  # uint8 [batch, height, width, channels], 0 ... 255
     image2: np.ndarray  # the same
-    label: np.ndarray  # float32 [batch], 1 if both show the same shape, else 0
-
-
-class Latents(NamedTuple):
-    """What there is to know of n images."""
-
-    shape: np.ndarray  # int [n], index into config.data.shapes
-    size: np.ndarray  # int [n], pixels: radius of a circle, half the side of a square
-    row: np.ndarray  # int [n], pixels: of the centre
-    column: np.ndarray  # int [n]
+    label: np.ndarray  # float32 [batch], 1 if both show the same, else 0
 
 
 class Space(NamedTuple):
-    """The images of a split, sorted by shape."""
+    """What a split draws from: k classes with n images, or m pairs that are given.
 
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    shapes: np.ndarray  # int [n], index into config.data.shapes
-    probabilities: np.ndarray  # float64 [n], of each image given its shape
-    cumulative: np.ndarray  # float64 [n], their sums, each shape's from its index to the next
-    first: np.ndarray  # int [shapes + 1], where the images of each shape begin
+    Fields that do not apply are None: of a space that is not listed all but the classes.
+    """
 
-
-def make_batch(config, split, step):
-    """Draws the batch of one step: independent images, each shape equally likely."""
-    rng = random_generator(config.seed, split, step)
-    shapes = rng.integers(len(config.data.shapes), size=2 * config.batch_size)
-    if space := list_images(config.data.to_json(), split):
-        images = look_up(space, rng, shapes)
-    else:
-        images = draw_until_inside(config.data, split, rng, shapes)
-    image1, image2 = np.split(images, 2)
-    shape1, shape2 = np.split(shapes, 2)
-    return Batch(image1, image2, (shape1 == shape2).astype(np.float32))
+    images: np.ndarray  # uint8 [all, height, width, channels]
+    rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
+    members: np.ndarray  # int [k], each class's shape, identity or place in the set's class names
+    first: np.ndarray  # int [k + 1], where the images of each class begin
+    edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the images
+    pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
 
 
-def random_generator(seed, split, step):
-    """One stream of random numbers per (seed, split, step).
+def make_batch(config, split, step, host=0, hosts=1):
+    """Draws the batch of a step, or that part of it which is one host's: hosts' parts in a row."""
+    count = config.batch_size // hosts
+    uniform = partial(uniforms, config.seed, split, step, host * count, count)
+    data, space = config.data, open_space(config.data.to_json(), split)
+    if space.images is None:
+        return draw_anew(data, split, space, uniform)
+    rows1, rows2, label = draw_rows(data, space, uniform(4))
+    return Batch(*(np.take(space.images, rows, axis=0) for rows in (rows1, rows2)), label)
+
+
+def uniforms(seed, split, step, first, count, width, attempt=0):
+    """Uniform numbers [count, width] for the pairs from `first` on; width a multiple of 4.
 
     Philox is keyed by seed and split. The step is the top word of its counter: in a lower one the
-    streams of neighbouring steps would overlap.
+    streams of neighbouring steps would overlap. One count of it makes four numbers.
     """
-    key = [seed, SPLITS.index(split)]
-    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, step]))
+    key, counter = [seed, SPLITS.index(split)], [first * width // 4, attempt, 0, step]
+    random = np.random.Generator(np.random.Philox(key=key, counter=counter))
+    return random.random((count, width))
 
 
-def look_up(space, rng, shapes):
-    """Draws images of these shapes from the list of all images of a split."""
-    rows = np.searchsorted(space.cumulative, shapes + rng.random(len(shapes)), "right")
-    return space.images[np.minimum(rows, space.first[shapes + 1] - 1)]  # a sum may fall short of 1
+def draw_rows(data, space, u):
+    """Draws pairs of a listed space from uniform numbers [n, 4]: (rows, rows, label float32)."""
+    if space.pairs is not None:
+        rows = draw_listed(space.pairs[:, 2], data.p_same, u[:, 0], u[:, 1])
+        rows1, rows2, label = space.pairs[rows].T
+        return rows1, rows2, label.astype(np.float32)
+    class1, class2 = draw_classes(data, space, u)
+    rows1 = pick(space.edges, u[:, 2], space.first[class1], space.first[class1 + 1])
+    other = None if repeats(data) else np.where(class1 == class2, rows1, -1)
+    rows2 = pick(space.edges, u[:, 3], space.first[class2], space.first[class2 + 1], other)
+    return space.rows[rows1], space.rows[rows2], (class1 == class2).astype(np.float32)
 
 
-def draw_until_inside(data, split, rng, shapes):
-    """Draws images of these shapes anew, until each is one of the split's."""
-    images = np.empty((len(shapes), data.image_size, data.image_size, 1), np.uint8)
-    missing = np.arange(len(shapes))
+def repeats(data):
+    """Whether both images of a pair may be one image: not where a class is a set of files."""
+    return data.source == "shapes"
+
+
+def draw_classes(data, space, u):
+    """Draws pairs of classes, int [n] each, from the first two of the uniform numbers [n, ...].
+
+    The second is the first with probability p_same, and independent of it where that is 0.
+    """
+    last, u1, u2 = len(space.members), u[:, 0], u[:, 1]
+    edges = np.linspace(0, 1, last + 1) if space.rows is None else space.edges[space.first]
+    class1 = pick(edges, u1, 0, last)
+    if data.p_same == 0:
+        return class1, pick(edges, u2, 0, last)
+    rest = np.maximum(u2 - data.p_same, 0) / max(1 - data.p_same, 1e-300)
+    return class1, np.where(u2 < data.p_same, class1, pick(edges, rest, 0, last, class1))
+
+
+def pick(edges, u, first, last, without=None):
+    """Draws i in first ... last - 1 with probability as edges[i + 1] - edges[i], by u uniform.
+
+    `without`, int [n], is left out where it is one of them.
+    """
+    low, high = edges[first], edges[last]
+    if without is None:
+        x = low + u * (high - low)
+    else:
+        inside = (first <= without) & (without < last)
+        end = edges[without + 1]
+        gap = np.where(inside, end - edges[without], 0)
+        x = low + u * (high - low - gap)
+        x = np.where(inside & (x >= edges[without]), np.maximum(x + gap, end), x)
+    return np.clip(np.searchsorted(edges, x, "right") - 1, first, last - 1)  # sums are rounded
+
+
+def draw_listed(labels, p_same, u1, u2):
+    """Draws from a list of pairs sorted by label: one label first, where p_same is not 0."""
+    first, last = 0, len(labels)
+    if p_same:
+        different = int((labels == 0).sum())
+        first, last = np.where(u1 < p_same, [[different], [last]], [[0], [different]])
+    return (first + u2 * (last - first)).astype(int)
+
+
+def draw_anew(data, split, space, uniform):
+    """Draws pairs of a space that is not listed, each image until it is one of the split's."""
+    u = uniform(PAIR_NUMBERS)
+    classes = draw_classes(data, space, u)
+    member = space.members[np.stack(classes, axis=1).ravel()]
+    drawn = np.empty((len(member), data.image_size, data.image_size, 1), np.uint8)
+    missing, attempt = np.arange(len(member)), 0
     while len(missing):
-        images[missing] = render(data, draw_latents(data, rng, shapes[missing]))
-        missing = missing[~in_split(data, split, images[missing])]
-    return images
+        numbers = uniform(PAIR_NUMBERS, attempt)[:, 2:22].reshape(len(member), 10)[missing]
+        drawn[missing] = fresh = draw_images(data, draw_latents(data, numbers, member[missing]))
+        missing = missing[~in_split(data, split, fresh)]
+        attempt += 1
+    image1, image2 = drawn[::2], drawn[1::2]
+    if data.same_as == "picture":
+        same = u[:, 22] < data.p_same
+        image2[same] = image1[same]
+        return Batch(image1, image2, (image1 == image2).all(axis=(1, 2, 3)).astype(np.float32))
+    if data.noise:
+        image1, image2 = (add_noise(data, uniform, i, x) for i, x in enumerate((image1, image2)))
+    return Batch(image1, image2, (classes[0] == classes[1]).astype(np.float32))
 
 
-def draw_latents(data, rng, shapes):
-    """A size uniform over what the shape allows, then a centre uniform over what the size does."""
-    sizes = rng.integers(np.array(data.min_sizes)[shapes], data.max_size)
-    lowest, highest = centres(data, shapes, sizes)
-    row, column = rng.integers(lowest, highest + 1, size=(2, len(shapes)))
-    return Latents(shapes, sizes, row, column)
+def draw_latents(data, u, member):
+    """Latents of n images from uniform numbers [n, 10], given their class's shape or identity."""
+    u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
+    if data.same_as == "identity":
+        shape, identity = np.zeros(len(u), int), member
+    else:
+        shape, identity = member, (u_identity * data.num_identities).astype(int)
+    low, high = size_range(data)[:, shape]
+    size = spread(data, u_size, low, high - (not data.continuous))
+    angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
+    mirror, outline = u_mirror < data.p_mirror, u_outline < data.p_outline
+    figure, ground = (
+        (low + u * (high - low + 1)).astype(int)
+        for u, (low, high) in zip(u_grey, (data.figure_greys, data.ground_greys), strict=True)
+    )
+    nowhere = np.zeros(len(u))
+    latents = Latents(
+        shape, identity, size, nowhere, nowhere, angle, mirror, outline, figure, ground
+    )
+    (top, left), (bottom, right) = centres(data, latents)
+    return latents._replace(
+        row=spread(data, u_row, top, bottom), column=spread(data, u_column, left, right)
+    )
 
 
-def centres(data, shapes, sizes):
-    """The lowest and the highest coordinate of a centre, in pixels, on either axis."""
+def spread(data, u, low, high):
+    """Uniform between low and high: real numbers, or whole ones from the first to the last."""
+    return low + (u * (high - low) if data.continuous else np.floor(u * (high - low + 1)))
+
+
+def size_range(data):
+    """Sizes of each shape, float64 [2, shapes]: from the first to below the second.
+
+    With match_area the square root of the area is uniform over the range that all shapes have.
+    """
+    low, high = np.array(data.min_sizes, float), np.full(len(data.shapes), float(data.max_size))
+    if data.match_area:
+        roots = traits(data, lambda shape: shape.area**0.5)
+        low, high = (low * roots).max() / roots, (high * roots).min() / roots
+    return np.stack([low, high])
+
+
+def traits(data, function):
+    """A number of each of the config's shapes: float64 [shapes]."""
+    return np.array([function(SHAPES[name]) for name in data.shapes])
+
+
+def margin(data):
+    """How far off the border every shape of every size is whole, in pixels; at least max_size."""
+    largest = size_range(data)[1] - (not data.continuous)
+    far = [radius(name) if data.p_rotation or name == "blob" else 1 for name in data.shapes]
+    needed = largest * far - traits(data, lambda shape: shape.offset) - dark(data)
+    return max(data.max_size, int(np.ceil(needed.max())))
+
+
+def dark(data):
+    """How far beyond the centres of the outermost pixels each shape may reach and be whole: pixels.
+
+    One pixel; less by how far anti-aliasing goes, which is farthest at the tip of a corner.
+    """
+    return 1 - data.antialias * DIAGONAL / 2 / traits(data, lambda shape: np.sin(shape.tip))
+
+
+def centres(data, latents):
+    """The lowest and the highest coordinates of centres, float64 [2, n] each: row and column.
+
+    With placement "inside" these are all around which the whole shape is inside the image. With
+    match_area the room is that of the widest shape of this area, so that it tells nothing either.
+    """
     if data.placement == "margin":
-        return data.max_size, data.image_size - data.max_size - 1
-    # A circle lights the pixels up to size - 1 on both sides of its centre, a square one more
-    # above and to the left.
-    above = np.where(np.array(data.shapes)[shapes] == "square", sizes, sizes - 1)
-    return above, data.image_size - sizes
+        low, high = margin(data), data.image_size - 1 - margin(data)
+        low, high = (np.full((2, len(latents.size)), float(bound)) for bound in (low, high))
+    else:
+        if data.match_area:
+            roots = traits(data, lambda shape: shape.area**0.5)
+            widest = max(radius(name) / root for name, root in zip(data.shapes, roots, strict=True))
+            farthest = latents.size * roots[latents.shape] * widest - dark(data).min()
+            up = down = left = right = farthest
+        else:
+            up, down, left, right = reach(data.shapes, latents) - dark(data)[latents.shape]
+        offset = traits(data, lambda shape: shape.offset)[latents.shape]
+        low = np.stack([up, left]) - offset
+        high = data.image_size - 1 - np.stack([down, right]) - offset
+    if data.continuous:
+        return low, high
+    return np.ceil(low - 1e-6), np.floor(high + 1e-6)
+
+
+def draw_images(data, latents):
+    """Draws latents as the config says: uint8 [n, height, width, 1]."""
+    return render(data.shapes, latents, data.image_size, data.antialias, data.outline_width)
+
+
+def add_noise(data, uniform, which, drawn):
+    """Adds normal noise of standard deviation data.noise to each pixel of a pair's images.
+
+    By table: a random word makes four pixels, which a generator of normal numbers cannot promise.
+    """
+    pixels = drawn[0].size
+    words = -(-pixels // 16) * 4
+    u = uniform(words, 2**32 + which)
+    quarters = (u[..., None] * 2.0 ** np.array([12, 24, 36, 48])).astype(np.int64) % NOISE_LEVELS
+    noise = data.noise * normal_quantiles()[quarters.reshape(len(drawn), -1)[:, :pixels]]
+    return np.rint(np.clip(drawn + noise.reshape(drawn.shape), 0, 255)).astype(np.uint8)
+
+
+@lru_cache
+def normal_quantiles():
+    from statistics import NormalDist
+
+    levels = (np.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
+    return np.array([NormalDist().inv_cdf(level) for level in levels])
 
 
 def enumerate_images(data, split):
     """Every image that a split can draw.
 
-    Returns (images uint8 [n, height, width, channels], shapes int [n], probabilities float64 [n],
-    which sum to 1), or None where the images of all splits take more than TABLE_BYTES.
+    Returns (images uint8 [n, height, width, channels], classes int [n], probabilities float64 [n],
+    which sum to 1), or None where the space is continuous or takes more than TABLE_BYTES.
     """
-    space = list_images(data.to_json(), split)
-    return space and (space.images, space.shapes, space.probabilities / len(data.shapes))
+    space = open_space(data.to_json(), split)
+    if space.rows is None:
+        return None
+    classes = np.repeat(np.arange(len(space.members)), np.diff(space.first))
+    return space.images[space.rows], classes, np.diff(space.edges)
 
 
-def count_images(data):
-    """How many images there are in all splits together, without drawing them."""
-    sizes = [np.arange(low, data.max_size) for low in data.min_sizes]
-    shapes = np.repeat(np.arange(len(sizes)), [len(s) for s in sizes])
-    lowest, highest = centres(data, shapes, np.concatenate(sizes))
-    return int(np.sum(np.broadcast_to(highest - lowest + 1, len(shapes)) ** 2))
+def enumerate_pairs(data, split, most):
+    """Every ordered pair that a split can draw, with its probability, if these are at most `most`.
+
+    Returns (images, first int [m], second int [m], label float64 [m], weight float64 [m], which sum
+    to 1), or None where they are more or the space is not listed.
+    """
+    space = open_space(data.to_json(), split)
+    if space.pairs is not None and len(space.pairs) <= most:
+        used, inverse = np.unique(space.pairs[:, :2], return_inverse=True)
+        first, second = inverse.reshape(-1, 2).T
+        label = space.pairs[:, 2]
+        share = np.where(label == 1, data.p_same, 1 - data.p_same) / np.bincount(label)[label]
+        weight = share if data.p_same else np.full(len(label), 1 / len(label))
+        return space.images[used], first, second, label.astype(float), weight
+    if space.rows is None or len(space.rows) ** 2 > most:
+        return None
+    pictures, classes, p = enumerate_images(data, split)
+    first, second = np.divmod(np.arange(len(p) ** 2), len(p))
+    p1, p2 = p[first], p[second]
+    share1, share2 = (np.bincount(classes, p)[classes[i]] for i in (first, second))
+    same = classes[first] == classes[second]
+    weight = p1 * share2  # of the first image and the second class, next of the second image
+    if data.p_same:
+        different = (1 - data.p_same) * share2 / np.maximum(1 - share1, 1e-300)
+        weight = p1 * np.where(same, data.p_same, different)
+    if repeats(data):
+        weight = weight * p2 / share2
+    else:
+        weight = weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
+    can = weight > 0
+    return pictures, first[can], second[can], same[can].astype(float), weight[can]
+
+
+def sample_pairs(config, split, count):
+    """The first pairs that a split draws, each image once: as `enumerate_pairs`, equal weights."""
+    config = config.copy_and_resolve_references()
+    config.batch_size = count
+    space = open_space(config.data.to_json(), split)
+    weight = np.full(count, 1 / count)
+    if space.images is None:
+        image1, image2, label = make_batch(config, split, 0)
+        first = np.arange(count)
+        return np.concatenate([image1, image2]), first, first + count, label.astype(float), weight
+    *rows, label = draw_rows(config.data, space, uniforms(config.seed, split, 0, 0, count, 4))
+    used, (first, second) = np.unique(np.stack(rows), return_inverse=True)
+    return space.images[used], first, second, label.astype(float), weight
+
+
+def latents_without_place(data, split):
+    """All combinations of shape, identity and size that a split can draw, centres left open."""
+    shapes, sizes = members(data, split), size_range(data)
+    identities = np.arange(data.num_identities)
+    if data.same_as == "identity":
+        shapes, identities = np.zeros(1, int), shapes
+    combinations = [
+        (shape, identity, size)
+        for shape in shapes
+        for identity in (identities if data.shapes[shape] == "blob" else [0])
+        for size in np.arange(*sizes[:, shape])
+    ]
+    shape, identity, size = map(np.array, zip(*combinations, strict=True))
+    zero, figure, ground = np.zeros(len(size)), data.figure_greys[0], data.ground_greys[0]
+    flags = zero > 0, np.full(len(size), data.p_outline == 1)
+    greys = (np.full(len(size), grey) for grey in (figure, ground))
+    return Latents(shape, identity, size, zero, zero, zero, *flags, *greys)
+
+
+def is_continuous(data):
+    """Whether some latent, or noise, cannot be listed: continuous or drawn per image."""
+    chances = data.p_rotation, data.p_mirror, data.p_outline % 1, data.noise, data.continuous
+    return any(chances) or any(a < b for a, b in (data.figure_greys, data.ground_greys))
+
+
+def members(data, split):
+    """The shapes, or the identities, that a split draws: int [k], each equally likely."""
+    if data.same_as == "identity":
+        every = np.arange(data.num_identities)
+        return class_split(data.num_identities, split) if data.split == "classes" else every
+    held_out = np.isin(data.shapes, data.held_out_shapes)
+    return np.flatnonzero(held_out == (split == "test") if held_out.any() else ~held_out)
+
+
+def class_split(count, split):
+    """The classes of a split where no class is in two: at least two for validation and for test."""
+    order = np.random.Generator(np.random.Philox(key=2)).permutation(count)
+    share = max(2, round(SHARES[2] * count))
+    parts = {"test": order[:share], "validation": order[share : 2 * share]}
+    return np.sort(parts.get(split, order[2 * share :]))
 
 
 @lru_cache(maxsize=8)
-def list_images(data_json, split):
-    """Lists a Space, None where it takes more than TABLE_BYTES.
-
-    Remembered, because every batch is looked up in it.
-    """
+def open_space(data_json, split):
+    """Lists a split, or says that it is drawn anew. Remembered: every batch is looked up in it."""
     data = SimpleNamespace(**json.loads(data_json))
-    if count_images(data) * data.image_size**2 > TABLE_BYTES:
-        return None
-    grids = [
-        latent_grid(data, shape, size)
-        for shape, low in enumerate(data.min_sizes)
-        for size in range(low, data.max_size)
-    ]
-    shapes, *_ = latents = Latents(*np.concatenate(grids, axis=1))
-    probabilities = np.concatenate([np.full(grid.shape[1], 1 / grid.shape[1]) for grid in grids])
-    images = render(data, latents)
-    kept = in_split(data, split, images)
-    images, shapes, probabilities = images[kept], shapes[kept], probabilities[kept]
-    probabilities /= np.bincount(shapes, probabilities)[shapes]
-    first = np.searchsorted(shapes, np.arange(len(data.shapes) + 1))
-    sums = np.cumsum(probabilities)
-    cumulative = shapes + sums - np.concatenate([[0], sums])[first[shapes]]
-    return Space(images, shapes, probabilities, cumulative, first)
+    if data.source != "shapes":
+        return space_of_files(data, data_json, split)
+    not_listed = Space(None, None, members(data, split), None, None, None)
+    if is_continuous(data):
+        return not_listed
+    base = latents_without_place(data, split)
+    (top, left), (bottom, right) = centres(data, base)
+    rows, columns = (bottom - top + 1).astype(int), (right - left + 1).astype(int)
+    counts = rows * columns
+    if counts.sum() * data.image_size**2 > TABLE_BYTES:
+        return not_listed
+    combination = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(combination)) - np.repeat(np.cumsum(counts) - counts, counts)
+    down, along = np.divmod(place, columns[combination])
+    latents = Latents(*(field[combination] for field in base))
+    latents = latents._replace(row=top[combination] + down, column=left[combination] + along)
+    drawn = draw_images(data, latents)
+    kept = in_split(data, split, drawn)
+    drawn, shape, identity = drawn[kept], latents.shape[kept], latents.identity[kept]
+    probability = 1 / counts[combination][kept]
+    if data.same_as == "picture":
+        probability /= np.bincount(shape, probability)[shape]
+        drawn, same = np.unique(drawn, axis=0, return_inverse=True)
+        return make_space(drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability))
+    classes = identity if data.same_as == "identity" else shape
+    return make_space(drawn, classes, probability / np.bincount(classes, probability)[classes])
 
 
-def latent_grid(data, shape, size):
-    """Rows of Latents, int [4, n]: one shape of one size at each of its centres."""
-    lowest, highest = (int(c) for c in centres(data, np.array(shape), np.array(size)))
-    axis = np.arange(lowest, highest + 1)
-    row, column = np.meshgrid(axis, axis, indexing="ij")
-    return np.stack(
-        [np.full(row.size, shape), np.full(row.size, size), row.ravel(), column.ravel()]
-    )
+def space_of_files(data, data_json, split):
+    """The Space of a set of files; ends the program where no pairs can be made of it."""
+    files = images.load(data_json)
+    kept = (files.classes >= 0) & in_split(data, split, files.images, files.position)
+    if files.pairs is not None:
+        if files.splits is not None:
+            chosen = (files.splits == split) & (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
+        else:
+            chosen = kept[files.pairs[:, :2]].all(axis=1)
+        pairs = files.pairs[chosen]
+        if len(pairs) == 0 or (data.p_same and len(set(pairs[:, 2])) < 2):
+            images.stop(data, f"too few pairs for {split}: {len(pairs)}")
+        order = np.argsort(pairs[:, 2], kind="stable")
+        return Space(files.images, None, None, None, None, pairs[order])
+    if data.split == "classes":
+        kept &= np.isin(files.classes, class_split(len(files.names), split))
+    counts = np.bincount(files.classes[kept], minlength=len(files.names))
+    usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
+    if (counts > 1).sum() < 2:
+        images.stop(data, f"{usable}; pairs of same and different take two such classes")
+    if (counts == 1).any():
+        print(f"warning: {usable}; the others are left out of it", file=sys.stderr)
+    rows = np.flatnonzero(kept & (counts[files.classes] > 1))
+    rows = rows[np.argsort(files.classes[rows], kind="stable")]
+    classes = files.classes[rows]
+    return make_space(files.images, classes, 1 / counts[classes], rows)
 
 
-def in_split(data, split, images):
+def make_space(pictures, classes, probability, rows=None):
+    """A Space of images sorted by class, with probabilities up to a common factor."""
+    found, first = np.unique(classes, return_index=True)
+    edges = np.concatenate([[0], np.cumsum(probability)])
+    rows = np.arange(len(classes)) if rows is None else rows
+    return Space(pictures, rows, found, np.append(first, len(classes)), edges / edges[-1], None)
+
+
+def in_split(data, split, pictures, position=None):
     """Which images belong to a split: bool [n].
 
     Where splits are disjoint a hash of the pixels decides, so that equal images, however they came
-    about, are on the same side.
+    about, are on the same side. `position` is this hash where it is known.
     """
-    if data.split == "shared":
-        return np.ones(len(images), bool)
+    if data.split != "disjoint":
+        return np.ones(len(pictures), bool)
+    if position is None:
+        position = images.hash_pixels(pictures)
     bounds = np.cumsum((0, *SHARES))[SPLITS.index(split) :][:2]
-    position = hash_pixels(images)
     return (bounds[0] <= position) & (position < bounds[1])
 
 
-def hash_pixels(images):
-    """A number from 0 to 1 for each image, a function of its pixels that looks like chance."""
-    flat = images.reshape(len(images), -1)
-    words = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 8))).view("<u8")
-    factors = np.random.Generator(np.random.Philox(key=0)).integers(
-        2**64, size=words.shape[1], dtype=np.uint64
-    )
-    mixed = (words * (factors | np.uint64(1))).sum(axis=1, dtype=np.uint64)  # modulo 2**64
-    mixed ^= mixed >> np.uint64(32)
-    mixed *= np.uint64(0x9E3779B97F4A7C15)
-    return (mixed >> np.uint64(11)) / 2.0**53
+def prefetch(function, steps, workers=2):
+    """Yields function(step) of each step, computed by threads up to two each ahead, in order.
 
-
-def render(data, latents):
-    """Draws latents: uint8 [n, image_size, image_size, 1], 0 the ground and 255 the shape."""
-    pixels = np.arange(data.image_size, dtype=np.int32)
-    size = latents.size.astype(np.int32)[:, None, None]
-    down = pixels[:, None] - latents.row.astype(np.int32)[:, None, None]
-    right = pixels[None, :] - latents.column.astype(np.int32)[:, None, None]
-    inside = np.empty((len(size), data.image_size, data.image_size), bool)
-    for index, name in enumerate(data.shapes):
-        chosen = latents.shape == index
-        inside[chosen] = SHAPES[name](down[chosen], right[chosen], size[chosen])
-    return np.where(inside, np.uint8(255), np.uint8(0))[..., None]
-
-
-# Which pixels a shape lights: of the offsets (down, right) from its centre and its size.
-SHAPES = {
-    "circle": lambda down, right, radius: down**2 + right**2 < radius**2,
-    "square": lambda down, right, half: (
-        (-half <= down) & (down < half) & (-half <= right) & (right < half)
-    ),
-}
-
-
-def prefetch(function, steps, depth=2):
-    """Yields function(step) of each step, computed by a background thread up to `depth` ahead.
-
-    An error in the function is raised here, at the step it belongs to.
+    NumPy lets the threads run side by side. An error in the function is raised here, at the step it
+    belongs to.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending = deque()
     try:
         for step in steps:
             pending.append(pool.submit(function, step))
-            if len(pending) > depth:
+            if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == "__main__":
+    import audit
+
+    audit.main()

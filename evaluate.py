@@ -15,6 +15,7 @@ import contextlib
 import json
 import os
 from functools import partial
+from threading import Thread
 from typing import NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ import data
 from model import create_model, variable_shapes
 from settings import stop
 
-MAX_PAIRS = 10**6  # a space with at most this many ordered pairs is evaluated whole
+MAX_PAIRS = 10**6  # a split with at most this many ordered pairs is evaluated whole
 IMAGES_AT_ONCE = 256
 PAIRS_AT_ONCE = 4096
 METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
@@ -34,6 +35,7 @@ METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 
 def main(config, workdir, which, split):
     """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report."""
+    Thread(target=import_metric_writers, daemon=True).start()  # meanwhile: it takes seconds
     model = create_model(config)
     target = variable_shapes(model, config)
     with checkpoint.open_checkpoints(workdir) as checkpoints:
@@ -84,21 +86,8 @@ class Pairs(NamedTuple):
 
 def evaluation_pairs(config, split):
     """Every ordered pair with its probability; where those are too many, a sample of them."""
-    listed = data.enumerate_images(config.data, split)
-    if listed and len(listed[0]) ** 2 <= MAX_PAIRS:
-        images, shapes, probabilities = listed
-        first, second = np.divmod(np.arange(len(images) ** 2), len(images))
-        label = (shapes[first] == shapes[second]).astype(np.float64)
-        return Pairs(
-            images, first, second, label, probabilities[first] * probabilities[second], True
-        )
-    n = config.eval.num_pairs
-    steps = range(-(-n // config.batch_size))
-    batches = zip(*(data.make_batch(config, split, step) for step in steps), strict=True)
-    image1, image2, label = (np.concatenate(field)[:n] for field in batches)
-    first = np.arange(n)
-    images = np.concatenate([image1, image2])
-    return Pairs(images, first, first + n, label.astype(np.float64), np.full(n, 1 / n), False)
+    listed = data.enumerate_pairs(config.data, split, MAX_PAIRS)
+    return Pairs(*(listed or data.sample_pairs(config, split, config.eval.num_pairs)), bool(listed))
 
 
 def make_scorer(model):

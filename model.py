@@ -43,7 +43,8 @@ def variable_shapes(model, config):
 
 
 def initialise(model, config):
-    image = jnp.zeros((1, config.data.image_size, config.data.image_size, 1), jnp.uint8)
+    size = config.data.image_size
+    image = jnp.zeros((1, size, size, config.data.channels), jnp.uint8)
     return model.init(jax.random.key(config.seed), image, image)
 
 

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import data
+import shapes
 from configs import default
 
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
@@ -33,15 +34,49 @@ def train_command():
         flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
 
     values = parse(define)
+    config, name = named_config(values)
+    workdir = named_workdir(values) or Path("runs", name).absolute()
+    check_workdir(config, workdir)
+    open_splits(config)
+    return config, workdir
+
+
+def audit_command():
+    """Reads the command line of data.py: (config, checked, and the path of the picture)."""
+
+    def define():
+        config_flags.DEFINE_config_file("config", default.__file__, "Whose data.")
+        flags.DEFINE_string("output", None, "The picture; by default runs/<config's name>.png.")
+
+    values = parse(define)
+    config, name = named_config(values)
+    path = Path(values.output or Path("runs", f"{name}.png"))
+    if path.suffix != ".png" or path.is_dir():
+        stop(f"--output={path}: must be the path of a .png file")
+    open_splits(config)
+    return config, path
+
+
+def named_config(values):
+    """The config that --config names, checked, and the name of its file."""
     path = Path(config_flags.get_config_filename(values["config"]))
     try:
         config = values.config.copy_and_resolve_references()
     except (AttributeError, OSError) as error:  # of a file without a config, when it is first used
         stop(f"--config={path}: {last_line(error)}; configs/ has examples")
     check(config, "--config.")
-    workdir = named_workdir(values) or Path("runs", path.stem).absolute()
-    check_workdir(config, workdir)
-    return config, workdir
+    if config.data.path and Path(config.data.path).expanduser().exists():  # else the name of a set
+        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    return config, path.stem
+
+
+def open_splits(config):
+    """Opens each split's images, and refuses data of which no pairs can be made."""
+    for split in data.SPLITS:
+        space = data.open_space(config.data.to_json(), split)
+        if space.pairs is None and len(space.members) < 2 and config.data.same_as != "picture":
+            stop(f"--config.data: {split} has images of {len(space.members)} class only; "
+                 "pairs of same and different take two")  # fmt: skip
 
 
 def evaluate_command():
@@ -56,7 +91,9 @@ def evaluate_command():
     workdir = named_workdir(values) or newest_run(Path("runs"))
     if not (values.step in ("best", "last") or values.step.isdecimal()):
         stop(f"--step={values.step}: best, last or the number of a step")
-    return load_config(workdir), workdir, values.step, values.split
+    config = load_config(workdir)
+    open_splits(config)
+    return config, workdir, values.step, values.split
 
 
 def parse(define):
@@ -65,7 +102,7 @@ def parse(define):
     app.define_help_flags()
     try:
         define()  # ml_collections reads its overrides from sys.argv in here
-        for name in {"config", "workdir", "step", "split"} & set(values):
+        for name in {"config", "workdir", "step", "split", "output"} & set(values):
             values.register_key_flag_for_module(sys.argv[0], values[name])  # for --help
         rest = values(sys.argv)[1:]
     except flags.Error as error:
@@ -128,17 +165,7 @@ def rules(config):
     yield "seed", config.seed < 2**32, "below 2**32"
     for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
         yield key, config[key] >= 1, "at least 1"
-    known = tuple(data.SHAPES)
-    distinct = [name for name in known if name in images.shapes]
-    fit = len(distinct) == len(images.shapes) >= 2
-    yield "data.shapes", fit, f"two or more of {known}, each once"
-    sizes_fit = all(isinstance(s, int) and 1 <= s < images.max_size for s in images.min_sizes)
-    text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
-    yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and sizes_fit, text
-    text = f"below half of data.image_size ({images.image_size}): no centre is left"
-    yield "data.max_size", 2 * images.max_size < images.image_size, text
-    yield "data.placement", images.placement in ("margin", "inside"), "margin or inside"
-    yield "data.split", images.split in ("shared", "disjoint"), "shared or disjoint"
+    yield from data_rules(images)
     stages = model.stage_sizes
     whole = all(isinstance(s, int) and s >= 1 for s in stages)
     yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
@@ -161,6 +188,74 @@ def rules(config):
     yield "eval.num_pairs", config.eval.num_pairs >= 1, "at least 1"
     yield "checkpoint.keep_latest", config.checkpoint.keep_latest >= 1, "at least 1"
     yield "checkpoint.keep_best", config.checkpoint.keep_best >= 1, "at least 1"
+
+
+def data_rules(images):
+    """The part of `rules` about config.data."""
+    sources = ("shapes", *data.images.LISTS)
+    yield "data.source", images.source in sources, f"one of {sources}"
+    yield "data.image_size", images.image_size >= 1, "at least 1"
+    yield "data.p_same", images.p_same <= 1, "from 0 to 1"
+    splits = ("shared", "disjoint", "classes")
+    yield "data.split", images.split in splits, f"one of {splits}"
+    yield from (shape_rules if images.source == "shapes" else file_rules)(images)
+
+
+def file_rules(images):
+    path = Path(images.path).expanduser()
+    found = {"folder": path.is_dir, "pairs": path.is_file, "tfds": lambda: True}
+    what = {"folder": "a folder of classes", "pairs": "a CSV file", "tfds": "the name of a set"}
+    text = f"{what[images.source]} with data.source={images.source}"
+    yield "data.path", images.path != "" and found[images.source](), text
+    yield "data.channels", images.channels in (1, 3), "1 or 3"
+    yield "data.same_as", images.same_as == "class", "class, where images come from files"
+    fits = images.source != "pairs" or images.split != "classes"
+    yield "data.split", fits, "shared or disjoint: a list of pairs has no classes"
+
+
+def shape_rules(images):
+    known, meanings = tuple(shapes.SHAPES), ("class", "picture", "identity")
+    yield "data.path", images.path == "", "empty with data.source=shapes"
+    yield "data.channels", images.channels == 1, "1 with data.source=shapes"
+    yield "data.same_as", images.same_as in meanings, f"one of {meanings}"
+    identity, picture = (images.same_as == name for name in ("identity", "picture"))
+    if identity:
+        yield "data.shapes", images.shapes == ("blob",), "('blob',) with data.same_as=identity"
+    several = len([name for name in known if name in images.shapes])
+    fit = several == len(images.shapes) >= 2 - identity
+    yield "data.shapes", fit, f"two or more of {known}, each once"
+    fits = images.split != "classes" or identity
+    yield "data.split", fits, "shared or disjoint; data.held_out_shapes keeps kinds out of training"
+    held_out = images.held_out_shapes
+    kept = several - len(held_out)
+    fit = {*held_out} <= {*images.shapes} and (not held_out or min(kept, len(held_out)) >= 2)
+    yield "data.held_out_shapes", fit, "of data.shapes two or more, and two or more not"
+    fits = images.num_identities >= (6 if identity else 1)
+    yield "data.num_identities", fits, "at least 1, and 6 with data.same_as=identity"
+    whole = all(isinstance(s, int) and 1 <= s < images.max_size for s in images.min_sizes)
+    text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
+    yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and whole, text
+    fits = images.continuous and not images.p_outline if images.match_area else True
+    yield "data.match_area", fits, "False unless data.continuous and data.p_outline=0"
+    low, high = data.size_range(images)
+    fits = bool((low < high).all())
+    yield "data.max_size", fits, "larger: no area is left that all shapes of data.min_sizes have"
+    needed = 2 * data.margin(images) + 1
+    text = f"smaller: the farthest shape needs data.image_size={needed}"
+    yield "data.max_size", needed <= images.image_size, text
+    yield "data.placement", images.placement in ("margin", "inside"), "margin or inside"
+    for key in ("p_rotation", "p_mirror", "p_outline"):
+        yield f"data.{key}", images[key] <= 1, "from 0 to 1"
+    yield "data.max_angle", images.max_angle <= 180, "from 0 to 180"
+    yield "data.outline_width", images.outline_width > 0, "above 0"
+    for key in ("figure_greys", "ground_greys"):
+        levels = images[key]
+        whole = len(levels) == 2 and all(isinstance(level, int) for level in levels)
+        fits = whole and levels[0] <= levels[1] <= 255
+        yield f"data.{key}", fits, "two whole numbers from 0 to 255, the lower first"
+    yield "data.noise", not (picture and images.noise), "0 with data.same_as=picture"
+    fits = not picture or images.p_same > 0 or not data.is_continuous(images)
+    yield "data.p_same", fits, "above 0: of independent pictures no two are the same here"
 
 
 def accumulated_steps(config):

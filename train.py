@@ -224,7 +224,9 @@ def train(config, train_step, state, bar):
     """
     start, end = int(state.step), config.num_steps
     batches = data.prefetch(
-        lambda step: to_devices(data.make_batch(config, "train", step)), range(start, end)
+        lambda step: to_devices(data.make_batch(config, "train", step)),
+        range(start, end),
+        workers=min(8, os.cpu_count()),
     )
     intervals = (config.log_every_steps, config.eval_every_steps)
     due = [s for s in range(start + 1, end + 1) if s == end or any(s % i == 0 for i in intervals)]

@@ -18,12 +18,31 @@ def get_config():
     config.eval_every_steps = 40  # steps between two validations, each followed by a checkpoint
 
     config.data = ConfigDict()
+    config.data.source = "shapes"  # or files: folder (class/image), pairs (CSV), tfds
+    config.data.path = ""  # of the folder or CSV file; name or folder of a tfds set
+    config.data.image_size = 32  # pixels, height and width
+    config.data.channels = 1  # 1: grey, 3: colour, for files alone
+    config.data.same_as = "class"  # kind of shape; picture: pixels; identity: of a blob
+    config.data.p_same = 0.0  # probability of "same"; 0: two images drawn independently
+    config.data.split = "shared"  # one distribution; disjoint: no image in two; classes: no class
+
     config.data.shapes = ("circle", "square")  # each with the same probability
+    config.data.held_out_shapes = ()  # of these, drawn by test and by no other split
+    config.data.num_identities = 1  # how many different blobs
     config.data.min_sizes = (4, 2)  # pixels, per shape: smallest radius or half side
     config.data.max_size = 15  # pixels: sizes stay below it
-    config.data.image_size = 32  # pixels, height and width
     config.data.placement = "margin"  # centres: max_size off the border, or inside: where it fits
-    config.data.split = "shared"  # one distribution for all splits, or disjoint: no image in two
+    config.data.continuous = False  # sizes and centres: real numbers instead of whole ones
+    config.data.match_area = False  # the same distribution of lit area for all shapes
+    config.data.antialias = False  # grey edges; otherwise a pixel is lit or not
+    config.data.p_rotation = 0.0  # probability of a turn about the shape's own centre
+    config.data.max_angle = 180.0  # degrees: turns are uniform from -max_angle to max_angle
+    config.data.p_mirror = 0.0  # probability that left and right are exchanged
+    config.data.p_outline = 0.0  # probability of an outline instead of a filled shape
+    config.data.outline_width = 2.0  # pixels
+    config.data.figure_greys = (255, 255)  # lowest and highest grey level of the shape
+    config.data.ground_greys = (0, 0)  # the same of the ground
+    config.data.noise = 0.0  # grey levels: standard deviation of each pixel
 
     config.model = ConfigDict()
     config.model.stage_sizes = (2, 2, 2, 2)  # residual blocks per stage: ResNet18

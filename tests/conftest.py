@@ -1,6 +1,8 @@
 """For every test: four CPU devices, no rank promotion, warnings are errors (pyproject.toml)."""
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,16 +13,18 @@ import pytest
 
 from configs import default
 
-CACHE = tempfile.TemporaryDirectory()
-ENVIRONMENT = os.environ | {  # of the programs that tests start: one device, one compilation cache
-    "JAX_PLATFORMS": "cpu",
-    "JAX_NUM_CPU_DEVICES": "1",
-    "JAX_COMPILATION_CACHE_DIR": CACHE.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+CACHE = {  # of compiled programs, for tests and the programs that they start
+    "jax_compilation_cache_dir": tempfile.mkdtemp(),
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
 }
+atexit.register(shutil.rmtree, CACHE["jax_compilation_cache_dir"])
+ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
+ENVIRONMENT |= {name.upper(): str(value) for name, value in CACHE.items()}
 ROOT = Path(__file__).parent.parent
 
+for name, value in CACHE.items():
+    jax.config.update(name, value)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

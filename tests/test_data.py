@@ -1,12 +1,15 @@
 import hashlib
 import importlib
 import time
-from collections import Counter
 
 import numpy as np
 import pytest
 
 import data
+import images
+import settings
+from configs import default
+from shapes import SHAPES
 
 
 def literal_image(shape, size, row, column):
@@ -47,28 +50,15 @@ def everywhere(tiny):
 
 
 def test_enumerated_images_are_those_of_the_definition(tiny):
-    images, shapes, probabilities = data.enumerate_images(tiny.data, "test")
-    assert images.dtype == np.uint8 and images.shape == (96, 32, 32, 1)
+    pictures, shapes, probabilities = data.enumerate_images(tiny.data, "test")
+    assert pictures.dtype == np.uint8 and pictures.shape == (96, 32, 32, 1)
     names = [tiny.data.shapes[shape] for shape in shapes]
-    found = {x.tobytes(): (n, p) for x, n, p in zip(images, names, probabilities, strict=True)}
+    found = {x.tobytes(): (n, p) for x, n, p in zip(pictures, names, probabilities, strict=True)}
     assert found.keys() == literal_space().keys()
     for key, (shape, probability) in literal_space().items():
         assert found[key][0] == shape
         assert found[key][1] == pytest.approx(probability, abs=1e-15)
     assert probabilities.sum() == pytest.approx(1)
-    assert data.count_images(tiny.data) == 96
-
-
-def test_drawn_images_follow_the_enumerated_distribution(tiny):
-    tiny.batch_size = 50_000
-    batch = data.make_batch(tiny, "train", 0)
-    images = np.concatenate([batch.image1, batch.image2])
-    counts = Counter(image.tobytes() for image in images)
-    space = literal_space()
-    assert counts.keys() == space.keys()
-    expected = np.array([space[key][1] * len(images) for key in counts])
-    chi_square = ((np.array(list(counts.values())) - expected) ** 2 / expected).sum()
-    assert chi_square < 153  # 95 degrees of freedom: exceeded once in 7,000 seeds
 
 
 def test_labels_say_whether_the_shapes_are_the_same(tiny):
@@ -92,40 +82,59 @@ def test_a_batch_is_a_function_of_seed_split_and_step(tiny):
     assert len(others) == 5
 
 
-def test_streams_of_neighbouring_steps_do_not_overlap():
-    words = [data.random_generator(0, "train", step).integers(2**63, size=64) for step in range(9)]
+def test_streams_of_neighbouring_steps_and_pairs_do_not_overlap():
+    words = [data.uniforms(0, "train", step, 0, 16, 4) for step in range(9)]
     assert len(np.unique(words)) == 9 * 64
+    parts = [data.uniforms(0, "train", 3, first, 4, 4) for first in (0, 4, 8, 12)]
+    assert (np.concatenate(parts) == words[3]).all()
 
 
-@pytest.mark.parametrize(
-    "name, golden", [("default", "49ada9f8ed88cdff"), ("everywhere", "cb7cdb64967184d1")]
-)
-def test_golden_batch(name, golden):
+GOLDEN = {
+    "default": "309bf611c3a327f0",
+    "everywhere": "71318700c69ab039",
+    "heldout": "1b24e124af6356fb",
+    "rotation": "e1dcaf1627089805",
+    "unseen": "f5f46b075490efbd",
+    "identity": "5be6ed17dfbfd629",
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_batch(name):
     """Changes only when the data of a seed are meant to change: every run then starts anew."""
     config = importlib.import_module(f"configs.{name}").get_config()
     batch = data.make_batch(config, "train", 7)
     digest = hashlib.sha256(b"".join(field.tobytes() for field in batch)).hexdigest()
-    assert digest[:16] == golden
+    assert digest[:16] == GOLDEN[name]
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_the_hosts_parts_are_the_batch(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.data.noise = 5.0 if data.is_continuous(config.data) else 0.0
+    whole = data.make_batch(config, "validation", 2)
+    parts = [data.make_batch(config, "validation", 2, host, 4) for host in range(4)]
+    for field, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert (field == np.concatenate(pieces)).all()
 
 
 def test_other_sizes_and_shapes(tiny):
     tiny.data.update({"image_size": 21, "max_size": 7})
     tiny.data.update({"shapes": ("square", "circle"), "min_sizes": (1, 6)})
-    images, shapes, probabilities = data.enumerate_images(tiny.data, "test")
-    assert len(images) == data.count_images(tiny.data) == 7 * 7 * (6 + 1)
+    pictures, shapes, probabilities = data.enumerate_images(tiny.data, "test")
+    assert len(pictures) == 7 * 7 * (6 + 1)
     assert probabilities[shapes == 0].sum() == pytest.approx(0.5)
-    areas = (images > 0).sum(axis=(1, 2, 3))
+    areas = (pictures > 0).sum(axis=(1, 2, 3))
     assert set(areas[shapes == 0]) == {(2 * half) ** 2 for half in range(1, 7)}
 
 
 def test_everywhere_lists_every_place_where_the_whole_shape_fits(everywhere):
     everywhere.data.split = "shared"
-    images, shapes, probabilities = data.enumerate_images(everywhere.data, "train")
+    pictures, shapes, probabilities = data.enumerate_images(everywhere.data, "train")
     assert np.bincount(shapes).tolist() == [3256, 4485]
-    assert data.count_images(everywhere.data) == 7741
     space = literal_space("inside")
     assert len(space) == 7741  # no two of them look alike
-    for image, shape, p in zip(images, shapes, probabilities, strict=True):
+    for image, shape, p in zip(pictures, shapes, probabilities, strict=True):
         name, probability = space[image.tobytes()]
         assert name == everywhere.data.shapes[shape] and p == pytest.approx(probability)
 
@@ -138,41 +147,207 @@ def test_a_space_that_takes_too_much_memory_is_not_listed(tiny):
 
 def test_disjoint_splits_share_no_image_and_leave_none_out(everywhere):
     parts = [data.enumerate_images(everywhere.data, split) for split in data.SPLITS]
-    seen = [{image.tobytes() for image in images} for images, _, _ in parts]
+    seen = [{image.tobytes() for image in pictures} for pictures, _, _ in parts]
     assert set.union(*seen) == literal_space("inside").keys()
     assert sum(map(len, seen)) == 7741
-    for share, (images, shapes, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
-        assert len(images) == pytest.approx(7741 * share, rel=0.05)
+    for share, (pictures, shapes, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
+        assert len(pictures) == pytest.approx(7741 * share, rel=0.05)
         assert probabilities[shapes == 0].sum() == pytest.approx(0.5)
         assert probabilities.sum() == pytest.approx(1)
 
 
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_both_ways_to_draw_follow_the_enumerated_distribution(everywhere, split, monkeypatch):
-    """From the list of all images, and anew: chi-square over images grouped by probability."""
-    everywhere.batch_size = 20_000
-    images, _, probabilities = data.enumerate_images(everywhere.data, split)
-    index = {image.tobytes(): i for i, image in enumerate(images)}
-    for list_images in (data.list_images, lambda *_: None):
-        monkeypatch.setattr(data, "list_images", list_images)
-        batch = data.make_batch(everywhere, split, 0)
-        drawn = np.concatenate([batch.image1, batch.image2])
-        counts = np.bincount([index[image.tobytes()] for image in drawn], minlength=len(images))
-        groups = np.arange(len(images)) * 100 // len(images)
-        expected = np.bincount(groups, probabilities * len(drawn))
-        chi_square = ((np.bincount(groups, counts) - expected) ** 2 / expected).sum()
-        assert chi_square < 160  # 99 degrees of freedom: exceeded once in 10,000 seeds
-
-
 def test_pixels_decide_the_side_whatever_the_rest_of_the_batch(everywhere):
-    images, _, _ = data.enumerate_images(everywhere.data, "train")
-    assert data.in_split(everywhere.data, "train", images[5:9]).all()
-    assert not data.in_split(everywhere.data, "test", images[::-7]).any()
-    positions = data.hash_pixels(
+    pictures, _, _ = data.enumerate_images(everywhere.data, "train")
+    assert data.in_split(everywhere.data, "train", pictures[5:9]).all()
+    assert not data.in_split(everywhere.data, "test", pictures[::-7]).any()
+    positions = images.hash_pixels(
         np.random.default_rng(0).integers(0, 256, (10_000, 5, 5, 1), np.uint8)
     )
     counts, _ = np.histogram(positions, 20, (0, 1))
     assert counts.sum() == 10_000 and ((counts - 500) ** 2 / 500).sum() < 50
+
+
+def draw_both(config, pairs):
+    """Digests of the images that training and test draw in so many pairs."""
+    config.batch_size = 5000
+    for split in ("train", "test"):
+        batches = (data.make_batch(config, split, step) for step in range(pairs // 5000))
+        yield {image.tobytes() for batch in batches for both in batch[:2] for image in both}
+
+
+@pytest.mark.parametrize(
+    "pairs", [5000, pytest.param(500_000, marks=pytest.mark.slow)], ids=["few", "a million images"]
+)
+@pytest.mark.parametrize("name", ["everywhere", "heldout", "unseen", "identity"])
+def test_training_and_test_draw_no_common_image(name, pairs):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    train, test = draw_both(config, pairs)
+    assert train and test and not train & test
+
+
+def test_equal_pixels_of_different_latents_are_on_one_side(everywhere):
+    """Circles turned at random: thousands of latents for each image."""
+    everywhere.data.p_rotation, everywhere.data.max_size = 1.0, 11
+    train, test = draw_both(everywhere, 10_000)
+    assert len(train) < 15_000 and train and test and not train & test
+
+
+def chi_square(config, split, pairs):
+    """Of the pairs drawn against `enumerate_pairs`, and its degrees of freedom."""
+    pictures, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)
+    assert weight.sum() == pytest.approx(1) and (weight > 0).all()
+    index = {image.tobytes(): i for i, image in enumerate(pictures)}
+    assert len(index) == len(pictures)
+    place = {pair: i for i, pair in enumerate(zip(first.tolist(), second.tolist(), strict=True))}
+    config.batch_size = pairs
+    batch = data.make_batch(config, split, 0)
+    ids = [[index[image.tobytes()] for image in both] for both in batch[:2]]
+    drawn = np.array([place[pair] for pair in zip(*ids, strict=True)])
+    assert (label[drawn] == batch.label).all()
+    expected = weight * pairs
+    counts = np.bincount(drawn, minlength=len(weight))
+    return ((counts - expected) ** 2 / expected).sum(), len(weight) - 1
+
+
+@pytest.mark.parametrize("same_as", ["class", "picture"])
+@pytest.mark.parametrize("p_same", [0.0, 0.3, 1.0])
+def test_drawn_pairs_follow_the_enumerated_distribution(tiny, same_as, p_same):
+    tiny.data.update({"same_as": same_as, "p_same": p_same, "max_size": 6, "image_size": 14})
+    found, freedom = chi_square(tiny, "train", 40_000)
+    assert abs(found - freedom) < 4.5 * (2 * freedom) ** 0.5
+    if p_same:
+        label, weight = data.enumerate_pairs(tiny.data, "train", 10**6)[3:]
+        assert (label * weight).sum() == pytest.approx(p_same)
+    assert data.enumerate_pairs(tiny.data, "train", 100) is None
+
+
+@pytest.mark.parametrize("pairs", [pytest.param(500_000, marks=pytest.mark.slow), 20_000])
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["default", "everywhere"])
+def test_drawn_images_follow_the_enumerated_ones(name, listed, pairs, monkeypatch):
+    """Chi-square of up to a million images, from the list of all images and drawn anew."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    pictures, _, probabilities = data.enumerate_images(config.data, "test")
+    index = {image.tobytes(): i for i, image in enumerate(pictures)}
+    if not listed:
+        monkeypatch.setattr(data, "is_continuous", lambda _: True)
+        data.open_space.cache_clear()
+    counts = np.zeros(len(pictures))
+    config.batch_size = 20_000
+    for step in range(pairs // config.batch_size):
+        batch = data.make_batch(config, "test", step)
+        drawn = [index[image.tobytes()] for both in batch[:2] for image in both]
+        counts += np.bincount(drawn, minlength=len(pictures))
+    data.open_space.cache_clear()
+    expected = probabilities * 2 * pairs
+    found, freedom = ((counts - expected) ** 2 / expected).sum(), len(expected) - 1
+    assert abs(found - freedom) < 4.5 * (2 * freedom) ** 0.5
+
+
+def random_config(random):
+    """A config from all over the allowed ranges, of shapes drawn anew."""
+    config = default.get_config()
+    names = random.permutation([*SHAPES])[: random.integers(2, 6)]
+    continuous = bool(random.random() < 0.7)
+    config.data.update({
+        "shapes": tuple(map(str, names)),
+        "min_sizes": tuple(random.integers(2, 6, len(names)).tolist()),
+        "max_size": int(random.integers(8, 12)),
+        "image_size": int(random.integers(36, 45)),
+        "placement": str(random.choice(["margin", "inside"])),
+        "num_identities": 20,
+        "p_same": float(random.choice([0, 0.5, 0.8])),
+        "continuous": continuous,
+        "antialias": bool(random.random() < 0.7),
+        "p_rotation": float(random.choice([0, 0.5, 1])),
+        "max_angle": float(random.choice([20, 180])),
+        "p_mirror": float(random.choice([0, 0.5])),
+        "figure_greys": (120, int(random.integers(120, 256))),
+        "ground_greys": (0, int(random.integers(1, 100))),
+    })  # fmt: skip
+    match_area = continuous and bool(random.random() < 0.4)
+    config.data.match_area = match_area
+    config.data.p_outline = 0.0 if match_area else float(random.choice([0, 0.5]))
+    config.batch_size = 200
+    settings.check(config)
+    return config
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch):
+    config = random_config(np.random.default_rng(case))
+    drawn = []
+
+    def draw_images(options, latents):
+        drawn.append(latents)
+        return original(options, latents)
+
+    original = data.draw_images
+    monkeypatch.setattr(data, "draw_images", draw_images)
+    batch = data.make_batch(config, "train", 1)
+    (latents,) = drawn
+    assert (batch.label == (latents.shape[::2] == latents.shape[1::2])).all()
+    p_same, n = config.data.p_same or 1 / len(config.data.shapes), len(batch.label)
+    assert abs(batch.label.mean() - p_same) < 4 * (p_same * (1 - p_same) / n) ** 0.5
+    light = np.stack(batch[:2], axis=1).reshape(2 * n, -1).astype(int)
+    config.data.image_size += 16  # the same shapes with 8 pixels more on every side
+    moved = latents._replace(row=latents.row + 8, column=latents.column + 8)
+    wide = original(config.data, moved).reshape(2 * n, -1).astype(int)
+    ground = latents.ground[:, None]
+    gap = (light - ground).sum(axis=1) - (wide - ground).sum(axis=1)
+    assert np.abs(gap).max() <= 1  # a level of grey, rounded another way
+    contrast = latents.figure[:, None] - ground
+    filled = ~latents.outline & (latents.size > 5)
+    area = ((light - ground) / contrast).sum(axis=1)[filled]
+    true = np.array([SHAPES[name].area for name in config.data.shapes])[latents.shape]
+    assert area == pytest.approx((true * latents.size**2)[filled], rel=0.35)
+
+
+def test_match_area_makes_area_and_place_tell_nothing():
+    config = importlib.import_module("configs.unseen").get_config()
+    config.data.held_out_shapes = ()
+    u = np.random.default_rng(0).random((4000, 10))
+    per_shape = [
+        data.draw_latents(config.data, u, np.full(4000, k)) for k in range(len(config.data.shapes))
+    ]
+    roots = [SHAPES[name].area ** 0.5 for name in config.data.shapes]
+    for one, root in zip(per_shape, roots, strict=True):
+        assert one.size * root == pytest.approx(per_shape[0].size * roots[0])
+        offset = SHAPES[config.data.shapes[one.shape[0]]].offset
+        assert one.row + offset == pytest.approx(per_shape[0].row)
+
+
+def test_pictures_are_the_same_pixels_or_not():
+    config = importlib.import_module("configs.heldout").get_config()
+    config.data.update({"same_as": "picture", "p_same": 0.4})
+    config.batch_size = 3000
+    batch = data.make_batch(config, "train", 0)
+    assert (batch.label == (batch.image1 == batch.image2).all(axis=(1, 2, 3))).all()
+    assert batch.label.mean() == pytest.approx(0.4, abs=0.04)
+
+
+def test_noise_has_its_deviation_and_is_new_in_every_pixel():
+    config = importlib.import_module("configs.heldout").get_config()
+    config.data.update({"noise": 12.0, "figure_greys": (128, 128), "ground_greys": (128, 128)})
+    config.batch_size = 400
+    image1, image2, _ = data.make_batch(config, "train", 0)
+    noise = np.stack([image1, image2]).astype(float) - 128
+    assert noise.mean() == pytest.approx(0, abs=0.1)
+    assert noise.std() == pytest.approx(12, rel=0.01)
+    flat = noise.reshape(800, -1)
+    assert np.abs(np.corrcoef(flat[:, :200].T) - np.eye(200)).max() < 0.2
+    assert np.abs(np.corrcoef(flat[:200]) - np.eye(200)).max() < 0.2
+
+
+def test_held_out_kinds_and_identities_are_the_tests_alone():
+    unseen = importlib.import_module("configs.unseen").get_config()
+    of = {split: data.members(unseen.data, split).tolist() for split in data.SPLITS}
+    assert of == {"train": [0, 1, 2, 3, 4], "validation": [0, 1, 2, 3, 4], "test": [5, 6, 7]}
+    identity = importlib.import_module("configs.identity").get_config()
+    parts = [data.members(identity.data, split) for split in data.SPLITS]
+    assert [len(part) for part in parts] == [8000, 1000, 1000]
+    assert len(np.unique(np.concatenate(parts))) == 10_000
+    assert [len(data.class_split(6, split)) for split in data.SPLITS] == [2, 2, 2]
 
 
 def test_prefetch_keeps_the_order_and_raises_where_the_error_belongs():
@@ -189,7 +364,7 @@ def test_prefetch_keeps_the_order_and_raises_where_the_error_belongs():
 
 def test_prefetch_works_ahead_while_the_caller_is_busy():
     done = []
-    results = data.prefetch(done.append, range(10), depth=2)
+    results = data.prefetch(done.append, range(10), workers=1)
     next(results)
     deadline = time.monotonic() + 10
     while len(done) < 3 and time.monotonic() < deadline:

@@ -93,14 +93,15 @@ def test_a_space_too_large_to_enumerate_is_sampled(scored):
     config = tiny_config()
     config.data.placement = "inside"
     config.eval.num_pairs = 1001
-    assert data.count_images(config.data) ** 2 > evaluate.MAX_PAIRS
+    assert len(data.enumerate_images(config.data, "test")[0]) ** 2 > evaluate.MAX_PAIRS
     found = evaluate.evaluate(config, score, variables, "test")
     assert found.metrics["pairs"] == 1001 and not found.metrics["exact"]
     again = evaluate.evaluate(config, score, variables, "test")
     other = evaluate.evaluate(config, score, variables, "validation")
     assert found.metrics == again.metrics != other.metrics
-    drawn = data.make_batch(config, "test", 0)
+    drawn = data.make_batch(config, "test", 0)  # the sample is what the test's stream begins with
     np.testing.assert_array_equal(found.pairs.images[found.pairs.first[:8]], drawn.image1)
+    np.testing.assert_array_equal(found.pairs.images[found.pairs.second[:8]], drawn.image2)
     np.testing.assert_array_equal(found.pairs.label[:8], drawn.label)
 
 

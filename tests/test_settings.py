@@ -29,15 +29,29 @@ def check(key, value):
         ("seed", 2**32, "below 2**32"),
         ("batch_size", 0, "at least 1"),
         ("num_steps", 0, "at least 1"),
-        ("data.max_size", 16, "below half of data.image_size"),
+        ("data.max_size", 16, "the farthest shape needs data.image_size=33"),
         ("data.min_sizes", (4, 15), "from 1 to data.max_size - 1"),
         ("data.min_sizes", (4,), "one whole number of pixels per shape"),
         ("data.min_sizes", (4, 2.5), "one whole number of pixels per shape"),
-        ("data.shapes", ("circle", "hexagon"), "two or more of ('circle', 'square')"),
+        ("data.shapes", ("circle", "hexagon"), "two or more of ('circle', 'square', 'triangle'"),
         ("data.shapes", ("circle",), "two or more"),
         ("data.shapes", ("circle", "circle"), "two or more"),
         ("data.placement", "centre", "margin or inside"),
-        ("data.split", "random", "shared or disjoint"),
+        ("data.split", "random", "one of ('shared', 'disjoint', 'classes')"),
+        ("data.split", "classes", "data.held_out_shapes keeps kinds out"),
+        ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
+        ("data.path", "photos", "empty with data.source=shapes"),
+        ("data.channels", 3, "1 with data.source=shapes"),
+        ("data.same_as", "colour", "one of ('class', 'picture', 'identity')"),
+        ("data.p_same", 1.5, "from 0 to 1"),
+        ("data.held_out_shapes", ("star",), "of data.shapes two or more"),
+        ("data.num_identities", 0, "at least 1"),
+        ("data.match_area", True, "False unless data.continuous"),
+        ("data.p_mirror", 2.0, "from 0 to 1"),
+        ("data.max_angle", 270.0, "from 0 to 180"),
+        ("data.outline_width", 0.0, "above 0"),
+        ("data.figure_greys", (255, 100), "the lower first"),
+        ("data.ground_greys", (0, 256), "from 0 to 255"),
         ("model.dtype", "float16", "'auto', 'float32', 'bfloat16'"),
         ("model.stage_sizes", (), "blocks per stage"),
         ("model.stage_sizes", (2, 0), "blocks per stage"),
@@ -63,6 +77,31 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
     assert f"config.{key}" in message and allowed in message and "\n" not in message
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"source": "folder"}, "data.path=: must be a folder of classes with data.source=folder"),
+        ({"source": "pairs", "path": "."}, "data.path=.: must be a CSV file"),
+        ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
+        ({"source": "tfds", "path": "mnist", "same_as": "picture"}, "must be class, where images"),
+        ({"same_as": "identity"}, "must be ('blob',) with data.same_as=identity"),
+        ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
+        ({"same_as": "picture", "noise": 1.0}, "data.noise=1.0: must be 0"),
+        ({"same_as": "picture", "p_mirror": 0.5}, "data.p_same=0.0: must be above 0"),
+        ({"continuous": True, "match_area": True, "p_outline": 0.5}, "data.match_area=True"),
+        (
+            {"continuous": True, "match_area": True, "min_sizes": (4, 14)},
+            "max_size=15: must be larger: no area is left",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(changes, message):
+    config = default.get_config()
+    config.data.update(changes)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        settings.check(config)
+
+
 @pytest.mark.parametrize("key, value", [("seed", 2**32 - 1), ("optimizer.momentum", 0.0)])
 def test_values_at_the_edge_are_allowed(key, value):
     check(key, value)
@@ -81,9 +120,10 @@ def test_keys_must_be_those_of_the_default():
 
 def test_every_key_is_read_by_the_code():
     code = "".join(path.read_text() for path in ROOT.glob("*.py"))
-    rules = inspect.getsource(settings.rules)  # to check a value is not to use it
-    assert rules in code
-    code = code.replace(rules, "")
+    for name in ("rules", "data_rules", "file_rules", "shape_rules"):
+        rules = inspect.getsource(getattr(settings, name))  # to check a value is not to use it
+        assert rules in code
+        code = code.replace(rules, "")
     aliases = {"data": "(config\\.)?data", "optimizer": "(options|config\\.optimizer)"}
     for key in settings.flatten(default.get_config().to_dict()):
         *group, name = key.split(".")
@@ -97,7 +137,11 @@ def test_every_key_is_read_by_the_code():
 )
 def test_every_config_is_valid_and_opens_with_its_command(path):
     module = __import__(f"configs.{path.stem}", fromlist=["get_config"])
-    settings.check(module.get_config())
+    config = module.get_config()
+    if config.data.source in ("folder", "pairs"):
+        assert config.data.path == "" and f"{path.name} --config.data.path=" in module.__doc__
+        config.data.path = str(path.parent if config.data.source == "folder" else path)
+    settings.check(config)
     assert f"python train.py --config=configs/{path.name}" in module.__doc__
 
 
@@ -111,7 +155,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--work=x"], "Did you mean: workdir"),
         (["batch_size=3"], "cannot read 'batch_size=3'"),
         (["--config.optimizer.learning_rate=nan"], "finite"),
-        (["--config.data.max_size=20"], "below half"),
+        (["--config.data.max_size=20"], "needs data.image_size=41"),
         (["--workdir=/dev/null"], "not a folder"),
         (["--workdir=/dev/null/run"], "not a folder"),
         (["--workdir=" + 300 * "x"], "too long"),

@@ -1,0 +1,19 @@
+"""Pairs from a folder of your own images, one folder a class: root/class/image.
+
+    python train.py --config=configs/folder.py --config.data.path=root
+
+Test images are never trained on; with data.split=classes neither are their classes.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.data.source = "folder"
+    config.data.path = ""  # named on the command line
+    config.data.image_size = 64
+    config.data.channels = 3
+    config.data.p_same = 0.5
+    config.data.split = "disjoint"
+    return config

@@ -1,0 +1,18 @@
+"""Blobs: the same one or not, wherever it is, however large and turned; test blobs are unseen.
+
+python train.py --config=configs/identity.py
+"""
+
+from configs.heldout import get_config as heldout
+
+
+def get_config():
+    config = heldout()
+    config.data.same_as = "identity"
+    config.data.split = "classes"
+    config.data.shapes = ("blob",)
+    config.data.min_sizes = (5,)
+    config.data.max_size = 10
+    config.data.num_identities = 10_000
+    config.data.p_same = 0.5
+    return config

@@ -1,0 +1,18 @@
+"""Handwritten characters of 50 alphabets (Lake et al. 2015): the same character or not.
+
+    tfds build omniglot --file_format=array_record
+    python train.py --config=configs/omniglot.py
+
+Test characters are unseen. Any image classification set of tensorflow_datasets goes the same way.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.data.source = "tfds"
+    config.data.path = "omniglot"
+    config.data.p_same = 0.5
+    config.data.split = "classes"
+    return config

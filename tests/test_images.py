@@ -1,0 +1,309 @@
+import csv
+
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image
+
+import data
+import evaluate
+import images
+import settings
+import train
+from configs import default
+
+
+def photo(random, hue):
+    """A picture like a photograph: smooth, colourful, noisy; its class is its hue."""
+    y, x = np.mgrid[:40, :56] / 40
+    waves = np.sin(3 * x * random.uniform(0.5, 2)) + np.cos(3 * y * random.uniform(0.5, 2))
+    colors = 128 + 60 * np.sin(2 * np.pi * (hue + np.arange(3)) / 3)
+    pixels = colors + 25 * waves[..., None] + random.normal(0, 8, (40, 56, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of six classes with twenty images each, one of them twice."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for k in range(6):
+        (root / f"class{k}" / "deeper").mkdir(parents=True)
+        for i in range(20):
+            photo(random, k / 2).save(
+                root / f"class{k}" / ("deeper" if i % 2 else ".") / f"{i}.png"
+            )
+    (root / "class0" / "copy.png").write_bytes((root / "class0" / "4.png").read_bytes())
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A set of tensorflow_datasets with two splits, prepared in array_record."""
+    import io
+
+    import tensorflow_datasets as tfds
+
+    class Toy(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=[f"hue{k}" for k in range(6)]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(40), "test": self._generate_examples(20)}
+
+        def _generate_examples(self, count):
+            random = np.random.default_rng(count)
+            for i in range(count):
+                file = io.BytesIO()
+                photo(random, i % 6 / 2).save(file, "PNG")
+                yield i, {"image": file.getvalue(), "label": i % 6}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    Toy(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / "toy" / "1.0.0"
+
+
+def write_pairs(path, rows, header=("image1", "image2", "label")):
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def config_of(source, path, **changes):
+    config = default.get_config()
+    config.data.update(
+        {"source": source, "path": str(path), "split": "disjoint", "p_same": 0.5} | changes
+    )
+    settings.check(config)
+    return config
+
+
+def test_a_folder_is_its_classes(photos):
+    config = config_of("folder", photos, channels=3, image_size=24)
+    files = images.load(config.data.to_json())
+    assert files.names == tuple(f"class{k}" for k in range(6))
+    assert np.bincount(files.classes).tolist() == [21, 20, 20, 20, 20, 20]
+    assert files.images.shape == (121, 24, 24, 3)
+    file = sorted((photos / "class2").rglob("*.png"))[3]
+    index = np.flatnonzero(files.classes == 2)[3]
+    expected = np.asarray(Image.open(file).resize((24, 24), Image.Resampling.BILINEAR))
+    assert (files.images[index] == expected).all()
+
+
+def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
+    config = config_of("folder", photos, p_same=0.6)
+    config.batch_size = 4000
+    files = images.load(config.data.to_json())
+    class_of = {x.tobytes(): c for x, c in zip(files.images, files.classes, strict=True)}
+    seen = {}
+    for split in data.SPLITS:
+        batch = data.make_batch(config, split, 0)
+        pairs = [[class_of[x.tobytes()] for x in both] for both in batch[:2]]
+        assert (np.equal(*pairs) == batch.label).all()
+        assert batch.label.mean() == pytest.approx(0.6, abs=0.04)
+        if split != "train":  # which has an image and its copy
+            assert not (batch.image1 == batch.image2).all(axis=(1, 2, 3)).any()
+        seen[split] = {x.tobytes() for both in batch[:2] for x in both}
+        _, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)
+        assert weight.sum() == pytest.approx(1) and (weight * label).sum() == pytest.approx(0.6)
+        assert (first != second).all()
+    assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
+
+
+def test_classes_can_be_kept_apart(photos):
+    config = config_of("folder", photos, split="classes")
+    parts = [set(data.open_space(config.data.to_json(), s).members) for s in data.SPLITS]
+    assert [len(part) for part in parts] == [2, 2, 2] and set.union(*parts) == set(range(6))
+
+
+def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
+    names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
+    rows = [
+        (names[i], names[(7 * i + k) % 60], str((i + k) % 3 == 0).lower(), split)
+        for i in range(60)
+        for k, split in enumerate(("train", "train", "validation", "test"))
+    ]
+    path = write_pairs(photos / "given.csv", rows, ("image1", "image2", "label", "split"))
+    config = config_of("pairs", path, p_same=0.0)
+    index = {}
+    for name in names:
+        picture = Image.open(photos / name).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+        index[np.asarray(picture).tobytes()] = name
+    for split in data.SPLITS:
+        listed = {(a, b): float(c == "true") for a, b, c, s in rows if s == split}
+        config.batch_size = 2000
+        image1, image2, label = data.make_batch(config, split, 3)
+        drawn = [[index[x.tobytes()] for x in both] for both in (image1, image2)]
+        found = dict(zip(zip(*drawn, strict=True), label.tolist(), strict=True))
+        assert found == listed
+        pictures, first, _, label, weight = data.enumerate_pairs(config.data, split, 10**6)
+        assert len(first) == len(listed) and weight == pytest.approx(1 / len(listed))
+        assert sorted(label) == sorted(listed.values()) and len(pictures) <= 60
+
+
+def test_a_list_without_splits_is_divided_by_images(photos):
+    names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
+    rows = [(a, b, int(a[:6] == b[:6])) for a in names for b in names[::3]]
+    config = config_of("pairs", write_pairs(photos / "all.csv", rows), p_same=0.0)
+    used = [
+        set(data.open_space(config.data.to_json(), s).pairs[:, :2].ravel()) for s in data.SPLITS
+    ]
+    assert all(used) and not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
+
+
+def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
+    base = photo(np.random.default_rng(0), 0.5)
+    deep = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
+    files = {
+        "rgb.png": base,
+        "cmyk.jpg": base.convert("CMYK"),
+        "palette.gif": base.quantize(64),
+        "alpha.png": base.convert("RGBA"),
+        "deep.png": deep,
+        "one.bmp": base.convert("1"),
+        "tiny.png": base.resize((1, 1)),
+    }
+    (tmp_path / "a").mkdir()
+    for name, picture in files.items():
+        picture.save(tmp_path / "a" / name)
+    turned = base.copy()
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.rotate(180).save(tmp_path / "a" / "turned.png", exif=exif)
+    for channels in (1, 3):
+        config = config_of("folder", tmp_path, channels=channels)
+        loaded = images.load(config.data.to_json())
+        assert loaded.images.shape == (8, 32, 32, channels) and (loaded.classes == 0).all()
+        by_name = dict(zip(sorted([*files, "turned.png"]), loaded.images.astype(int), strict=True))
+        for name in ("deep.png", "turned.png", "alpha.png"):
+            if channels == 1 or name != "deep.png":
+                assert np.abs(by_name[name] - by_name["rgb.png"]).max() <= 2, name
+
+
+def test_what_cannot_be_read_is_named_counted_and_left_out(photos, tmp_path, capsys):
+    for k in range(2):
+        (tmp_path / f"c{k}").mkdir()
+        for i in range(12):
+            photo(np.random.default_rng(i), k).save(tmp_path / f"c{k}" / f"{i}.png")
+    whole = (tmp_path / "c0" / "0.png").read_bytes()
+    (tmp_path / "c0" / "half.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c0" / "empty.png").touch()
+    (tmp_path / "c1" / "text.jpg").write_text("not an image")
+    config = config_of("folder", tmp_path, split="shared")
+    files = images.load(config.data.to_json())
+    text = capsys.readouterr().err
+    assert "3 of 27 images cannot be read" in text and text.count("\n") == 1
+    assert all(name in text for name in ("half.png", "empty.png", "text.jpg"))
+    assert np.bincount(files.classes + 1).tolist() == [3, 12, 12]
+    assert len(data.open_space(config.data.to_json(), "train").rows) == 24
+
+
+def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
+    config = config_of("folder", photos)
+    config.batch_size = 50
+    expected = data.make_batch(config, "train", 0)
+    monkeypatch.setattr(images, "KEEP_BYTES", 1000)
+    for function in (images.load, data.open_space):
+        function.cache_clear()
+    assert isinstance(images.load(config.data.to_json()).images, np.memmap)
+    for field, other in zip(expected, data.make_batch(config, "train", 0), strict=True):
+        assert (field == other).all()
+    for function in (images.load, data.open_space):
+        function.cache_clear()
+
+
+def refusal(options, tmp_path):
+    finished = run("train.py", *options, "--workdir=w", cwd=tmp_path)
+    assert finished.returncode == 1 and "Traceback" not in finished.stderr
+    assert not (tmp_path / "w").exists()
+    return finished.stderr.strip().splitlines()[-1]
+
+
+def folder_options(path, split="disjoint"):
+    options = {"source": "folder", "path": path, "split": split, "p_same": 0.5}
+    return [f"--config.data.{key}={value}" for key, value in options.items()]
+
+
+def test_a_folder_without_pairs_says_why(photos, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    assert "no images there" in refusal(folder_options(root), tmp_path)
+    (root / "only").mkdir()
+    for i in range(3):
+        photo(np.random.default_rng(i), 0).save(root / "only" / f"{i}.png")
+    assert "1 of 1 classes" in refusal(folder_options(root, "shared"), tmp_path)
+    (root / "single").mkdir()
+    photo(np.random.default_rng(9), 0).save(root / "single" / "0.png")
+    assert "class single has one image" in refusal(folder_options(root), tmp_path)
+    assert "must be a folder" in refusal(folder_options(tmp_path / "none"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rows, header, text",
+    [
+        ([], ("image1", "image2"), "lacks the column label"),
+        ([], ("image1", "image2", "label"), "no pairs there"),
+        ([("a.png", "b.png", "maybe")], ("image1", "image2", "label"), "line 2: label 'maybe'"),
+        ([("a.png", "b.png", 1)], ("image1", "image2", "label"), "none of its images"),
+        (
+            [("class0/0.png", "class0/2.png", 1, "dev")],
+            ("image1", "image2", "label", "split"),
+            "line 2: split 'dev'",
+        ),
+        (
+            [("class0/0.png", "class0/2.png", 1, "train")],
+            ("image1", "image2", "label", "split"),
+            "too few pairs for validation",
+        ),
+    ],
+)
+def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
+    path = write_pairs(photos / f"{header}{text}.csv".replace("/", ""), rows, header)
+    with pytest.raises(SystemExit, match=text):
+        settings.open_splits(config_of("pairs", path, p_same=0.0))
+
+
+def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = config_of("tfds", "omniglot")
+    with pytest.raises(SystemExit, match="tfds build omniglot --file_format=array_record"):
+        images.load(config.data.to_json())
+    with pytest.raises(SystemExit, match="no set of tensorflow_datasets"):
+        images.load(config_of("tfds", "no_such_set").data.to_json())
+
+
+def test_a_prepared_set_is_read_without_tensorflow(prepared, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys; sys.path.insert(0, sys.argv[1]); import images, json\n"
+        "from configs import default; config = default.get_config()\n"
+        "config.data.update({'source': 'tfds', 'path': sys.argv[2]})\n"
+        "files = images.load(config.data.to_json())\n"
+        "print(files.images.shape, files.names, 'tensorflow' in sys.modules)"
+    )
+    finished = run(str(script), str(images.__file__).rsplit("/", 1)[0], str(prepared))
+    names = tuple(f"hue{k}" for k in range(6))
+    assert finished.stdout == f"(60, 32, 32, 1) {names} False\n", finished.stderr
+
+
+@pytest.mark.parametrize("source", ["folder", "tfds"])
+def test_real_images_go_through_training_and_evaluation(
+    source, photos, prepared, tmp_path, tiny, capsys
+):
+    path = photos if source == "folder" else prepared
+    tiny.data.update({"source": source, "path": str(path), "channels": 3, "p_same": 0.5})
+    tiny.model.stage_sizes = (1,)
+    train.train_and_evaluate(tiny, tmp_path)
+    trained = capsys.readouterr().out
+    evaluate.main(tiny, tmp_path, "best", "test")
+    assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
+    assert "every ordered pair" in trained
+    picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))
+    assert np.ptp(picture.astype(int), axis=-1).mean() > 10  # in colour
