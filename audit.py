@@ -11,7 +11,7 @@ import numpy as np
 import data
 import settings
 
-TRAIN_PAIRS, TEST_PAIRS = 20_000, 10_000  # drawn for rules
+TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
 MOST_PAIRS = 10**6  # at most this many are counted one by one
 SIMULATED_PAIRS = 100_000  # of training, at most
 
@@ -169,7 +169,7 @@ def forest(train, train_label, test, test_label):
     """Accuracy of a random forest: it finds any dependence on a few numbers."""
     from sklearn.ensemble import RandomForestClassifier
 
-    model = RandomForestClassifier(50, min_samples_leaf=3, random_state=0)
+    model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
     return float((model.fit(train, train_label).predict(test) == test_label).mean())
 
 
@@ -190,8 +190,8 @@ def single_pixel(train, test):
 
 def nearest_image(config):
     """Accuracy of giving each test image the class of the training image nearest in pixels."""
-    known, classes = images_of_classes(config, "train", 10_000)
-    asked, truth = images_of_classes(config, "test", 2500)
+    known, classes = images_of_classes(config, "train", TRAIN_PAIRS)
+    asked, truth = images_of_classes(config, "test", TEST_PAIRS // 2)
     known, asked = (grey(x).reshape(len(x), -1) for x in (known, asked))
     lengths = (known**2).sum(axis=1)
     blocks = np.array_split(asked, 10)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-IMAGES_AT_ONCE = 128  # rendered together: their temporaries stay in the cache of one core
+IMAGES_AT_ONCE = 256  # rendered together: their temporaries stay in the cache of one core
 DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from ground to figure
 
 
