@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 import images
-from shapes import DIAGONAL, SHAPES, Latents, radius, reach, render
+from shapes import draw_latents, is_continuous, list_latents, render
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
@@ -140,7 +140,7 @@ def draw_anew(data, split, space, uniform):
     missing, attempt = np.arange(len(member)), 0
     while len(missing):
         numbers = uniform(PAIR_NUMBERS, attempt)[:, 2:22].reshape(len(member), 10)[missing]
-        drawn[missing] = fresh = draw_images(data, draw_latents(data, numbers, member[missing]))
+        drawn[missing] = fresh = render(data, draw_latents(data, numbers, member[missing]))
         missing = missing[~in_split(data, split, fresh)]
         attempt += 1
     image1, image2 = drawn[::2], drawn[1::2]
@@ -151,99 +151,6 @@ def draw_anew(data, split, space, uniform):
     if data.noise:
         image1, image2 = (add_noise(data, uniform, i, x) for i, x in enumerate((image1, image2)))
     return Batch(image1, image2, (classes[0] == classes[1]).astype(np.float32))
-
-
-def draw_latents(data, u, member):
-    """Latents of n images from uniform numbers [n, 10], given their class's shape or identity."""
-    u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
-    if data.same_as == "identity":
-        shape, identity = np.zeros(len(u), int), member
-    else:
-        shape, identity = member, (u_identity * data.num_identities).astype(int)
-    low, high = size_range(data)[:, shape]
-    size = spread(data, u_size, low, high - (not data.continuous))
-    angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
-    mirror, outline = u_mirror < data.p_mirror, u_outline < data.p_outline
-    figure, ground = (
-        (low + u * (high - low + 1)).astype(int)
-        for u, (low, high) in zip(u_grey, (data.figure_greys, data.ground_greys), strict=True)
-    )
-    nowhere = np.zeros(len(u))
-    latents = Latents(
-        shape, identity, size, nowhere, nowhere, angle, mirror, outline, figure, ground
-    )
-    (top, left), (bottom, right) = centres(data, latents)
-    return latents._replace(
-        row=spread(data, u_row, top, bottom), column=spread(data, u_column, left, right)
-    )
-
-
-def spread(data, u, low, high):
-    """Uniform between low and high: real numbers, or whole ones from the first to the last."""
-    return low + (u * (high - low) if data.continuous else np.floor(u * (high - low + 1)))
-
-
-def size_range(data):
-    """Sizes of each shape, float64 [2, shapes]: from the first to below the second.
-
-    With match_area the square root of the area is uniform over the range that all shapes have.
-    """
-    low, high = np.array(data.min_sizes, float), np.full(len(data.shapes), float(data.max_size))
-    if data.match_area:
-        roots = traits(data, lambda shape: shape.area**0.5)
-        low, high = (low * roots).max() / roots, (high * roots).min() / roots
-    return np.stack([low, high])
-
-
-def traits(data, function):
-    """A number of each of the config's shapes: float64 [shapes]."""
-    return np.array([function(SHAPES[name]) for name in data.shapes])
-
-
-def margin(data):
-    """How far off the border every shape of every size is whole, in pixels; at least max_size."""
-    largest = size_range(data)[1] - (not data.continuous)
-    far = [radius(name) if data.p_rotation or name == "blob" else 1 for name in data.shapes]
-    needed = largest * far - traits(data, lambda shape: shape.offset) - dark(data)
-    return max(data.max_size, int(np.ceil(needed.max())))
-
-
-def dark(data):
-    """How far beyond the centres of the outermost pixels each shape may reach and be whole: pixels.
-
-    One pixel; less by how far anti-aliasing goes, which is farthest at the tip of a corner.
-    """
-    return 1 - data.antialias * DIAGONAL / 2 / traits(data, lambda shape: np.sin(shape.tip))
-
-
-def centres(data, latents):
-    """The lowest and the highest coordinates of centres, float64 [2, n] each: row and column.
-
-    With placement "inside" these are all around which the whole shape is inside the image. With
-    match_area the room is that of the widest shape of this area, so that it tells nothing either.
-    """
-    if data.placement == "margin":
-        low, high = margin(data), data.image_size - 1 - margin(data)
-        low, high = (np.full((2, len(latents.size)), float(bound)) for bound in (low, high))
-    else:
-        if data.match_area:
-            roots = traits(data, lambda shape: shape.area**0.5)
-            widest = max(radius(name) / root for name, root in zip(data.shapes, roots, strict=True))
-            farthest = latents.size * roots[latents.shape] * widest - dark(data).min()
-            up = down = left = right = farthest
-        else:
-            up, down, left, right = reach(data.shapes, latents) - dark(data)[latents.shape]
-        offset = traits(data, lambda shape: shape.offset)[latents.shape]
-        low = np.stack([up, left]) - offset
-        high = data.image_size - 1 - np.stack([down, right]) - offset
-    if data.continuous:
-        return low, high
-    return np.ceil(low - 1e-6), np.floor(high + 1e-6)
-
-
-def draw_images(data, latents):
-    """Draws latents as the config says: uint8 [n, height, width, 1]."""
-    return render(data.shapes, latents, data.image_size, data.antialias, data.outline_width)
 
 
 def add_noise(data, uniform, which, drawn):
@@ -328,31 +235,6 @@ def sample_pairs(config, split, count):
     return space.images[used], first, second, label.astype(float), weight
 
 
-def latents_without_place(data, split):
-    """All combinations of shape, identity and size that a split can draw, centres left open."""
-    shapes, sizes = members(data, split), size_range(data)
-    identities = np.arange(data.num_identities)
-    if data.same_as == "identity":
-        shapes, identities = np.zeros(1, int), shapes
-    combinations = [
-        (shape, identity, size)
-        for shape in shapes
-        for identity in (identities if data.shapes[shape] == "blob" else [0])
-        for size in np.arange(*sizes[:, shape])
-    ]
-    shape, identity, size = map(np.array, zip(*combinations, strict=True))
-    zero, figure, ground = np.zeros(len(size)), data.figure_greys[0], data.ground_greys[0]
-    flags = zero > 0, np.full(len(size), data.p_outline == 1)
-    greys = (np.full(len(size), grey) for grey in (figure, ground))
-    return Latents(shape, identity, size, zero, zero, zero, *flags, *greys)
-
-
-def is_continuous(data):
-    """Whether some latent, or noise, cannot be listed: continuous or drawn per image."""
-    chances = data.p_rotation, data.p_mirror, data.p_outline % 1, data.noise, data.continuous
-    return any(chances) or any(a < b for a, b in (data.figure_greys, data.ground_greys))
-
-
 def members(data, split):
     """The shapes, or the identities, that a split draws: int [k], each equally likely."""
     if data.same_as == "identity":
@@ -379,21 +261,14 @@ def open_space(data_json, split):
     not_listed = Space(None, None, members(data, split), None, None, None)
     if is_continuous(data):
         return not_listed
-    base = latents_without_place(data, split)
-    (top, left), (bottom, right) = centres(data, base)
-    rows, columns = (bottom - top + 1).astype(int), (right - left + 1).astype(int)
-    counts = rows * columns
-    if counts.sum() * data.image_size**2 > TABLE_BYTES:
+    most = TABLE_BYTES // data.image_size**2
+    latents, probability = list_latents(data, not_listed.members, most)
+    if latents is None:
         return not_listed
-    combination = np.repeat(np.arange(len(counts)), counts)
-    place = np.arange(len(combination)) - np.repeat(np.cumsum(counts) - counts, counts)
-    down, along = np.divmod(place, columns[combination])
-    latents = Latents(*(field[combination] for field in base))
-    latents = latents._replace(row=top[combination] + down, column=left[combination] + along)
-    drawn = draw_images(data, latents)
+    drawn = render(data, latents)
     kept = in_split(data, split, drawn)
     drawn, shape, identity = drawn[kept], latents.shape[kept], latents.identity[kept]
-    probability = 1 / counts[combination][kept]
+    probability = probability[kept]
     if data.same_as == "picture":
         probability /= np.bincount(shape, probability)[shape]
         drawn, same = np.unique(drawn, axis=0, return_inverse=True)

@@ -21,6 +21,10 @@ from PIL import Image, ImageOps
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 KEEP_BYTES = 2**30
+PREPARE = (  # not `tfds build`, which needs Apache Beam
+    'python -c "import tensorflow_datasets as tfds; '
+    "tfds.builder('%s', file_format='array_record').download_and_prepare()\""
+)
 LABELS = {"1": 1, "same": 1, "true": 1, "0": 0, "different": 0, "false": 0}
 
 
@@ -153,8 +157,7 @@ def list_tfds(data):
         source = builder.as_data_source(split="+".join(splits))
         labels = np.array([source[i]["label"] for i in range(len(source))])
     except Exception:
-        command = f"tfds build {data.path} --file_format=array_record"
-        stop(data, f"not prepared in array_record format; prepare it: {command}")
+        stop(data, f"not prepared in array_record format; prepare it: {PREPARE % data.path}")
     found, classes = np.unique(labels, return_inverse=True)
     names = getattr(features["label"], "names", None)
     names = [names[i] for i in found] if names else found

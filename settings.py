@@ -237,10 +237,10 @@ def shape_rules(images):
     yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and whole, text
     fits = images.continuous and not images.p_outline if images.match_area else True
     yield "data.match_area", fits, "False unless data.continuous and data.p_outline=0"
-    low, high = data.size_range(images)
+    low, high = shapes.size_range(images)
     fits = bool((low < high).all())
     yield "data.max_size", fits, "larger: no area is left that all shapes of data.min_sizes have"
-    needed = 2 * data.margin(images) + 1
+    needed = 2 * shapes.margin(images) + 1
     text = f"smaller: the farthest shape needs data.image_size={needed}"
     yield "data.max_size", needed <= images.image_size, text
     yield "data.placement", images.placement in ("margin", "inside"), "margin or inside"
@@ -254,7 +254,7 @@ def shape_rules(images):
         fits = whole and levels[0] <= levels[1] <= 255
         yield f"data.{key}", fits, "two whole numbers from 0 to 255, the lower first"
     yield "data.noise", not (picture and images.noise), "0 with data.same_as=picture"
-    fits = not picture or images.p_same > 0 or not data.is_continuous(images)
+    fits = not picture or images.p_same > 0 or not shapes.is_continuous(images)
     yield "data.p_same", fits, "above 0: of independent pictures no two are the same here"
 
 

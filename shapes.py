@@ -1,4 +1,4 @@
-"""Shapes as signed distances, and the renderer of all of them (NumPy).
+"""Shapes as signed distances, the latents of an image, and the renderer of all of them (NumPy).
 
 A shape is a function of coordinates in its own frame, where its centre is the origin, y points down
 and nothing is turned. It returns the distance to the contour in pixels, negative inside; near the
@@ -29,6 +29,234 @@ class Latents(NamedTuple):
     outline: np.ndarray  # bool [n], only the contour, drawn inside it
     figure: np.ndarray  # int [n], grey level 0 ... 255
     ground: np.ndarray  # int [n], grey level 0 ... 255
+
+
+def draw_latents(data, u, member):
+    """Latents of n images from uniform numbers [n, 10], given their class's shape or identity."""
+    u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
+    if data.same_as == "identity":
+        shape, identity = np.zeros(len(u), int), member
+    else:
+        shape, identity = member, (u_identity * data.num_identities).astype(int)
+    low, high = size_range(data)[:, shape]
+    size = spread(data, u_size, low, high - (not data.continuous))
+    angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
+    mirror, outline = u_mirror < data.p_mirror, u_outline < data.p_outline
+    figure, ground = (
+        (low + u * (high - low + 1)).astype(int)
+        for u, (low, high) in zip(u_grey, (data.figure_greys, data.ground_greys), strict=True)
+    )
+    nowhere = np.zeros(len(u))
+    latents = Latents(
+        shape, identity, size, nowhere, nowhere, angle, mirror, outline, figure, ground
+    )
+    (top, left), (bottom, right) = centres(data, latents)
+    return latents._replace(
+        row=spread(data, u_row, top, bottom), column=spread(data, u_column, left, right)
+    )
+
+
+def spread(data, u, low, high):
+    """Uniform between low and high: real numbers, or whole ones from the first to the last."""
+    return low + (u * (high - low) if data.continuous else np.floor(u * (high - low + 1)))
+
+
+def size_range(data):
+    """Sizes of each shape, float64 [2, shapes]: from the first to below the second.
+
+    With match_area the square root of the area is uniform over the range that all shapes have.
+    """
+    low, high = np.array(data.min_sizes, float), np.full(len(data.shapes), float(data.max_size))
+    if data.match_area:
+        roots = traits(data, lambda shape: shape.area**0.5)
+        low, high = (low * roots).max() / roots, (high * roots).min() / roots
+    return np.stack([low, high])
+
+
+def traits(data, function):
+    """A number of each of the config's shapes: float64 [shapes]."""
+    return np.array([function(SHAPES[name]) for name in data.shapes])
+
+
+def margin(data):
+    """How far off the border every shape of every size is whole, in pixels; at least max_size."""
+    largest = size_range(data)[1] - (not data.continuous)
+    far = [radius(name) if data.p_rotation or name == "blob" else 1 for name in data.shapes]
+    needed = largest * far - traits(data, lambda shape: shape.offset) - dark(data)
+    return max(data.max_size, int(np.ceil(needed.max())))
+
+
+def dark(data):
+    """How far beyond the centres of the outermost pixels each shape may reach and be whole: pixels.
+
+    One pixel; less by how far anti-aliasing goes, which is farthest at the tip of a corner.
+    """
+    return 1 - data.antialias * DIAGONAL / 2 / traits(data, lambda shape: np.sin(shape.tip))
+
+
+def centres(data, latents):
+    """The lowest and the highest coordinates of centres, float64 [2, n] each: row and column.
+
+    With placement "inside" these are all around which the whole shape is inside the image. With
+    match_area the room is that of the widest shape of this area, so that it tells nothing either.
+    """
+    if data.placement == "margin":
+        low, high = margin(data), data.image_size - 1 - margin(data)
+        low, high = (np.full((2, len(latents.size)), float(bound)) for bound in (low, high))
+    else:
+        if data.match_area:
+            roots = traits(data, lambda shape: shape.area**0.5)
+            widest = max(radius(name) / root for name, root in zip(data.shapes, roots, strict=True))
+            farthest = latents.size * roots[latents.shape] * widest - dark(data).min()
+            up = down = left = right = farthest
+        else:
+            up, down, left, right = reach(data.shapes, latents) - dark(data)[latents.shape]
+        offset = traits(data, lambda shape: shape.offset)[latents.shape]
+        low = np.stack([up, left]) - offset
+        high = data.image_size - 1 - np.stack([down, right]) - offset
+    if data.continuous:
+        return low, high
+    return np.ceil(low - 1e-6), np.floor(high + 1e-6)
+
+
+def is_continuous(data):
+    """Whether there is no list of all images: some latent is continuous or drawn, or noise is."""
+    chances = data.p_rotation, data.p_mirror, data.p_outline % 1, data.noise, data.continuous
+    return any(chances) or any(a < b for a, b in (data.figure_greys, data.ground_greys))
+
+
+def list_latents(data, members, most):
+    """Latents of every image of these classes, sorted by class, and their probabilities.
+
+    The latter are relative, within a shape or identity. For data that are not continuous; (None,
+    None) where the images are over `most`.
+    """
+    combinations = []
+    for member in members:
+        shape, identities = (0, [member]) if data.same_as == "identity" else (member, [0])
+        if data.same_as != "identity" and data.shapes[shape] == "blob":
+            identities = range(data.num_identities)
+        sizes = np.arange(*size_range(data)[:, shape])
+        combinations += [(shape, identity, size) for identity in identities for size in sizes]
+        if len(combinations) > most:
+            return None, None
+    shape, identity, size = map(np.array, zip(*combinations, strict=True))
+    zero, none = np.zeros(len(size)), np.zeros(len(size), bool)
+    greys = (np.full(len(size), lowest) for lowest, _ in (data.figure_greys, data.ground_greys))
+    base = Latents(
+        shape, identity, size, zero, zero, zero, none, none | (data.p_outline == 1), *greys
+    )
+    (top, left), (bottom, right) = centres(data, base)
+    rows, columns = (bottom - top + 1).astype(int), (right - left + 1).astype(int)
+    counts = rows * columns
+    if counts.sum() > most:
+        return None, None
+    of = np.repeat(np.arange(len(counts)), counts)
+    down, along = np.divmod(np.arange(len(of)) - (np.cumsum(counts) - counts)[of], columns[of])
+    latents = Latents(*(field[of] for field in base))
+    return latents._replace(row=top[of] + down, column=left[of] + along), 1 / counts[of]
+
+
+def render(data, latents):
+    """Draws latents as config.data says: uint8 [n, image_size, image_size, 1].
+
+    Without antialias a pixel is lit where its centre is inside. Only a window around each shape is
+    computed, the same for shapes of like size.
+    """
+    image_size = data.image_size
+    ground = latents.ground.astype(np.uint8)
+    images = np.repeat(ground, image_size**2).reshape(-1, image_size, image_size)
+    turned = bool(latents.angle.any() or latents.mirror.any())
+    for index, name in enumerate(data.shapes):
+        chosen = np.flatnonzero(latents.shape == index)
+        chosen = chosen[np.argsort(latents.size[chosen], kind="stable")]
+        ordered = Latents(*(field[chosen] for field in latents))
+        for start in range(0, len(chosen), IMAGES_AT_ONCE):
+            some = slice(start, start + IMAGES_AT_ONCE)
+            one = Latents(*(field[some] for field in ordered))
+            side = int(min(image_size, 2 * radius(name) * one.size[-1] + 6))  # 6 for soft edges
+            top, left = (
+                np.clip(np.rint(centre - side / 2), 0, image_size - side).astype(int)
+                for centre in (one.row, one.column)
+            )
+            distance = measure(SHAPES[name], one, top, left, side, turned)
+            levels = paint(SHAPES[name], one, distance, data)
+            windows = sliding_window_view(images, (side, side), axis=(1, 2), writeable=True)
+            windows[chosen[some], top, left] = levels
+    return images[..., None]
+
+
+def paint(shape, latents, distance, data):
+    """Grey levels from signed distances, [n, height, width] of one kind of shape.
+
+    A linear ramp of one pixel is the exact share of a pixel at level edges, but errs by 1 % of a
+    small square's area at 45 degrees; smoothstep over the diagonal is within 0.3 % at any angle.
+    """
+    size, outline, figure, ground = (
+        field.astype(np.float32)[:, None, None]
+        for field in (latents.size, latents.outline, latents.figure, latents.ground)
+    )
+    if outline.any():
+        inside = np.abs(distance + data.outline_width / 2) - data.outline_width / 2
+        distance += outline * (inside - distance)
+    contrast = figure - ground
+    if not data.antialias:
+        return ground + (distance < 0) * contrast
+    t = np.multiply(distance, np.float32(-1 / DIAGONAL), out=distance)
+    t += np.float32(0.5) - np.float32(shape.inset / DIAGONAL) / size
+    np.clip(t, 0, 1, out=t)
+    levels = t * (-2 * contrast)
+    levels += 3 * contrast
+    levels *= t
+    levels *= t
+    levels += ground
+    return np.rint(levels, out=levels)
+
+
+def measure(shape, latents, top, left, side, turned):
+    """Signed distances in a window of each image, float32 [n, side, side]; one kind of shape.
+
+    Offsets from the centre are rounded last, so that they do not depend on the window.
+    """
+    x, y = (
+        (start[:, None] + np.arange(side) - (centre + shape.offset)[:, None]).astype(np.float32)
+        for start, centre in ((left, latents.column), (top, latents.row))
+    )
+    x, y, size = x[:, None, :], y[:, :, None], latents.size.astype(np.float32)[:, None, None]
+    if turned and shape.symmetry < ROUND:
+        cos, sin, flip = (
+            field.astype(np.float32)[:, None, None] for field in own_axes(shape, latents)
+        )
+        x, y = flip * cos * x + flip * sin * y, cos * y - sin * x
+    return shape.distance(x, y, size, latents.identity)
+
+
+def own_axes(shape, latents):
+    """Cosine and sine of the angle, less full turns of the symmetry, and -1 where mirrored."""
+    angle = np.radians(latents.angle % (360 / shape.symmetry))
+    return np.cos(angle), np.sin(angle), np.where(latents.mirror, -1.0, 1.0)
+
+
+def reach(names, latents):
+    """How far shapes reach from their own centre: pixels float64 [4, n], up, down, left, right."""
+    result = np.empty((4, len(latents.shape)))
+    for index, name in enumerate(names):
+        rows = latents.shape == index
+        one = Latents(*(field[rows] for field in latents))
+        cos, sin, flip = own_axes(SHAPES[name], one)
+        for side, (x, y) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
+            own = flip * (cos * x + sin * y), cos * y - sin * x
+            result[side, rows] = one.size * SHAPES[name].support(*own, one.identity)
+    return result
+
+
+@lru_cache
+def radius(name):
+    """How far a shape of size 1, or the farthest blob, reaches in any direction."""
+    if name == "blob":
+        return 1.5
+    angle = np.radians(np.arange(0, 360, 0.01))
+    return float(SHAPES[name].support(np.cos(angle), np.sin(angle), None).max())
 
 
 class Shape(NamedTuple):
@@ -183,104 +411,3 @@ SHAPES = {
     "ring": Shape(ring, round_support, 0.75 * np.pi, ROUND),  # its outer radius
     "blob": Shape(blob, blob_support, np.pi, 1),  # radius of the circle of the same area
 }
-
-
-def render(names, latents, image_size, antialias, outline_width):
-    """Draws latents: uint8 [n, image_size, image_size, 1].
-
-    Without antialias a pixel is lit where its centre is inside. Only a window around each shape is
-    computed, the same for shapes of like size.
-    """
-    ground = latents.ground.astype(np.uint8)
-    images = np.repeat(ground, image_size**2).reshape(-1, image_size, image_size)
-    turned = bool(latents.angle.any() or latents.mirror.any())
-    for index, name in enumerate(names):
-        chosen = np.flatnonzero(latents.shape == index)
-        chosen = chosen[np.argsort(latents.size[chosen], kind="stable")]
-        ordered = Latents(*(field[chosen] for field in latents))
-        for start in range(0, len(chosen), IMAGES_AT_ONCE):
-            some = slice(start, start + IMAGES_AT_ONCE)
-            one = Latents(*(field[some] for field in ordered))
-            side = int(min(image_size, 2 * radius(name) * one.size[-1] + 4))
-            top, left = (
-                np.clip(np.rint(centre - side / 2), 0, image_size - side).astype(int)
-                for centre in (one.row, one.column)
-            )
-            distance = measure(SHAPES[name], one, top, left, side, turned)
-            levels = paint(SHAPES[name], one, distance, antialias, outline_width)
-            windows = sliding_window_view(images, (side, side), axis=(1, 2), writeable=True)
-            windows[chosen[some], top, left] = levels
-    return images[..., None]
-
-
-def paint(shape, latents, distance, antialias, outline_width):
-    """Grey levels from signed distances, [n, height, width] of one kind of shape.
-
-    A linear ramp of one pixel is the exact share of a pixel at level edges, but errs by 1 % of a
-    small square's area at 45 degrees; smoothstep over the diagonal is within 0.3 % at any angle.
-    """
-    size, outline, figure, ground = (
-        field.astype(np.float32)[:, None, None]
-        for field in (latents.size, latents.outline, latents.figure, latents.ground)
-    )
-    if outline.any():
-        inside = np.abs(distance + outline_width / 2) - outline_width / 2
-        distance += outline * (inside - distance)
-    contrast = figure - ground
-    if not antialias:
-        return ground + (distance < 0) * contrast
-    t = np.multiply(distance, np.float32(-1 / DIAGONAL), out=distance)
-    t += np.float32(0.5) - np.float32(shape.inset / DIAGONAL) / size
-    np.clip(t, 0, 1, out=t)
-    levels = t * (-2 * contrast)
-    levels += 3 * contrast
-    levels *= t
-    levels *= t
-    levels += ground
-    return np.rint(levels, out=levels)
-
-
-def measure(shape, latents, top, left, side, turned):
-    """Signed distances in a window of each image, float32 [n, side, side]; one kind of shape.
-
-    Offsets from the centre are rounded last, so that they do not depend on the window.
-    """
-    x, y = (
-        (start[:, None] + np.arange(side) - (centre + shape.offset)[:, None]).astype(np.float32)
-        for start, centre in ((left, latents.column), (top, latents.row))
-    )
-    x, y, size = x[:, None, :], y[:, :, None], latents.size.astype(np.float32)[:, None, None]
-    if turned and shape.symmetry < ROUND:
-        cos, sin, flip = (
-            field.astype(np.float32)[:, None, None] for field in own_axes(shape, latents)
-        )
-        x, y = flip * cos * x + flip * sin * y, cos * y - sin * x
-    return shape.distance(x, y, size, latents.identity)
-
-
-def own_axes(shape, latents):
-    """Cosine and sine of the angle, less full turns of the symmetry, and -1 where mirrored."""
-    angle = np.radians(latents.angle % (360 / shape.symmetry))
-    return np.cos(angle), np.sin(angle), np.where(latents.mirror, -1.0, 1.0)
-
-
-def reach(names, latents):
-    """How far shapes reach from their own centre: pixels float64 [4, n], up, down, left, right."""
-    result = np.empty((4, len(latents.shape)))
-    for index, name in enumerate(names):
-        rows = latents.shape == index
-        one = Latents(*(field[rows] for field in latents))
-        cos, sin, flip = own_axes(SHAPES[name], one)
-        for side, (x, y) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
-            own = flip * (cos * x + sin * y), cos * y - sin * x
-            result[side, rows] = one.size * SHAPES[name].support(*own, one.identity)
-    return result
-
-
-@lru_cache
-def radius(name):
-    """How far a shape of size 1, or the farthest blob, reaches in any direction."""
-    if name == "blob":
-        return 1.5
-    angle = np.radians(np.arange(0, 360, 0.01))
-    return float(SHAPES[name].support(np.cos(angle), np.sin(angle), None).max())

@@ -223,8 +223,9 @@ def train(config, train_step, state, bar):
     those of the steps since the last yield; pairs per second leave out what the caller does.
     """
     start, end = int(state.step), config.num_steps
+    host = jax.process_index(), jax.process_count()
     batches = data.prefetch(
-        lambda step: to_devices(data.make_batch(config, "train", step)),
+        lambda step: to_devices(data.make_batch(config, "train", step, *host)),
         range(start, end),
         workers=min(8, os.cpu_count()),
     )

@@ -1,6 +1,7 @@
 """Handwritten characters of 50 alphabets (Lake et al. 2015): the same character or not.
 
-    tfds build omniglot --file_format=array_record
+    python -c "import tensorflow_datasets as tfds; tfds.builder(
+        'omniglot', file_format='array_record').download_and_prepare()"
     python train.py --config=configs/omniglot.py
 
 Test characters are unseen. Any image classification set of tensorflow_datasets goes the same way.

@@ -8,6 +8,7 @@ import pytest
 import data
 import images
 import settings
+import shapes
 from configs import default
 from shapes import SHAPES
 
@@ -50,9 +51,9 @@ def everywhere(tiny):
 
 
 def test_enumerated_images_are_those_of_the_definition(tiny):
-    pictures, shapes, probabilities = data.enumerate_images(tiny.data, "test")
+    pictures, kinds, probabilities = data.enumerate_images(tiny.data, "test")
     assert pictures.dtype == np.uint8 and pictures.shape == (96, 32, 32, 1)
-    names = [tiny.data.shapes[shape] for shape in shapes]
+    names = [tiny.data.shapes[shape] for shape in kinds]
     found = {x.tobytes(): (n, p) for x, n, p in zip(pictures, names, probabilities, strict=True)}
     assert found.keys() == literal_space().keys()
     for key, (shape, probability) in literal_space().items():
@@ -150,9 +151,9 @@ def test_disjoint_splits_share_no_image_and_leave_none_out(everywhere):
     seen = [{image.tobytes() for image in pictures} for pictures, _, _ in parts]
     assert set.union(*seen) == literal_space("inside").keys()
     assert sum(map(len, seen)) == 7741
-    for share, (pictures, shapes, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
+    for share, (pictures, kinds, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
         assert len(pictures) == pytest.approx(7741 * share, rel=0.05)
-        assert probabilities[shapes == 0].sum() == pytest.approx(0.5)
+        assert probabilities[kinds == 0].sum() == pytest.approx(0.5)
         assert probabilities.sum() == pytest.approx(1)
 
 
@@ -278,12 +279,11 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
     config = random_config(np.random.default_rng(case))
     drawn = []
 
-    def draw_images(options, latents):
+    def render(options, latents):
         drawn.append(latents)
-        return original(options, latents)
+        return shapes.render(options, latents)
 
-    original = data.draw_images
-    monkeypatch.setattr(data, "draw_images", draw_images)
+    monkeypatch.setattr(data, "render", render)
     batch = data.make_batch(config, "train", 1)
     (latents,) = drawn
     assert (batch.label == (latents.shape[::2] == latents.shape[1::2])).all()
@@ -292,7 +292,7 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
     light = np.stack(batch[:2], axis=1).reshape(2 * n, -1).astype(int)
     config.data.image_size += 16  # the same shapes with 8 pixels more on every side
     moved = latents._replace(row=latents.row + 8, column=latents.column + 8)
-    wide = original(config.data, moved).reshape(2 * n, -1).astype(int)
+    wide = shapes.render(config.data, moved).reshape(2 * n, -1).astype(int)
     ground = latents.ground[:, None]
     gap = (light - ground).sum(axis=1) - (wide - ground).sum(axis=1)
     assert np.abs(gap).max() <= 1  # a level of grey, rounded another way
@@ -308,7 +308,8 @@ def test_match_area_makes_area_and_place_tell_nothing():
     config.data.held_out_shapes = ()
     u = np.random.default_rng(0).random((4000, 10))
     per_shape = [
-        data.draw_latents(config.data, u, np.full(4000, k)) for k in range(len(config.data.shapes))
+        shapes.draw_latents(config.data, u, np.full(4000, k))
+        for k in range(len(config.data.shapes))
     ]
     roots = [SHAPES[name].area ** 0.5 for name in config.data.shapes]
     for one, root in zip(per_shape, roots, strict=True):

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.path import Path
@@ -21,7 +23,10 @@ def latents(shape, **changes):
 
 
 def draw(one, side=33, antialias=True, outline_width=2.0):
-    return shapes.render(NAMES, one, side, antialias, outline_width)[..., 0]
+    data = SimpleNamespace(
+        shapes=NAMES, image_size=side, antialias=antialias, outline_width=outline_width
+    )
+    return shapes.render(data, one)[..., 0]
 
 
 def inside(name, identity, x, y):
