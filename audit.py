@@ -10,6 +10,7 @@ import numpy as np
 
 import data
 import settings
+from shapes import is_continuous
 
 TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
 MOST_PAIRS = 10**6  # at most this many are counted one by one
@@ -35,20 +36,20 @@ def count(config):
         space = data.open_space(config.data.to_json(), split)
         if space.pairs is not None:
             images = len(np.unique(space.pairs[:, :2]))
-            yield f"{split}", f"{images:,} images in {len(space.pairs):,} given pairs"
+            yield split, f"{images:,} images in {len(space.pairs):,} given pairs"
         elif space.rows is None:
-            yield f"{split}", f"continuous: no end of images, of {len(space.members):,} classes"
+            kind = "continuous" if is_continuous(config.data) else "too many to list"
+            yield split, f"images of {len(space.members):,} classes, {kind}"
         else:
-            different = len(np.unique(position(space.images[space.rows])))
-            pairs = f"{len(space.rows) ** 2:,} ordered pairs"
-            text = f"{different:,} different images of {len(space.members):,} classes, {pairs}"
-            yield f"{split}", text
+            n, different = len(space.rows), len(np.unique(position(space.images, space.rows)))
+            pairs = f"{n * (n if data.repeats(config.data) else n - 1):,} ordered pairs"
+            yield split, f"{different:,} images of {len(space.members):,} classes, {pairs}"
 
 
-def position(pictures):
+def position(pictures, rows):
     """The hash of each image, block by block: of some sets the images are not in memory."""
-    starts = range(0, len(pictures), 4096)
-    return np.concatenate([data.images.hash_pixels(pictures[i : i + 4096]) for i in starts])
+    blocks = (rows[start : start + 4096] for start in range(0, len(rows), 4096))
+    return np.concatenate([data.images.hash_pixels(pictures[block]) for block in blocks])
 
 
 def seen(config):
@@ -80,14 +81,14 @@ def apart(config):
     train, test = (data.open_space(config.data.to_json(), s) for s in ("train", "test"))
     if train.rows is None or test.rows is None:
         return False
-    known, asked = (position(space.images[space.rows]) for space in (train, test))
+    known, asked = (position(space.images, space.rows) for space in (train, test))
     return not np.isin(asked, known).any()
 
 
 def by_image(pairs):
     """Names both images of each pair by their pixels: float64 [pairs, 2]."""
     pictures, first, second, *_ = pairs
-    return position(pictures)[np.stack([first, second], axis=1)]
+    return position(pictures, np.arange(len(pictures)))[np.stack([first, second], axis=1)]
 
 
 def by_pair(pairs):

@@ -24,7 +24,7 @@ def test_the_default_shows_its_flaw(tmp_path):
         line.strip().split("  ", 1) for line in finished.stdout.splitlines() if "  " in line
     )
     lines = {name: text.strip() for name, text in lines.items()}
-    assert lines["test"] == "96 different images of 2 classes, 9,216 ordered pairs"
+    assert lines["test"] == "96 images of 2 classes, 9,216 ordered pairs"
     assert lines["lit area of both"] == lines["parity of the area"] == "100.0 %"
     assert lines["test images seen"] == "100.00 % after 12,800 training pairs (exact)"
     assert lines["always the same answer"].startswith("50.")
