@@ -24,7 +24,7 @@ import numpy as np
 
 import checkpoint
 import data
-from model import create_model, variable_shapes
+from model import create_model, pair_losses, variable_shapes
 from settings import stop
 
 MAX_PAIRS = 10**6  # a split with at most this many ordered pairs is evaluated whole
@@ -60,7 +60,8 @@ def evaluate(config, score, variables, split):
         stop(f"{split}: the answers are not finite; training diverged, lower the learning rate")
     probability = (1 + np.tanh(logits / 2)) / 2  # the logistic function, without its overflow
     predicted = probability >= config.eval.threshold
-    metrics = compute_metrics(logits, predicted, pairs.label, pairs.weight)
+    losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
+    metrics = compute_metrics(logits, losses, predicted, pairs.label, pairs.weight)
     confusion = [
         [int(((pairs.label == t) & (predicted == p)).sum()) for p in (0, 1)] for t in (0, 1)
     ]
@@ -105,7 +106,8 @@ def make_scorer(model):
         variables = jax.device_put(variables)
         features = in_blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
         compare_features = partial(compare, variables, features)
-        logits = in_blocks(compare_features, PAIRS_AT_ONCE, pairs.first, pairs.second)
+        size = PAIRS_AT_ONCE if features.ndim == 2 else IMAGES_AT_ONCE  # images: a whole network
+        logits = in_blocks(compare_features, size, pairs.first, pairs.second)
         return np.asarray(logits, np.float64)
 
     return score
@@ -122,7 +124,7 @@ def in_blocks(function, size, *arrays):
     return jnp.concatenate(results)
 
 
-def compute_metrics(logits, predicted, label, weight):
+def compute_metrics(logits, losses, predicted, label, weight):
     """The METRICS of a set of weighted pairs, as floats: of the whole set, not a mean over batches.
 
     Precision, recall and F1 without a single case are 0; roc_auc with one class only is None.
@@ -142,7 +144,7 @@ def compute_metrics(logits, predicted, label, weight):
         share(same & ~predicted),
     )
     return {
-        "loss": float((weight * (np.logaddexp(0, logits) - label * logits)).sum() / weight.sum()),
+        "loss": float(losses @ weight / weight.sum()),
         "accuracy": ratio(share(same == predicted), float(weight.sum())),
         "precision": ratio(hits, hits + false_alarms),
         "recall": ratio(hits, hits + misses),

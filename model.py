@@ -12,6 +12,7 @@ from functools import partial, reduce
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
@@ -22,12 +23,40 @@ def create_model(config):
 
     With train=True it must run under an axis named AXIS and with batch_stats mutable.
     """
-    dtype = jnp.dtype(config.model.dtype)
-    return Siamese(
-        encoder=ResNet(tuple(config.model.stage_sizes), config.model.width, dtype),
-        head_features=config.model.head_features,
-        dtype=dtype,
-    )
+    options, dtype = config.model, jnp.dtype(config.model.dtype)
+    sizes = {"stage_sizes": tuple(options.stage_sizes), "width": options.width, "dtype": dtype}
+    encoder = {
+        "resnet18": lambda: ResNet(small=False, **sizes),
+        "resnet18_small": lambda: ResNet(small=True, **sizes),
+        "cnn": lambda: CNN(**sizes),
+    }[options.encoder]()
+    if options.fusion == "stack":
+        return Stack(encoder, dtype)
+    head = {
+        "mlp": lambda: MLP(options.head_features, dtype),
+        "cosine": Cosine,
+        "euclidean": lambda: Euclidean(options.margin),
+    }[options.head]()
+    return Siamese(encoder, head, options.frozen, dtype)
+
+
+def trained(config, params):
+    """The part of the parameters that is trained: all, or where the encoder is frozen the rest."""
+    return {k: v for k, v in params.items() if k != "encoder"} if config.model.frozen else params
+
+
+def pair_losses(config, logits, label):
+    """The loss of each pair, float32 [n], from logits and labels (1: the same).
+
+    Binary cross-entropy; with the euclidean head the contrastive loss of Hadsell et al. 2006 (whose
+    label is 0 for the same): the squared distance of the same, and of different ones the square of
+    what their distance lacks to the margin.
+    """
+    if config.model.fusion == "siamese" and config.model.head == "euclidean":
+        distance = config.model.margin / 2 - logits
+        lacking = jnp.maximum(config.model.margin - distance, 0)
+        return label * distance**2 + (1 - label) * lacking**2
+    return optax.sigmoid_binary_cross_entropy(logits, label)
 
 
 def init_variables(model, config):
@@ -49,18 +78,15 @@ def initialise(model, config):
 
 
 class Siamese(nn.Module):
-    """One encoder for both images; an MLP on the distance |f1 - f2| of their features.
+    """One encoder for both images; a head compares their features.
 
     Symmetric by construction: exchanging the images leaves every bit of the logit as it is.
     """
 
     encoder: nn.Module
-    head_features: int
+    head: nn.Module
+    frozen: bool
     dtype: jnp.dtype
-
-    def setup(self):
-        self.hidden = nn.Dense(self.head_features, dtype=self.dtype)
-        self.logit = nn.Dense(1)
 
     def __call__(self, image1, image2, train=False):
         # One pass for both images: BatchNorm sees them together and the products are larger.
@@ -68,21 +94,79 @@ class Siamese(nn.Module):
         return self.compare(*jnp.split(features, 2))
 
     def encode(self, images, train=False):
-        """uint8 [n, height, width, channels] -> features [n, features]."""
-        return self.encoder(images.astype(self.dtype) / 255, train)
+        """uint8 [n, height, width, channels] -> features [n, features].
+
+        A frozen encoder's BatchNorm keeps its statistics and uses them while training too.
+        """
+        return self.encoder(images.astype(self.dtype) / 255, train and not self.frozen)
 
     def compare(self, features1, features2):
         """Two [n, features] -> logits float32 [n]."""
-        hidden = nn.relu(self.hidden(jnp.abs(features1 - features2)))
-        return self.logit(hidden.astype(jnp.float32)).squeeze(-1)
+        return self.head(features1, features2)
 
 
-class ResNet(nn.Module):
-    """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
+class MLP(nn.Module):
+    """A hidden layer on the distance |f1 - f2|, per feature."""
 
-    Its structure, padding (explicit: XLA's SAME shifts strided layers by a pixel), names and
-    initialisation; like it, one grey channel is copied to three.
-    float [n, height, width, 1 or 3] -> features [n, width * 2 ** (len(stage_sizes) - 1)].
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, features1, features2):
+        hidden = nn.Dense(self.features, dtype=self.dtype, name="hidden")
+        x = nn.relu(hidden(jnp.abs(features1 - features2)))
+        return nn.Dense(1, name="logit")(x.astype(jnp.float32)).squeeze(-1)
+
+
+class Cosine(nn.Module):
+    """The cosine of the features, scaled and shifted by two learnt numbers to be a logit."""
+
+    @nn.compact
+    def __call__(self, features1, features2):
+        features1, features2 = (f.astype(jnp.float32) for f in (features1, features2))
+        norms = jnp.linalg.norm(features1, axis=-1) * jnp.linalg.norm(features2, axis=-1)
+        cosine = (features1 * features2).sum(axis=-1) / jnp.maximum(norms, 1e-12)
+        scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
+        threshold = self.param("threshold", nn.initializers.constant(0.5), ())
+        return jnp.exp(scale) * (cosine - threshold)
+
+
+class Euclidean(nn.Module):
+    """How far the distance of the features falls below half the margin."""
+
+    margin: float
+
+    def __call__(self, features1, features2):
+        difference = features1.astype(jnp.float32) - features2.astype(jnp.float32)
+        # The root of no difference has no gradient: a tiny number under it gives it one, 0.
+        return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
+
+
+class Stack(nn.Module):
+    """Both images along the channels of one encoder: not symmetric, and no work is shared."""
+
+    encoder: nn.Module
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, image1, image2, train=False):
+        x = jnp.concatenate([image1, image2], axis=-1).astype(self.dtype) / 255
+        features = self.encoder(x, train).astype(jnp.float32)
+        return nn.Dense(1, name="logit")(features).squeeze(-1)
+
+    def encode(self, images):
+        """The images as they are: nothing can be computed once for each."""
+        return images
+
+    def compare(self, image1, image2):
+        return self(image1, image2)
+
+
+class CNN(nn.Module):
+    """3x3 convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
+
+    float [n, height, width, channels] -> features [n, width * 2 ** (len(stage_sizes) - 1)], the
+    means of the last maps.
     """
 
     stage_sizes: tuple[int, ...]
@@ -91,11 +175,38 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train):
-        conv, norm = self.layers(train)
-        x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
-        x = conv(self.width, (7, 7), strides=(2, 2), padding=3, name="conv1")(x)
-        x = nn.relu(norm(name="bn1")(x))
-        x = max_pool(x)
+        conv, norm = layers(self.dtype, train)
+        for stage, depth in enumerate(self.stage_sizes):
+            for index in range(depth):
+                stride = (2, 2) if index == 0 else (1, 1)
+                x = conv(self.width * 2**stage, (3, 3), strides=stride, padding=1)(x)
+                x = nn.relu(norm()(x))
+        return x.mean(axis=(1, 2))
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
+
+    Its structure, padding (explicit: XLA's SAME shifts strided layers by a pixel), names and
+    initialisation; like it, one grey channel is copied to three. `small` is the usual change for
+    small images: a 3x3 stem of stride 1 and no max-pool.
+    float [n, height, width, channels] -> features [n, width * 2 ** (len(stage_sizes) - 1)].
+    """
+
+    stage_sizes: tuple[int, ...]
+    width: int
+    dtype: jnp.dtype
+    small: bool
+
+    @nn.compact
+    def __call__(self, x, train):
+        conv, norm = layers(self.dtype, train)
+        if x.shape[-1] == 1:
+            x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
+        kernel, stride = (3, 1) if self.small else (7, 2)
+        conv1 = conv(self.width, (kernel,) * 2, (stride,) * 2, padding=kernel // 2, name="conv1")
+        x = nn.relu(norm(name="bn1")(conv1(x)))
+        x = x if self.small else max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -103,24 +214,25 @@ class ResNet(nn.Module):
                 x = BasicBlock(self.width * 2**stage, stride, conv, norm, name=name)(x)
         return x.mean(axis=(1, 2))
 
-    def layers(self, train):
-        """The convolution and the BatchNorm of every layer, bound once."""
-        conv = partial(
-            nn.Conv,
-            use_bias=False,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-            conv_general_dilated=convolve,
-        )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-            axis_name=AXIS if train else None,
-        )
-        return conv, norm
+
+def layers(dtype, train):
+    """The convolution and the BatchNorm of every layer, as torchvision has them, bound once."""
+    conv = partial(
+        nn.Conv,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
+        conv_general_dilated=convolve,
+    )
+    norm = partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        dtype=dtype,
+        axis_name=AXIS if train else None,
+    )
+    return conv, norm
 
 
 class BasicBlock(nn.Module):

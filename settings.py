@@ -169,8 +169,18 @@ def rules(config):
     stages = model.stage_sizes
     whole = all(isinstance(s, int) and s >= 1 for s in stages)
     yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
+    choices = {
+        "fusion": ("siamese", "stack"),
+        "encoder": ("resnet18", "resnet18_small", "cnn"),
+        "head": ("mlp", "cosine", "euclidean"),
+    }
+    for key, allowed in choices.items():
+        yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
+    learns = model.fusion == "siamese" and model.head != "euclidean"
+    yield "model.frozen", learns or not model.frozen, "False without a head that learns"
     for key in ("width", "head_features"):
         yield f"model.{key}", model[key] >= 1, "at least 1"
+    yield "model.margin", model.margin > 0, "above 0"
     dtypes = ("auto", "float32", "bfloat16")
     yield "model.dtype", model.dtype in dtypes, f"one of {dtypes}"
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"

@@ -44,7 +44,7 @@ from evaluate import (
     scalars,
     write_report,
 )
-from model import AXIS, create_model, init_variables
+from model import AXIS, create_model, init_variables, pair_losses, trained
 
 
 def train_and_evaluate(config, workdir):
@@ -164,7 +164,7 @@ def make_optimizer(config):
 def create_state(config, model, optimizer):
     """The state before the first step, as host arrays."""
     variables = init_variables(model, config)
-    opt_state = optimizer.init(variables["params"])
+    opt_state = optimizer.init(trained(config, variables["params"]))
     return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
 
 
@@ -179,17 +179,18 @@ def make_train_step(config, model, optimizer):
 
     def train_step(state, batch):
         def loss_of(params):
-            variables = {"params": params, "batch_stats": state.batch_stats}
+            variables = {"params": state.params | params, "batch_stats": state.batch_stats}
             logits, updated = model.apply(
                 variables, batch.image1, batch.image2, train=True, mutable=["batch_stats"]
             )
-            losses = optax.sigmoid_binary_cross_entropy(logits, batch.label)
+            losses = pair_losses(config, logits, batch.label)
             return losses.mean(), (losses, logits, updated["batch_stats"])
 
-        gradient, (losses, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(state.params)
+        params = trained(config, state.params)
+        gradient, (losses, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
         gradient = mean_over_devices(gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
+        params = state.params | optax.apply_updates(params, updates)
         correct = (logits >= threshold) == (batch.label == 1)
         sums = {
             "loss": losses.sum(),

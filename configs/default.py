@@ -45,9 +45,14 @@ def get_config():
     config.data.noise = 0.0  # grey levels: standard deviation of each pixel
 
     config.model = ConfigDict()
-    config.model.stage_sizes = (2, 2, 2, 2)  # residual blocks per stage: ResNet18
+    config.model.fusion = "siamese"  # or stack: both images along the channels of one encoder
+    config.model.encoder = "resnet18"  # or resnet18_small: 3x3 stem, no pool; cnn: plain layers
+    config.model.frozen = False  # whether the encoder stays as it is and only the head is trained
+    config.model.stage_sizes = (2, 2, 2, 2)  # residual blocks, or layers of a cnn, per stage
     config.model.width = 64  # channels of the first stage, doubled by every further one
-    config.model.head_features = 256  # units of the hidden layer that compares two encodings
+    config.model.head = "mlp"  # on |f1 - f2|; cosine; euclidean: with contrastive loss
+    config.model.head_features = 256  # units of the mlp's hidden layer
+    config.model.margin = 1.0  # distance that the contrastive loss wants between different images
     config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto: bfloat16 off CPU
 
     config.optimizer = ConfigDict()

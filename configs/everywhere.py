@@ -2,14 +2,16 @@
 
     python train.py --config=configs/everywhere.py
 
-Accuracy 0.9994 over all 630,436 pairs of test images (998 wrong), in under 4 minutes on 2 cores.
+0 of the 630,436 pairs of test images wrong, in 63 s. README.md says on what that was measured.
 """
 
-from configs import default
+from configs import cosine
 
 
 def get_config():
-    config = default.get_config()
+    config = cosine.get_config()
+    config.num_steps = 800
+    config.eval_every_steps = 200
     config.data.placement = "inside"
     config.data.split = "disjoint"
     return config

@@ -2,14 +2,17 @@
 
     python train.py --config=configs/heldout.py
 
-Any size and place, turned, anti-aliased, with the same distribution of area for both.
+Any size and place, turned, anti-aliased, with the same distribution of area for both. 0 of 10,000
+test pairs wrong, in 63 s. README.md says on what that was measured.
 """
 
-from configs import default
+from configs import cosine
 
 
 def get_config():
-    config = default.get_config()
+    config = cosine.get_config()
+    config.num_steps = 800
+    config.eval_every_steps = 200
     config.data.placement = "inside"
     config.data.continuous = True
     config.data.match_area = True

@@ -3,6 +3,8 @@
     python train.py --config=configs/unseen.py
 
 Each test pair is about kinds that training never showed; validation has the kinds of training.
+Accuracy 1.0000 in validation, 0.8153 in the test, in 96 s. README.md says on what that was
+measured.
 """
 
 from configs.heldout import get_config as heldout
@@ -10,6 +12,8 @@ from configs.heldout import get_config as heldout
 
 def get_config():
     config = heldout()
+    config.num_steps = 1600
+    config.eval_every_steps = 400
     config.data.shapes = (
         *("circle", "square", "triangle", "cross", "ellipse"),
         *("pentagon", "star", "ring"),

@@ -1,6 +1,7 @@
 """For every test: four CPU devices, no rank promotion, warnings are errors (pyproject.toml)."""
 
 import atexit
+import io
 import os
 import shutil
 import subprocess
@@ -9,7 +10,9 @@ import tempfile
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from configs import default
 
@@ -73,3 +76,61 @@ def whole_run(tmp_path_factory):
     finished = run("train.py", f"--workdir={workdir}", *tiny_options())
     assert finished.returncode == 0, finished.stderr
     return workdir, finished.stdout
+
+
+def photo(random, hue):
+    """A picture like a photograph: smooth, colourful, noisy; its class is its hue."""
+    y, x = np.mgrid[:40, :56] / 40
+    waves = np.sin(3 * x * random.uniform(0.5, 2)) + np.cos(3 * y * random.uniform(0.5, 2))
+    colors = 128 + 60 * np.sin(2 * np.pi * (hue + np.arange(3)) / 3)
+    pixels = colors + 25 * waves[..., None] + random.normal(0, 8, (40, 56, 3))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """A folder of six classes with forty images each, one of them twice, and a list of pairs."""
+    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for k in range(6):
+        (root / f"class{k}" / "deeper").mkdir(parents=True)
+        for i in range(40):
+            photo(random, k / 2).save(
+                root / f"class{k}" / ("deeper" if i % 2 else ".") / f"{i}.png"
+            )
+    (root / "class0" / "copy.png").write_bytes((root / "class0" / "4.png").read_bytes())
+    names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 40, 4)]
+    lines = [f"{a},{b},{int(a[:6] == b[:6])}" for a in names for b in names]
+    (root / "given.csv").write_text("\n".join(["image1,image2,label", *lines]))
+    return root
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A set of tensorflow_datasets with two splits, prepared in array_record."""
+    import tensorflow_datasets as tfds
+
+    class Toy(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(None, None, 3)),
+                "label": tfds.features.ClassLabel(names=[f"hue{k}" for k in range(6)]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(40), "test": self._generate_examples(20)}
+
+        def _generate_examples(self, count):
+            random = np.random.default_rng(count)
+            for i in range(count):
+                file = io.BytesIO()
+                photo(random, i % 6 / 2).save(file, "PNG")
+                yield i, {"image": file.getvalue(), "label": i % 6}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    Toy(data_dir=folder, file_format="array_record").download_and_prepare()
+    return folder / "toy" / "1.0.0"

@@ -66,7 +66,7 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     everywhere = importlib.import_module("configs.everywhere").get_config()
     assert all(text.startswith("0.00 % after any number") for _, text in audit.seen(everywhere))
     rotation = importlib.import_module("configs.rotation").get_config()
-    rotation.num_steps = 100
+    rotation.num_steps = 25
     (_, images), (_, pairs) = audit.seen(rotation)
     assert float(images.split()[0]) > float(pairs.split()[0]) > 0 and "3,200" in images
 

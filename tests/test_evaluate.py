@@ -8,7 +8,7 @@ from sklearn import metrics as reference
 
 import data
 import evaluate
-from model import create_model, init_variables
+from model import create_model, init_variables, pair_losses
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +19,17 @@ def scored():
     return config, init_variables(model, config), model.apply, evaluate.make_scorer(model)
 
 
+def losses(logits, label):
+    return np.asarray(pair_losses(tiny_config(), *np.float32([logits, label])))
+
+
 def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
     rng = np.random.default_rng(0)
     logits = rng.integers(-4, 5, 500) / 2
     label = rng.integers(0, 2, 500).astype(float)
     weight = rng.uniform(0.1, 1, 500)
     predicted = logits >= 0.5
-    found = evaluate.compute_metrics(logits, predicted, label, weight)
+    found = evaluate.compute_metrics(logits, losses(logits, label), predicted, label, weight)
     options = {"sample_weight": weight}
     assert found == pytest.approx(
         {
@@ -42,7 +46,7 @@ def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
 def test_metrics_of_a_case_worked_by_hand():
     logits, label = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1.0, 0.0, 1.0, 0.0])
     weight = np.array([0.4, 0.3, 0.2, 0.1])
-    found = evaluate.compute_metrics(logits, logits >= 0, label, weight)
+    found = evaluate.compute_metrics(logits, np.ones(4), logits >= 0, label, weight)
     assert found["accuracy"] == pytest.approx(0.5)
     assert found["precision"] == pytest.approx(4 / 7)
     assert found["recall"] == pytest.approx(4 / 6)
@@ -51,7 +55,8 @@ def test_metrics_of_a_case_worked_by_hand():
 
 
 def test_metrics_of_one_class_and_of_no_positive_answer():
-    found = evaluate.compute_metrics(np.array([-1.0]), np.array([False]), np.ones(1), np.ones(1))
+    one = np.ones(1)
+    found = evaluate.compute_metrics(np.array([-1.0]), one, np.array([False]), one, one)
     assert found["roc_auc"] is None
     assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
 
@@ -60,7 +65,8 @@ def test_perfect_answers_are_exactly_one():
     config = tiny_config()
     pairs = evaluate.evaluation_pairs(config, "test")
     logits = (2 * pairs.label - 1) * np.linspace(1, 2, len(pairs.label))
-    found = evaluate.compute_metrics(logits, logits >= 0, pairs.label, pairs.weight)
+    given = np.ones(len(logits)), logits >= 0, pairs.label, pairs.weight
+    found = evaluate.compute_metrics(logits, *given)
     assert all(found[name] == 1.0 for name in evaluate.METRICS if name != "loss")
 
 

@@ -2,7 +2,7 @@ import csv
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import photo, run
 from PIL import Image
 
 import data
@@ -11,63 +11,6 @@ import images
 import settings
 import train
 from configs import default
-
-
-def photo(random, hue):
-    """A picture like a photograph: smooth, colourful, noisy; its class is its hue."""
-    y, x = np.mgrid[:40, :56] / 40
-    waves = np.sin(3 * x * random.uniform(0.5, 2)) + np.cos(3 * y * random.uniform(0.5, 2))
-    colors = 128 + 60 * np.sin(2 * np.pi * (hue + np.arange(3)) / 3)
-    pixels = colors + 25 * waves[..., None] + random.normal(0, 8, (40, 56, 3))
-    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory):
-    """A folder of six classes with twenty images each, one of them twice."""
-    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for k in range(6):
-        (root / f"class{k}" / "deeper").mkdir(parents=True)
-        for i in range(20):
-            photo(random, k / 2).save(
-                root / f"class{k}" / ("deeper" if i % 2 else ".") / f"{i}.png"
-            )
-    (root / "class0" / "copy.png").write_bytes((root / "class0" / "4.png").read_bytes())
-    return root
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory):
-    """A set of tensorflow_datasets with two splits, prepared in array_record."""
-    import io
-
-    import tensorflow_datasets as tfds
-
-    class Toy(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version("1.0.0")
-
-        def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(None, None, 3)),
-                "label": tfds.features.ClassLabel(names=[f"hue{k}" for k in range(6)]),
-            }
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, _):
-            return {"train": self._generate_examples(40), "test": self._generate_examples(20)}
-
-        def _generate_examples(self, count):
-            random = np.random.default_rng(count)
-            for i in range(count):
-                file = io.BytesIO()
-                photo(random, i % 6 / 2).save(file, "PNG")
-                yield i, {"image": file.getvalue(), "label": i % 6}
-
-    folder = tmp_path_factory.mktemp("tfds")
-    Toy(data_dir=folder, file_format="array_record").download_and_prepare()
-    return folder / "toy" / "1.0.0"
 
 
 def write_pairs(path, rows, header=("image1", "image2", "label")):
@@ -89,8 +32,8 @@ def test_a_folder_is_its_classes(photos):
     config = config_of("folder", photos, channels=3, image_size=24)
     files = images.load(config.data.to_json())
     assert files.names == tuple(f"class{k}" for k in range(6))
-    assert np.bincount(files.classes).tolist() == [21, 20, 20, 20, 20, 20]
-    assert files.images.shape == (121, 24, 24, 3)
+    assert np.bincount(files.classes).tolist() == [41, 40, 40, 40, 40, 40]
+    assert files.images.shape == (241, 24, 24, 3)
     file = sorted((photos / "class2").rglob("*.png"))[3]
     index = np.flatnonzero(files.classes == 2)[3]
     expected = np.asarray(Image.open(file).resize((24, 24), Image.Resampling.BILINEAR))
@@ -130,7 +73,7 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         for i in range(60)
         for k, split in enumerate(("train", "train", "validation", "test"))
     ]
-    path = write_pairs(photos / "given.csv", rows, ("image1", "image2", "label", "split"))
+    path = write_pairs(photos / "split.csv", rows, ("image1", "image2", "label", "split"))
     config = config_of("pairs", path, p_same=0.0)
     index = {}
     for name in names:

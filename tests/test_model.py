@@ -9,8 +9,15 @@ from flax import linen as nn
 from flax.traverse_util import unflatten_dict
 from jax import lax
 
-from configs import default
-from model import convolve, create_model, init_variables, max_pool
+from configs import default, light
+from model import (
+    convolve,
+    create_model,
+    init_variables,
+    max_pool,
+    pair_losses,
+    variable_shapes,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -209,12 +216,117 @@ def tiny_case():
     return jax.jit(model.apply), variables, *images
 
 
-def test_exchanging_the_images_never_changes_the_logit(tiny_case):
-    apply, variables, image1, image2 = tiny_case
+KINDS = {
+    "resnet18": {},
+    "resnet18_small": {"encoder": "resnet18_small"},
+    "cnn": {"encoder": "cnn"},
+    "cosine": {"head": "cosine"},
+    "euclidean": {"head": "euclidean"},
+    "stack": {"fusion": "stack"},
+}
+
+
+def of_kind(kind):
+    """(config, model, variables) of a tiny network, its statistics not those of the beginning."""
+    config = tiny_config()
+    config.model.update(KINDS[kind] | {"encoder": KINDS[kind].get("encoder", "cnn")})
+    if kind == "resnet18":
+        config.model.encoder = kind
+    model = create_model(config)
+    variables = init_variables(model, config)
+    rng = np.random.default_rng(0)
+    variables["batch_stats"] = jax.tree.map(
+        lambda leaf: leaf + jnp.asarray(rng.uniform(0, 0.3, leaf.shape), leaf.dtype),
+        variables["batch_stats"],
+    )
+    return config, model, variables
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_exchanging_the_images_never_changes_the_logit_but_of_a_stack(kind, tiny_case):
+    _, model, variables = of_kind(kind)
+    *_, image1, image2 = tiny_case
+    apply = jax.jit(model.apply)
     logits = apply(variables, image1, image2)
     assert logits.shape == (7,) and logits.dtype == jnp.float32
     assert len(np.unique(logits)) == 7
-    np.testing.assert_array_equal(logits, apply(variables, image2, image1))
+    assert (logits == apply(variables, image2, image1)).all() == (kind != "stack")
+
+
+@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean", "stack"])
+def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
+    _, model, variables = of_kind(kind)
+    *_, image1, image2 = tiny_case
+    encode = partial(model.apply, variables, method="encode")
+    found = model.apply(variables, encode(image1), encode(image2), method="compare")
+    expected = model.apply(variables, image1, image2)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cosine_is_that_of_the_features_and_one_for_the_same_image(tiny_case):
+    _, model, variables = of_kind("cosine")
+    *_, image1, image2 = tiny_case
+    head = variables["params"]["head"]
+    head |= {"log_scale": jnp.float32(np.log(5.0)), "threshold": jnp.float32(0.25)}
+    np.testing.assert_allclose(model.apply(variables, image1, image1), 5 * 0.75, rtol=1e-5)
+    f1, f2 = (np.float64(model.apply(variables, x, method="encode")) for x in (image1, image2))
+    cosine = (f1 * f2).sum(1) / np.sqrt((f1**2).sum(1) * (f2**2).sum(1))
+    found = model.apply(variables, image1, image2)
+    np.testing.assert_allclose(found, 5 * (cosine - 0.25), rtol=1e-4)
+
+
+def test_the_contrastive_loss_is_hadsells(tiny_case):
+    """Of D = |f1 - f2|: D ** 2 for the same, max(0, margin - D) ** 2 for different ones."""
+    config, model, variables = of_kind("euclidean")
+    config.model.margin = 2.0
+    model = create_model(config)
+    *_, image1, image2 = tiny_case
+    f1, f2 = (np.float64(model.apply(variables, x, method="encode")) for x in (image1, image2))
+    distance = np.sqrt(((f1 - f2) ** 2).sum(1))
+    logits = model.apply(variables, image1, image2)
+    np.testing.assert_allclose(logits, 1 - distance, rtol=1e-4, atol=1e-5)
+    label = np.float32([1, 0, 1, 0, 0, 1, 0])
+    expected = np.where(label == 1, distance**2, np.maximum(0, 2 - distance) ** 2)
+    np.testing.assert_allclose(pair_losses(config, logits, label), expected, rtol=1e-4, atol=1e-5)
+    worked = pair_losses(config, jnp.float32([0.5, 0.5, -3.0, -3.0]), np.float32([1, 0, 1, 0]))
+    np.testing.assert_allclose(worked, [0.25, 2.25, 16.0, 0.0])
+    gradient = jax.grad(lambda x: model.apply(variables, x, x, method="compare").sum())
+    assert np.isfinite(gradient(jnp.asarray(f1, jnp.float32))).all()  # where D is 0
+
+
+def test_other_losses_are_the_binary_cross_entropy(tiny):
+    logits, label = jnp.float32([2.0, -1.0]), np.float32([1, 1])
+    expected = np.log1p(np.exp([-2.0, 1.0]))
+    np.testing.assert_allclose(pair_losses(tiny, logits, label), expected, rtol=1e-6)
+
+
+def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
+    def parameters(config):
+        return sum(
+            np.prod(x.shape)
+            for x in jax.tree.leaves(variable_shapes(create_model(config), config)["params"])
+        )
+
+    config = light.get_config()
+    config.model.dtype = "float32"
+    assert parameters(config) == 130_673
+    config = default.get_config()
+    config.model.dtype = "float32"
+    assert parameters(config) == 11_176_512 + 512 * 256 + 256 + 256 + 1  # torchvision's, the head's
+    config.model.encoder = "resnet18_small"
+    assert parameters(config) == 11_176_512 - 64 * 3 * (49 - 9) + 512 * 256 + 256 + 256 + 1
+    encoder = create_model(config).encoder
+    variables = jax.eval_shape(
+        partial(encoder.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 1))
+    )
+    _, seen = jax.eval_shape(
+        lambda v: encoder.apply(v, jnp.zeros((1, 32, 32, 1)), False, capture_intermediates=True),
+        variables,
+    )
+    shapes = {
+        name: seen["intermediates"][name]["__call__"][0].shape for name in ("layer1_0", "layer4_1")
+    }
+    assert shapes == {"layer1_0": (1, 32, 32, 64), "layer4_1": (1, 4, 4, 512)}
 
 
 def test_a_logit_does_not_depend_on_batch_mates(tiny_case):

@@ -125,6 +125,7 @@ def test_every_key_is_read_by_the_code():
         assert rules in code
         code = code.replace(rules, "")
     aliases = {"data": "(config\\.)?data", "optimizer": "(options|config\\.optimizer)"}
+    aliases["model"] = "(options|config\\.model)"
     for key in settings.flatten(default.get_config().to_dict()):
         *group, name = key.split(".")
         owner = "".join(aliases.get(g, f"config\\.{g}") for g in group) or "config"

@@ -1,0 +1,16 @@
+"""The light CNN, decided by the distance of the two encodings, with contrastive loss.
+
+    python train.py --config=configs/contrastive.py
+
+0 of 9,216 pairs wrong, in 34 s. README.md says on what that was measured.
+"""
+
+from configs import light
+
+
+def get_config():
+    config = light.get_config()
+    config.num_steps = 400
+    config.eval_every_steps = 80
+    config.model.head = "euclidean"
+    return config

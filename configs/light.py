@@ -1,0 +1,22 @@
+"""A light CNN of four layers, from scratch, on one channel: the founding data in seconds.
+
+    python train.py --config=configs/light.py
+
+0 of 9,216 pairs wrong on seeds 0 to 4, in 17 to 18 s from the command to the report, of which about
+4 s are training; 131,000 parameters. README.md says on what that was measured.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.batch_size = 128
+    config.num_steps = 120
+    config.optimizer.nominal_batch_size = 128
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.weight_decay = 0.0
+    config.model.encoder = "cnn"
+    config.model.stage_sizes = (1, 1, 1, 1)
+    config.model.width = 16
+    return config

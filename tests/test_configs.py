@@ -1,0 +1,51 @@
+import importlib
+
+import jax
+import numpy as np
+import pytest
+from conftest import ROOT, TINY
+from flax import jax_utils
+
+import data
+import evaluate
+import train
+from model import create_model, trained
+
+
+def leaves(*trees):
+    return zip(*map(jax.tree.leaves, trees), strict=True)
+
+
+NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_trains_and_is_evaluated(name, photos, prepared):
+    """Two steps and an evaluation with a tiny network of its kind."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    sizes = {key: value for key, value in TINY.items() if not key.endswith("every_steps")}
+    config.update_from_flattened_dict(sizes | {"num_steps": 2, "eval.num_pairs": 100})
+    given = {"folder": photos, "pairs": photos / "given.csv", "tfds": prepared}
+    if config.data.source != "shapes":
+        config.data.path = str(given[config.data.source])
+    config = train.resolve(config)
+    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
+    started = train.create_state(config, model, optimizer)
+    before, state = started.params, jax_utils.replicate(started)
+    train_step = train.make_train_step(config, model, optimizer)
+    for step in range(2):
+        batch = train.to_devices(data.make_batch(config, "train", step))
+        state, metrics = train_step(state, batch)
+    assert metrics["count"] == 8 and np.isfinite(metrics["loss"])
+    state = jax.device_get(jax_utils.unreplicate(state))
+    for old, new in leaves(trained(config, before), trained(config, state.params)):
+        assert (old != new).any()
+    if config.model.frozen:
+        for old, new in leaves(before["encoder"], state.params["encoder"]):
+            assert (old == new).all()
+        for old, new in leaves(started.batch_stats, state.batch_stats):
+            assert (old == new).all()
+        assert "encoder" not in str(jax.tree.leaves_with_path(state.opt_state))
+    found = evaluate.evaluate(config, evaluate.make_scorer(model), state.variables, "test")
+    assert found.metrics["pairs"] == len(found.probability) > 1
+    assert np.isfinite(found.metrics["loss"]) and 0 <= found.metrics["accuracy"] <= 1
