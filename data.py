@@ -26,6 +26,7 @@ SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
 TABLE_BYTES = 2**28  # a space whose images fit is drawn once, and batches are looked up in it
 PAIR_NUMBERS = 24  # random numbers that draw a pair anew: 2 + 10 for each image, 1, and 1 spare
+MOST_ATTEMPTS = 1000  # a tenth of them succeeds where there is an image at all
 NOISE_LEVELS = 2**12  # quantiles of the normal distribution
 
 
@@ -94,12 +95,13 @@ def repeats(data):
 def draw_classes(data, space, u):
     """Draws pairs of classes, int [n] each, from the first two of the uniform numbers [n, ...].
 
-    The second is the first with probability p_same, and independent of it where that is 0.
+    The second is the first with probability p_same, and independent of it where that is 0 or is
+    about pictures that are drawn anew.
     """
     last, u1, u2 = len(space.members), u[:, 0], u[:, 1]
     edges = np.linspace(0, 1, last + 1) if space.rows is None else space.edges[space.first]
     class1 = pick(edges, u1, 0, last)
-    if data.p_same == 0:
+    if data.p_same == 0 or (space.rows is None and data.same_as == "picture"):
         return class1, pick(edges, u2, 0, last)
     rest = np.maximum(u2 - data.p_same, 0) / max(1 - data.p_same, 1e-300)
     return class1, np.where(u2 < data.p_same, class1, pick(edges, rest, 0, last, class1))
@@ -143,6 +145,9 @@ def draw_anew(data, split, space, uniform):
         drawn[missing] = fresh = render(data, draw_latents(data, numbers, member[missing]))
         missing = missing[~in_split(data, split, fresh)]
         attempt += 1
+        if attempt == MOST_ATTEMPTS:
+            text = f"no image of some class is in {split}; more sizes or places are needed"
+            raise SystemExit(f"error: data.split={data.split}: {text}")
     image1, image2 = drawn[::2], drawn[1::2]
     if data.same_as == "picture":
         same = u[:, 22] < data.p_same
@@ -221,7 +226,7 @@ def enumerate_pairs(data, split, most):
 
 
 def sample_pairs(config, split, count):
-    """The first pairs that a split draws, each image once: as `enumerate_pairs`, equal weights."""
+    """So many pairs as a step would draw, each image once: as `enumerate_pairs`, equal weights."""
     config = config.copy_and_resolve_references()
     config.batch_size = count
     space = open_space(config.data.to_json(), split)
@@ -287,11 +292,23 @@ def space_of_files(data, data_json, split):
         else:
             chosen = kept[files.pairs[:, :2]].all(axis=1)
         pairs = files.pairs[chosen]
-        if len(pairs) == 0 or (data.p_same and len(set(pairs[:, 2])) < 2):
-            images.stop(data, f"too few pairs for {split}: {len(pairs)}")
+        kinds = (
+            f"{split} has {int(pairs[:, 2].sum())} pairs of the same and {(pairs[:, 2] == 0).sum()}"
+        )
+        if len(set(pairs[:, 2])) < 2:
+            images.stop(
+                data, f"{kinds} different: too few; more lines, or a column split, are needed"
+            )
+        if files.splits is None and data.split == "disjoint":
+            text = "pairs of images that the hash puts into two splits are left out"
+            print(f"warning: {kinds} different; {text}", file=sys.stderr)
         order = np.argsort(pairs[:, 2], kind="stable")
         return Space(files.images, None, None, None, None, pairs[order])
     if data.split == "classes":
+        if len(files.names) < 6:
+            images.stop(
+                data, f"{len(files.names)} classes; data.split=classes takes six, two a split"
+            )
         kept &= np.isin(files.classes, class_split(len(files.names), split))
     counts = np.bincount(files.classes[kept], minlength=len(files.names))
     usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"

@@ -81,11 +81,19 @@ def keep(shape):
 
 
 def decode(open_image, data):
-    """One image, uint8 [image_size, image_size, channels]: upright, squeezed to a square."""
+    """One image, uint8 [image_size, image_size, channels]: upright, squeezed to a square.
+
+    What is transparent becomes white.
+    """
     with open_image() as picture:
         picture = ImageOps.exif_transpose(picture)
+        if picture.mode == "F":
+            raise ValueError("of real numbers, whose range is not known")
         if picture.mode.startswith("I"):  # 16 bits a pixel, which convert would clip at 255
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+        if picture.has_transparency_data:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = picture.convert("L" if data.channels == 1 else "RGB")
         picture = picture.resize((data.image_size,) * 2, Image.Resampling.BILINEAR)
         return np.asarray(picture).reshape(data.image_size, data.image_size, data.channels)
@@ -115,25 +123,28 @@ def list_pairs(data):
     with open(data.path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
         try:
-            rows = list(reader)
-        except (csv.Error, UnicodeDecodeError) as error:
+            columns = reader.fieldnames or []
+            rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k})
+                    for row in reader]  # fmt: skip
+        except (csv.Error, UnicodeDecodeError, AttributeError) as error:
             stop(data, f"is no CSV file: {error}")
-    columns = reader.fieldnames or []
     if missing := {"image1", "image2", "label"} - set(columns):
         stop(data, f"lacks the column {', '.join(sorted(missing))}; it has {columns}")
     if not rows:
         stop(data, "no pairs there, only the names of the columns")
-    for line, row in enumerate(rows, 2):
-        if (row["label"] or "").strip().lower() not in LABELS or not row["image1"]:
-            stop(data, f"line {line}: label {row['label']!r}; a line is two images and {[*LABELS]}")
+    for line, row in rows:
+        if row["label"].lower() not in LABELS:
+            stop(data, f"line {line}: label {row['label']!r}; must be one of {', '.join(LABELS)}")
+        if not (row["image1"] and row["image2"]):
+            stop(data, f"line {line}: the name of an image is missing")
         if row.get("split", "train") not in ("train", "validation", "test"):
             stop(data, f"line {line}: split {row['split']!r}; must be train, validation or test")
+    rows = [row for _, row in rows]
     names = sorted({row[column] for row in rows for column in ("image1", "image2")})
     index = {name: i for i, name in enumerate(names)}
     items = [(name, partial(Image.open, Path(data.path).parent / name)) for name in names]
     pairs = [
-        (index[row["image1"]], index[row["image2"]], LABELS[row["label"].strip().lower()])
-        for row in rows
+        (index[row["image1"]], index[row["image2"]], LABELS[row["label"].lower()]) for row in rows
     ]
     splits = np.array([row["split"] for row in rows]) if "split" in columns else None
     pairs = np.array(pairs, int).reshape(-1, 3)

@@ -124,15 +124,20 @@ class Cosine(nn.Module):
     @nn.compact
     def __call__(self, features1, features2):
         features1, features2 = (f.astype(jnp.float32) for f in (features1, features2))
-        norms = jnp.linalg.norm(features1, axis=-1) * jnp.linalg.norm(features2, axis=-1)
-        cosine = (features1 * features2).sum(axis=-1) / jnp.maximum(norms, 1e-12)
+        # The norm of nothing has no gradient: a tiny number in it gives it one, 0.
+        norm1, norm2 = (jnp.sqrt((f**2).sum(axis=-1) + 1e-12) for f in (features1, features2))
+        cosine = (features1 * features2).sum(axis=-1) / (norm1 * norm2)
         scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
         threshold = self.param("threshold", nn.initializers.constant(0.5), ())
         return jnp.exp(scale) * (cosine - threshold)
 
 
 class Euclidean(nn.Module):
-    """How far the distance of the features falls below half the margin."""
+    """How far the distance of the features falls below half the margin.
+
+    As a logit it decides; it is not calibrated: the probability of "same" is at most that of
+    margin / 2.
+    """
 
     margin: float
 

@@ -50,9 +50,10 @@ def audit_command():
 
     values = parse(define)
     config, name = named_config(values)
-    path = Path(values.output or Path("runs", f"{name}.png"))
+    path = Path("runs", f"{name}.png") if values.output is None else Path(values.output)
     if path.suffix != ".png" or path.is_dir():
-        stop(f"--output={path}: must be the path of a .png file")
+        stop(f"--output={values.output}: must be the path of a .png file")
+    check_writable(path.absolute().parent, f"--output={path}")
     open_splits(config)
     return config, path
 
@@ -65,18 +66,23 @@ def named_config(values):
     except (AttributeError, OSError) as error:  # of a file without a config, when it is first used
         stop(f"--config={path}: {last_line(error)}; configs/ has examples")
     check(config, "--config.")
-    if config.data.path and Path(config.data.path).expanduser().exists():  # else the name of a set
-        config.data.path = str(Path(config.data.path).expanduser().absolute())
+    if config.data.path and Path(config.data.path).exists():  # else it is the name of a set
+        config.data.path = str(Path(config.data.path).absolute())
     return config, path.stem
 
 
 def open_splits(config):
     """Opens each split's images, and refuses data of which no pairs can be made."""
+    options = config.data
     for split in data.SPLITS:
-        space = data.open_space(config.data.to_json(), split)
-        if space.pairs is None and len(space.members) < 2 and config.data.same_as != "picture":
-            stop(f"--config.data: {split} has images of {len(space.members)} class only; "
-                 "pairs of same and different take two")  # fmt: skip
+        space = data.open_space(options.to_json(), split)
+        if space.rows is None and space.pairs is None:
+            data.sample_pairs(config, split, 64)  # ends the program where a class has no image
+        elif options.source == "shapes" and options.same_as != "picture":
+            wanted, found = len(data.members(options, split)), len(space.members)
+            if found < wanted:
+                text = f"{split} has images of {found} of {wanted} classes only"
+                stop(f"data.split={options.split}: {text}; more sizes or places are needed")
 
 
 def evaluate_command():
@@ -204,7 +210,7 @@ def data_rules(images):
     """The part of `rules` about config.data."""
     sources = ("shapes", *data.images.LISTS)
     yield "data.source", images.source in sources, f"one of {sources}"
-    yield "data.image_size", images.image_size >= 1, "at least 1"
+    yield "data.image_size", 1 <= images.image_size <= 4096, "from 1 to 4096"
     yield "data.p_same", images.p_same <= 1, "from 0 to 1"
     splits = ("shared", "disjoint", "classes")
     yield "data.split", images.split in splits, f"one of {splits}"
@@ -212,7 +218,7 @@ def data_rules(images):
 
 
 def file_rules(images):
-    path = Path(images.path).expanduser()
+    path = Path(images.path[:4096])
     found = {"folder": path.is_dir, "pairs": path.is_file, "tfds": lambda: True}
     what = {"folder": "a folder of classes", "pairs": "a CSV file", "tfds": "the name of a set"}
     text = f"{what[images.source]} with data.source={images.source}"
@@ -278,13 +284,7 @@ def check_workdir(config, workdir):
 
     A compute type still to be resolved ("auto") agrees with any.
     """
-    try:
-        existing = next(p for p in (workdir, *workdir.parents) if p.exists() or p.is_symlink())
-        usable = existing.is_dir() and os.access(existing, os.W_OK)
-    except OSError as error:
-        stop(f"--workdir={workdir}: {error.strerror}")
-    if not usable:
-        stop(f"--workdir={workdir}: {existing} is not a folder that can be written to")
+    check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
         if workdir.exists() and {path.name for path in workdir.iterdir()} - {PARTIAL, LOCK}:
             stop(f"--workdir={workdir}: holds files but no config.json of a run; name another one")
@@ -296,6 +296,17 @@ def check_workdir(config, workdir):
         texts = (f"{key} is {saved[key]} there, {given[key]} now" for key in changed)
         stop(f"--workdir={workdir} was trained with another config: {'; '.join(texts)}; "
              "name another --workdir or take the change back")  # fmt: skip
+
+
+def check_writable(folder, option):
+    """Refuses a folder that is not there and cannot be made, or cannot be written to."""
+    try:
+        existing = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
+        usable = existing.is_dir() and os.access(existing, os.W_OK)
+    except OSError as error:
+        stop(f"{option}: {error.strerror}")
+    if not usable:
+        stop(f"{option}: {existing} is not a folder that can be written to")
 
 
 def save_config(config, workdir):

@@ -71,7 +71,16 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     assert float(images.split()[0]) > float(pairs.split()[0]) > 0 and "3,200" in images
 
 
-@pytest.mark.parametrize("option", ["--output=picture.txt", "--config.data.split=some"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--output=picture.txt",
+        "--output=",
+        "--output=/dev/null/x.png",
+        "--config.data.split=some",
+        "--config.data.image_size=100000",
+    ],
+)
 def test_a_mistake_is_one_line(option, tmp_path):
     finished = run("data.py", option, cwd=tmp_path)
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1

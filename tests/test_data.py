@@ -341,6 +341,13 @@ def test_noise_has_its_deviation_and_is_new_in_every_pixel():
     assert np.abs(np.corrcoef(flat[:200]) - np.eye(200)).max() < 0.2
 
 
+@pytest.mark.parametrize("changes", [{"p_mirror": 0.5}, {"shapes": ("circle", "ring")}])
+def test_a_class_without_an_image_in_a_split_ends_the_program(tiny, changes):
+    tiny.data.update({"split": "disjoint", "min_sizes": (14, 14)} | changes)
+    with pytest.raises(SystemExit, match="more sizes or places are needed"):
+        settings.open_splits(tiny)
+
+
 def test_held_out_kinds_and_identities_are_the_tests_alone():
     unseen = importlib.import_module("configs.unseen").get_config()
     of = {split: data.members(unseen.data, split).tolist() for split in data.SPLITS}

@@ -120,11 +120,19 @@ def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     turned.rotate(180).save(tmp_path / "a" / "turned.png", exif=exif)
+    clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
+    clear.paste((0, 0, 0, 255), (10, 10, 40, 40))  # black on nothing, as icons are
+    clear.save(tmp_path / "a" / "zclear.png")
     for channels in (1, 3):
         config = config_of("folder", tmp_path, channels=channels)
         loaded = images.load(config.data.to_json())
-        assert loaded.images.shape == (8, 32, 32, channels) and (loaded.classes == 0).all()
-        by_name = dict(zip(sorted([*files, "turned.png"]), loaded.images.astype(int), strict=True))
+        assert loaded.images.shape == (9, 32, 32, channels) and (loaded.classes == 0).all()
+        by_name = dict(
+            zip(
+                sorted([*files, "turned.png", "zclear.png"]), loaded.images.astype(int), strict=True
+            )
+        )
+        assert np.ptp(by_name["zclear.png"]) == 255
         for name in ("deep.png", "turned.png", "alpha.png"):
             if channels == 1 or name != "deep.png":
                 assert np.abs(by_name[name] - by_name["rgb.png"]).max() <= 2, name
@@ -195,15 +203,18 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
         ([], ("image1", "image2", "label"), "no pairs there"),
         ([("a.png", "b.png", "maybe")], ("image1", "image2", "label"), "line 2: label 'maybe'"),
         ([("a.png", "b.png", 1)], ("image1", "image2", "label"), "none of its images"),
+        ([("a.png", "", 1)], ("image1", "image2", "label"), "line 2: the name of an image"),
+        ([("a.png",)], ("image1", "image2", "label"), "line 2: label ''"),
+        ([], (), "lacks the column"),
         (
             [("class0/0.png", "class0/2.png", 1, "dev")],
             ("image1", "image2", "label", "split"),
             "line 2: split 'dev'",
         ),
         (
-            [("class0/0.png", "class0/2.png", 1, "train")],
+            [("class0/0.png", f"class{k}/4.png", 1 - k, "train ") for k in (0, 1)],
             ("image1", "image2", "label", "split"),
-            "too few pairs for validation",
+            "validation has 0 pairs of the same and 0 different: too few",
         ),
     ],
 )

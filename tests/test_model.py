@@ -273,6 +273,8 @@ def test_the_cosine_is_that_of_the_features_and_one_for_the_same_image(tiny_case
     cosine = (f1 * f2).sum(1) / np.sqrt((f1**2).sum(1) * (f2**2).sum(1))
     found = model.apply(variables, image1, image2)
     np.testing.assert_allclose(found, 5 * (cosine - 0.25), rtol=1e-4)
+    gradient = jax.grad(lambda x: model.apply(variables, x, x, method="compare").sum())
+    assert np.isfinite(gradient(jnp.zeros((2, 8)))).all()
 
 
 def test_the_contrastive_loss_is_hadsells(tiny_case):
