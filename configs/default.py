@@ -17,32 +17,7 @@ def get_config():
     config.log_every_steps = 20  # steps between two points of the training curves
     config.eval_every_steps = 40  # steps between two validations, each followed by a checkpoint
 
-    config.data = ConfigDict()
-    config.data.source = "shapes"  # or files: folder (class/image), pairs (CSV), tfds
-    config.data.path = ""  # of the folder or CSV file; name or folder of a tfds set
-    config.data.image_size = 32  # pixels, height and width
-    config.data.channels = 1  # 1: grey, 3: colour, for files alone
-    config.data.same_as = "class"  # kind of shape; picture: pixels; identity: of a blob
-    config.data.p_same = 0.0  # probability of "same"; 0: two images drawn independently
-    config.data.split = "shared"  # one distribution; disjoint: no image in two; classes: no class
-
-    config.data.shapes = ("circle", "square")  # each with the same probability
-    config.data.held_out_shapes = ()  # of these, drawn by test and by no other split
-    config.data.num_identities = 1  # how many different blobs
-    config.data.min_sizes = (4, 2)  # pixels, per shape: smallest radius or half side
-    config.data.max_size = 15  # pixels: sizes stay below it
-    config.data.placement = "margin"  # centres: max_size off the border, or inside: where it fits
-    config.data.continuous = False  # sizes and centres: real numbers instead of whole ones
-    config.data.match_area = False  # the same distribution of lit area for all shapes
-    config.data.antialias = False  # grey edges; otherwise a pixel is lit or not
-    config.data.p_rotation = 0.0  # probability of a turn about the shape's own centre
-    config.data.max_angle = 180.0  # degrees: turns are uniform from -max_angle to max_angle
-    config.data.p_mirror = 0.0  # probability that left and right are exchanged
-    config.data.p_outline = 0.0  # probability of an outline instead of a filled shape
-    config.data.outline_width = 2.0  # pixels
-    config.data.figure_greys = (255, 255)  # lowest and highest grey level of the shape
-    config.data.ground_greys = (0, 0)  # the same of the ground
-    config.data.noise = 0.0  # grey levels: standard deviation of each pixel
+    config.data = data_config()
 
     config.model = ConfigDict()
     config.model.fusion = "siamese"  # or stack: both images along the channels of one encoder
@@ -72,3 +47,34 @@ def get_config():
     config.checkpoint.keep_latest = 2  # newest checkpoints kept
     config.checkpoint.keep_best = 5  # checkpoints of lowest validation loss kept
     return config
+
+
+def data_config():
+    """The images: config.data."""
+    data = ConfigDict()
+    data.source = "shapes"  # or files: folder (class/image), pairs (CSV), tfds
+    data.path = ""  # of the folder or CSV file; name or folder of a tfds set
+    data.image_size = 32  # pixels, height and width
+    data.channels = 1  # 1: grey, 3: colour, for files alone
+    data.same_as = "class"  # kind of shape; picture: pixels; identity: of a blob
+    data.p_same = 0.0  # probability of "same"; 0: two images drawn independently
+    data.split = "shared"  # one distribution; disjoint: no image in two; classes: no class
+
+    data.shapes = ("circle", "square")  # each with the same probability
+    data.held_out_shapes = ()  # of these, drawn by test and by no other split
+    data.num_identities = 1  # how many different blobs
+    data.min_sizes = (4, 2)  # pixels, per shape: smallest radius or half side
+    data.max_size = 15  # pixels: sizes stay below it
+    data.placement = "margin"  # centres: max_size off the border, or inside: where it fits
+    data.continuous = False  # sizes and centres: real numbers instead of whole ones
+    data.match_area = False  # the same distribution of lit area for all shapes
+    data.antialias = False  # grey edges; otherwise a pixel is lit or not
+    data.p_rotation = 0.0  # probability of a turn about the shape's own centre
+    data.max_angle = 180.0  # degrees: turns are uniform from -max_angle to max_angle
+    data.p_mirror = 0.0  # probability that left and right are exchanged
+    data.p_outline = 0.0  # probability of an outline instead of a filled shape
+    data.outline_width = 2.0  # pixels
+    data.figure_greys = (255, 255)  # lowest and highest grey level of the shape
+    data.ground_greys = (0, 0)  # the same of the ground
+    data.noise = 0.0  # grey levels: standard deviation of each pixel
+    return data
