@@ -141,7 +141,8 @@ def draw_anew(data, split, space, uniform):
     drawn = np.empty((len(member), data.image_size, data.image_size, 1), np.uint8)
     missing, attempt = np.arange(len(member)), 0
     while len(missing):
-        numbers = uniform(PAIR_NUMBERS, attempt)[:, 2:22].reshape(len(member), 10)[missing]
+        numbers = u if attempt == 0 else uniform(PAIR_NUMBERS, attempt)
+        numbers = numbers[:, 2:22].reshape(len(member), 10)[missing]
         drawn[missing] = fresh = render(data, draw_latents(data, numbers, member[missing]))
         missing = missing[~in_split(data, split, fresh)]
         attempt += 1
