@@ -328,7 +328,7 @@ HARMONICS = np.arange(2, 7)  # of a blob's contour; the first would only shift i
 
 def blob(x, y, size, identity):
     """r = size * (a0 + sum of a_k cos(k angle) + b_k sin(k angle)): drawn from its identity."""
-    a0, a, b = (c[..., None, None] for c in blob_coefficients(int(identity.max()) + 1, identity))
+    a0, a, b = (c[..., None, None] for c in blob_coefficients(identity))
     rho = np.sqrt(x * x + y * y) + np.float32(1e-6)
     c1, s1 = x / rho, y / rho
     c, s = c1, s1
@@ -340,9 +340,9 @@ def blob(x, y, size, identity):
     return (rho - size * radius) / np.sqrt(1 + (slope / radius) ** 2)
 
 
-def blob_coefficients(count, identity):
+def blob_coefficients(identity):
     """float32 a0 [n], a [n, harmonics], b [n, harmonics] of the blobs with these identities."""
-    return tuple(c[identity] for c in all_blobs(1 << (count - 1).bit_length()))
+    return tuple(c[identity] for c in all_blobs(1 << int(identity.max(initial=0)).bit_length()))
 
 
 @lru_cache(maxsize=2)
@@ -361,7 +361,7 @@ def all_blobs(count):
 
 
 def blob_support(x, y, identity):
-    a0, a, b = blob_coefficients(int(identity.max(initial=0)) + 1, identity)
+    a0, a, b = blob_coefficients(identity)
     angle = np.radians(np.arange(0, 360, 4))
     waves = HARMONICS[:, None] * angle
     radius = a0[:, None] + sum(

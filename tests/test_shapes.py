@@ -49,7 +49,7 @@ def inside(name, identity, x, y):
         turn = np.array([[0, 1], [-1, 0]])
         polygon = np.concatenate([quarter @ np.linalg.matrix_power(turn, k) for k in range(4)])
     else:
-        a0, a, b = (c[0] for c in shapes.blob_coefficients(identity + 1, np.array([identity])))
+        a0, a, b = (c[0] for c in shapes.blob_coefficients(np.array([identity])))
         k = np.arange(2, 7)[:, None]
         blob = a0 + (a[:, None] * np.cos(k * angle.ravel())).sum(0)
         blob = (blob + (b[:, None] * np.sin(k * angle.ravel())).sum(0)).reshape(angle.shape)
@@ -173,8 +173,8 @@ def test_a_shape_touches_its_reach_on_all_four_sides(name):
 
 
 def test_a_blob_is_a_function_of_its_identity_alone():
-    few, many = (shapes.blob_coefficients(n, np.arange(3)) for n in (3, 1000))
+    few, many = (shapes.blob_coefficients(np.arange(n)) for n in (3, 1000))
     for one, other in zip(few, many, strict=True):
-        assert (one == other).all()
+        assert (one == other[:3]).all()
     images = draw(latents("blob", identity=np.arange(200)))
     assert len(np.unique(images, axis=0)) == 200
