@@ -2,6 +2,7 @@
 
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
+    python evaluate.py --workdir=runs/light,runs/stack       # several runs in one table
 
 train.py calls the same functions at each validation. "Same" is the positive class.
 """
@@ -12,18 +13,22 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
     COMMAND = settings.evaluate_command()
 
 import contextlib
+import importlib
 import json
 import os
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 import checkpoint
 import data
+import settings
 from model import create_model, pair_losses, variable_shapes
 from settings import stop
 
@@ -33,15 +38,27 @@ PAIRS_AT_ONCE = 4096
 METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 
 
-def main(config, workdir, which, split):
-    """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report."""
+def main(runs, which, split):
+    """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report.
+
+    Several runs are compared instead.
+    """
     Thread(target=import_metric_writers, daemon=True).start()  # meanwhile: it takes seconds
+    if len(runs) > 1:
+        compare_runs(runs, which, split)
+        return
+    ((config, workdir),) = runs
     model = create_model(config)
-    target = variable_shapes(model, config)
-    with checkpoint.open_checkpoints(workdir) as checkpoints:
-        step, variables = checkpoint.restore_model(checkpoints, which, target)
+    step, variables = load_variables(config, workdir, model, which)
     evaluation = evaluate(config, make_scorer(model), variables, split)
     write_report(config, workdir, step, {split: evaluation})
+
+
+def load_variables(config, workdir, model, which):
+    """(step, variables) of a checkpoint."""
+    target = variable_shapes(model, config)
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        return checkpoint.restore_model(checkpoints, which, target)
 
 
 class Evaluation(NamedTuple):
@@ -224,6 +241,80 @@ def format_table(step, evaluations):
             f"same: {right1:,} right, {wrong1:,} called different",
         ]
     return "\n".join(lines)
+
+
+def compare_runs(runs, which, split):
+    """Prints one table of several runs and writes it: comparison.md, in the folder they share.
+
+    Runs that differ in their seeds alone are one row: the mean, and the range where they differ.
+    """
+    rows = {}
+    for config, workdir in runs:
+        same = settings.flatten(config.to_dict())
+        key = json.dumps({k: v for k, v in same.items() if k not in ("seed", *settings.NEUTRAL)})
+        rows.setdefault(key, []).append((config, workdir))
+    texts = []
+    for row in rows.values():
+        score = make_scorer(create_model(row[0][0]))
+        measured = [measure_run(*run, score, which, split) for run in tqdm(row, leave=False)]
+        names = [workdir.name for _, workdir in row]
+        name = names[0].rstrip("-_0123456789") if len(row) > 1 else names[0]
+        columns = {k: [one[k] for one in measured if one[k] is not None] for k in measured[0]}
+        columns = {k: spread(values) for k, values in columns.items()}
+        texts.append({"run": name, "seeds": str(len(row))} | columns)
+    lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    path = Path(os.path.commonpath([workdir.parent for _, workdir in runs])) / "comparison.md"
+    path.write_text(table)
+    print(f"{table}wrote {path}")
+
+
+COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared
+
+
+def measure_run(config, workdir, score, which, split):
+    """{column: number} of a run; None where there is none, as on data of another size."""
+    model = create_model(config)
+    _, variables = load_variables(config, workdir, model, which)
+    size, channels = config.data.image_size, config.data.channels
+    image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
+    cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()
+    right = (step for step, wrong in curve(workdir, "validation/wrong") if wrong == 0)
+    rates = [rate for _, rate in curve(workdir, "train/pairs_per_second")]
+    columns = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
+        "multiply-adds": cost["flops"] / 2,
+        "training pairs/s": float(np.median(rates)) if rates else None,
+        "steps to 0 wrong": next(right, None),
+        "its own data": evaluate(config, score, variables, split).metrics["accuracy"],
+    }
+    for name in COMPARED:
+        asked = config.copy_and_resolve_references()
+        asked.data = importlib.import_module(f"configs.{name}").get_config().data
+        fits = (asked.data.image_size, asked.data.channels) == (size, channels)
+        found = evaluate(asked, score, variables, split).metrics["accuracy"] if fits else None
+        columns[f"`{name}`"] = found
+    return columns
+
+
+def curve(workdir, tag):
+    """[(step, value)] of one of the run's curves for TensorBoard."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
+    events.Reload()
+    found = events.Tensors(tag) if tag in events.Tags()["tensors"] else []
+    return [(event.step, float(tensor_util.make_ndarray(event.tensor_proto))) for event in found]
+
+
+def spread(values):
+    """Numbers as one text: their mean, and from the lowest to the highest where these differ."""
+    if not values:
+        return ""
+    form = "{:.4f}" if all(0 <= value <= 1 for value in values) else "{:,.0f}"
+    mean, low, high = (form.format(f(values)) for f in (np.mean, min, max))
+    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def draw_pairs(evaluation, threshold, rows=6, columns=4):

@@ -17,6 +17,8 @@ from jax import lax
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of red, green, blue
+
 
 def create_model(config):
     """Returns the module (image1, image2, train=False) -> logits float32 [batch].
@@ -29,15 +31,16 @@ def create_model(config):
         "resnet18": lambda: ResNet(small=False, **sizes),
         "resnet18_small": lambda: ResNet(small=True, **sizes),
         "cnn": lambda: CNN(**sizes),
+        "vit": lambda: ViT(patch_size=options.patch_size, **sizes),
     }[options.encoder]()
-    if options.fusion == "stack":
-        return Stack(encoder, dtype)
+    if options.fusion != "siamese":
+        return Together(encoder, options.fusion, dtype)
     head = {
         "mlp": lambda: MLP(options.head_features, dtype),
         "cosine": Cosine,
         "euclidean": lambda: Euclidean(options.margin),
     }[options.head]()
-    return Siamese(encoder, head, options.frozen, dtype)
+    return Siamese(encoder, head, options.frozen, options.pretrained != "", dtype)
 
 
 def trained(config, params):
@@ -74,7 +77,8 @@ def variable_shapes(model, config):
 def initialise(model, config):
     size = config.data.image_size
     image = jnp.zeros((1, size, size, config.data.channels), jnp.uint8)
-    return model.init(jax.random.key(config.seed), image, image)
+    variables = model.init(jax.random.key(config.seed), image, image)
+    return {"batch_stats": {}} | variables  # without BatchNorm there are none
 
 
 class Siamese(nn.Module):
@@ -86,6 +90,7 @@ class Siamese(nn.Module):
     encoder: nn.Module
     head: nn.Module
     frozen: bool
+    pretrained: bool
     dtype: jnp.dtype
 
     def __call__(self, image1, image2, train=False):
@@ -96,9 +101,14 @@ class Siamese(nn.Module):
     def encode(self, images, train=False):
         """uint8 [n, height, width, channels] -> features [n, features].
 
-        A frozen encoder's BatchNorm keeps its statistics and uses them while training too.
+        A frozen encoder's BatchNorm keeps its statistics and uses them while training too. A
+        pretrained one sees what it was trained on: three colours, normalised as for ImageNet.
         """
-        return self.encoder(images.astype(self.dtype) / 255, train and not self.frozen)
+        x = images.astype(self.dtype) / 255
+        if self.pretrained:
+            mean, std = (jnp.asarray([[[c]]], x.dtype) for c in (IMAGENET_MEAN, IMAGENET_STD))
+            x = (x - mean) / std
+        return self.encoder(x, train and not self.frozen)
 
     def compare(self, features1, features2):
         """Two [n, features] -> logits float32 [n]."""
@@ -147,15 +157,21 @@ class Euclidean(nn.Module):
         return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
 
 
-class Stack(nn.Module):
-    """Both images along the channels of one encoder: not symmetric, and no work is shared."""
+class Together(nn.Module):
+    """Both images in one pass of the encoder: not symmetric, and no work is shared between pairs.
+
+    stack: along the channels; joint: as two images of one sequence, for the ViT.
+    """
 
     encoder: nn.Module
+    fusion: str
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, image1, image2, train=False):
-        x = jnp.concatenate([image1, image2], axis=-1).astype(self.dtype) / 255
+        images = [image1, image2]
+        x = jnp.stack(images, 1) if self.fusion == "joint" else jnp.concatenate(images, -1)
+        x = x.astype(self.dtype) / 255
         features = self.encoder(x, train).astype(jnp.float32)
         return nn.Dense(1, name="logit")(features).squeeze(-1)
 
@@ -165,6 +181,50 @@ class Stack(nn.Module):
 
     def compare(self, image1, image2):
         return self(image1, image2)
+
+
+class ViT(nn.Module):
+    """A pre-norm transformer over patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
+
+    float [n, height, width, channels], or [n, images, height, width, channels] for several images
+    in one sequence -> features [n, width], those of the CLS token.
+    """
+
+    stage_sizes: tuple[int]
+    width: int
+    patch_size: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x, train):
+        dense = partial(nn.Dense, dtype=self.dtype)
+        norm = partial(nn.LayerNorm, dtype=self.dtype)
+
+        def embedding(name, *shape):
+            return self.param(name, nn.initializers.normal(0.02), shape).astype(self.dtype)
+
+        x = dense(self.width, name="patch")(to_patches(x, self.patch_size))
+        _, images, patches, _ = x.shape
+        x += embedding("position", 1, 1, patches, self.width)
+        if images > 1:
+            x += embedding("image", 1, images, 1, self.width)
+        x = x.reshape(len(x), -1, self.width)
+        cls = jnp.broadcast_to(embedding("cls", 1, 1, self.width), (len(x), 1, self.width))
+        x = jnp.concatenate([cls, x], axis=1)
+        heads = max(1, self.width // 32)
+        attention = partial(nn.MultiHeadDotProductAttention, heads, dtype=self.dtype)
+        for block in range(self.stage_sizes[0]):
+            x += attention(name=f"attention_{block}")(norm()(x))
+            hidden = dense(4 * self.width, name=f"hidden_{block}")(norm()(x))
+            x += dense(self.width, name=f"output_{block}")(nn.gelu(hidden))
+        return norm()(x[:, 0])
+
+
+def to_patches(x, size):
+    """[n, (images,) height, width, channels] -> [n, images, patches, size * size * channels]."""
+    height, width, channels = x.shape[-3:]
+    x = x.reshape(len(x), -1, height // size, size, width // size, size, channels)
+    return x.swapaxes(3, 4).reshape(*x.shape[:2], -1, size * size * channels)
 
 
 class CNN(nn.Module):

@@ -24,6 +24,7 @@ PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # A resumed run may change these: the parameters do not depend on them, only which are kept.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
+NEUTRAL += ("model.pretrained",)  # where the file lies; its checksum may not change
 
 
 def train_command():
@@ -35,9 +36,14 @@ def train_command():
 
     values = parse(define)
     config, name = named_config(values)
-    workdir = named_workdir(values) or Path("runs", name).absolute()
+    workdir = named_workdir(f"runs/{name}" if values.workdir is None else values.workdir)
     check_workdir(config, workdir)
     open_splits(config)
+    if config.model.pretrained:
+        from pretrained import resolve  # not at the top: it imports this file
+
+        resolve(config.model)
+        check_workdir(config, workdir)
     return config, workdir
 
 
@@ -86,20 +92,22 @@ def open_splits(config):
 
 
 def evaluate_command():
-    """Reads the command line of evaluate.py: (config of the run, workdir, step, split)."""
+    """Reads the command line of evaluate.py: ([(config, workdir) of each run], step, split)."""
 
     def define():
-        flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+        flags.DEFINE_list("workdir", None, "The run's folder, by default the newest under runs/; "
+                          "of several, separated by commas, one table is made.")  # fmt: skip
         flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
         flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
 
     values = parse(define)
-    workdir = named_workdir(values) or newest_run(Path("runs"))
+    workdirs = [named_workdir(name) for name in values.workdir or ()] or [newest_run(Path("runs"))]
     if not (values.step in ("best", "last") or values.step.isdecimal()):
         stop(f"--step={values.step}: best, last or the number of a step")
-    config = load_config(workdir)
-    open_splits(config)
-    return config, workdir, values.step, values.split
+    runs = [(load_config(workdir), workdir) for workdir in workdirs]
+    for config, _ in runs:
+        open_splits(config)
+    return runs, values.step, values.split
 
 
 def parse(define):
@@ -125,13 +133,11 @@ def parse(define):
     return values
 
 
-def named_workdir(values):
-    """The folder that --workdir names, None where it is not given."""
-    if values.workdir is None:
-        return None
-    if not values.workdir.strip():
+def named_workdir(name):
+    """The folder that --workdir names."""
+    if not name.strip():
         stop("--workdir= is empty: name a folder or leave the option out")
-    return Path(values.workdir).absolute()
+    return Path(name).absolute()
 
 
 def last_line(error):
@@ -167,28 +173,12 @@ def check(config, where="config."):
 
 def rules(config):
     """Yields (key, whether its value makes sense, which values do)."""
-    images, model, optimizer = config.data, config.model, config.optimizer
+    images, optimizer = config.data, config.optimizer
     yield "seed", config.seed < 2**32, "below 2**32"
     for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
         yield key, config[key] >= 1, "at least 1"
     yield from data_rules(images)
-    stages = model.stage_sizes
-    whole = all(isinstance(s, int) and s >= 1 for s in stages)
-    yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
-    choices = {
-        "fusion": ("siamese", "stack"),
-        "encoder": ("resnet18", "resnet18_small", "cnn"),
-        "head": ("mlp", "cosine", "euclidean"),
-    }
-    for key, allowed in choices.items():
-        yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
-    learns = model.fusion == "siamese" and model.head != "euclidean"
-    yield "model.frozen", learns or not model.frozen, "False without a head that learns"
-    for key in ("width", "head_features"):
-        yield f"model.{key}", model[key] >= 1, "at least 1"
-    yield "model.margin", model.margin > 0, "above 0"
-    dtypes = ("auto", "float32", "bfloat16")
-    yield "model.dtype", model.dtype in dtypes, f"one of {dtypes}"
+    yield from model_rules(config.model, images.image_size)
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
@@ -204,6 +194,36 @@ def rules(config):
     yield "eval.num_pairs", config.eval.num_pairs >= 1, "at least 1"
     yield "checkpoint.keep_latest", config.checkpoint.keep_latest >= 1, "at least 1"
     yield "checkpoint.keep_best", config.checkpoint.keep_best >= 1, "at least 1"
+
+
+def model_rules(model, image_size):
+    """The part of `rules` about config.model."""
+    stages = model.stage_sizes
+    whole = all(isinstance(s, int) and s >= 1 for s in stages)
+    yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
+    choices = {
+        "fusion": ("siamese", "stack", "joint"),
+        "encoder": ("resnet18", "resnet18_small", "cnn", "vit"),
+        "head": ("mlp", "cosine", "euclidean"),
+    }
+    for key, allowed in choices.items():
+        yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
+    joint, vit = model.fusion == "joint", model.encoder == "vit"
+    yield "model.fusion", vit if joint else True, "siamese or stack unless model.encoder=vit"
+    yield "model.fusion", not (vit and model.fusion == "stack"), "siamese or joint with a vit"
+    yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
+    fits = model.patch_size >= 1 and image_size % model.patch_size == 0
+    yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={image_size}"
+    yield "model.width", model.width % 32 == 0 or not vit, "a multiple of 32 for a vit"
+    fits = model.encoder == "resnet18" and model.fusion == "siamese"
+    yield "model.pretrained", fits or not model.pretrained, "empty unless a siamese resnet18"
+    learns = model.fusion == "siamese" and model.head != "euclidean"
+    yield "model.frozen", learns or not model.frozen, "False without a head that learns"
+    for key in ("width", "head_features"):
+        yield f"model.{key}", model[key] >= 1, "at least 1"
+    yield "model.margin", model.margin > 0, "above 0"
+    dtypes = ("auto", "float32", "bfloat16")
+    yield "model.dtype", model.dtype in dtypes, f"one of {dtypes}"
 
 
 def data_rules(images):
@@ -282,7 +302,7 @@ def accumulated_steps(config):
 def check_workdir(config, workdir):
     """Refuses a folder that is not a run's, or whose run had another config.
 
-    A compute type still to be resolved ("auto") agrees with any.
+    A compute type or checksum still to be found out ("auto", "") agrees with any.
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
@@ -291,7 +311,9 @@ def check_workdir(config, workdir):
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
     changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
-    changed = [key for key in changed if (key, given[key]) != ("model.dtype", "auto")]
+    open_ = {("model.dtype", "auto")}
+    open_ |= {("model.pretrained_sha256", "")} if config.model.pretrained else set()
+    changed = [key for key in changed if (key, given[key]) not in open_]
     if changed:
         texts = (f"{key} is {saved[key]} there, {given[key]} now" for key in changed)
         stop(f"--workdir={workdir} was trained with another config: {'; '.join(texts)}; "

@@ -34,6 +34,7 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import pretrained
 import settings
 from evaluate import (
     describe,
@@ -164,6 +165,10 @@ def make_optimizer(config):
 def create_state(config, model, optimizer):
     """The state before the first step, as host arrays."""
     variables = init_variables(model, config)
+    if config.model.pretrained:
+        encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
+        for kind, tree in pretrained.load(config.model.pretrained, encoder).items():
+            variables[kind]["encoder"] = tree
     opt_state = optimizer.init(trained(config, variables["params"]))
     return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
 

@@ -20,10 +20,13 @@ def get_config():
     config.data = data_config()
 
     config.model = ConfigDict()
-    config.model.fusion = "siamese"  # or stack: both images along the channels of one encoder
-    config.model.encoder = "resnet18"  # or resnet18_small: 3x3 stem, no pool; cnn: plain layers
+    config.model.fusion = "siamese"  # stack: both along the channels; joint: one sequence (vit)
+    config.model.encoder = "resnet18"  # resnet18_small: 3x3 stem, no pool; cnn: plain layers; vit
     config.model.frozen = False  # whether the encoder stays as it is and only the head is trained
-    config.model.stage_sizes = (2, 2, 2, 2)  # residual blocks, or layers of a cnn, per stage
+    config.model.pretrained = ""  # .safetensors file or Hugging Face repository, for resnet18
+    config.model.pretrained_sha256 = ""  # of that file; empty: any, and the run keeps which
+    config.model.stage_sizes = (2, 2, 2, 2)  # blocks, or layers of a cnn, per stage; a vit has one
+    config.model.patch_size = 16  # pixels, of a vit
     config.model.width = 64  # channels of the first stage, doubled by every further one
     config.model.head = "mlp"  # on |f1 - f2|; cosine; euclidean: with contrastive loss
     config.model.head_features = 256  # units of the mlp's hidden layer

@@ -13,8 +13,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
+import pretrained
+import settings
 from configs import default
+from model import create_model, variable_shapes
 
 CACHE = {  # of compiled programs, for tests and the programs that they start
     "jax_compilation_cache_dir": tempfile.mkdtemp(),
@@ -56,10 +60,10 @@ def tiny():
     return tiny_config()
 
 
-def run(program, *options, cwd=None, devices=1):
+def run(program, *options, cwd=None, devices=1, environment=None):
     """Runs a program of the project as a user would; returns the finished process."""
     command = [sys.executable, str(ROOT / program), *options]
-    environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)}
+    environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -134,3 +138,23 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
     Toy(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder / "toy" / "1.0.0"
+
+
+def encoder_shapes(config):
+    shapes = variable_shapes(create_model(config), config)
+    return {kind: tree["encoder"] for kind, tree in shapes.items()}
+
+
+def tiny_file(path, seed):
+    """A file that fits the encoder of `tiny_config`."""
+    variables = encoder_shapes(tiny_config())
+    rng = np.random.default_rng(seed)
+    arrays = {}
+    for kind, tree in variables.items():
+        for key, leaf in settings.flatten(tree).items():
+            array = rng.uniform(0.1, 1, leaf.shape).astype(np.float32)
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+            name = pretrained.torch_name((kind, *key.split(".")))
+            arrays[name] = np.ascontiguousarray(array)
+    save_file(arrays, path)
+    return arrays

@@ -3,7 +3,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, tiny_file
 from flax import jax_utils
 
 import data
@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_config_trains_and_is_evaluated(name, photos, prepared):
+def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     """Two steps and an evaluation with a tiny network of its kind."""
     config = importlib.import_module(f"configs.{name}").get_config()
     sizes = {key: value for key, value in TINY.items() if not key.endswith("every_steps")}
@@ -28,6 +28,9 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared):
     given = {"folder": photos, "pairs": photos / "given.csv", "tfds": prepared}
     if config.data.source != "shapes":
         config.data.path = str(given[config.data.source])
+    if config.model.pretrained:
+        config.model.pretrained = str(tmp_path / "model.safetensors")
+        tiny_file(config.model.pretrained, 0)
     config = train.resolve(config)
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     started = train.create_state(config, model, optimizer)

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from conftest import run, tiny_config
@@ -8,7 +9,8 @@ from sklearn import metrics as reference
 
 import data
 import evaluate
-from model import create_model, init_variables, pair_losses
+import settings
+from model import create_model, init_variables, pair_losses, variable_shapes
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,43 @@ def test_no_run_at_all_is_one_line(tmp_path):
     finished = run("evaluate.py", cwd=tmp_path)
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1
     assert "no run under" in finished.stderr and not list(tmp_path.iterdir())
+
+
+def test_several_runs_are_one_table_with_a_row_for_all_seeds(whole_run, tmp_path, capsys):
+    workdir, _ = whole_run
+    runs = []
+    for name, seed, samples in (("a-0", 0, 50), ("a-1", 1, 50), ("b", 0, 60)):
+        shutil.copytree(workdir, tmp_path / name)
+        config = settings.load_config(tmp_path / name)
+        config.seed, config.eval.num_pairs = seed, samples
+        runs.append((config, tmp_path / name))
+    evaluate.compare_runs(runs, "best", "test")
+    table = (tmp_path / "comparison.md").read_text()
+    assert table in capsys.readouterr().out
+    lines = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+    names, _, *rows = lines
+    first, second = (dict(zip(names, row, strict=True)) for row in rows)
+    assert (first["run"], first["seeds"], second["run"], second["seeds"]) == ("a", "2", "b", "1")
+    metrics = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    accuracy = f"{metrics['accuracy']:.4f}"
+    assert first["its own data"] == first["`default`"] == second["`default`"] == accuracy
+    assert second["steps to 0 wrong"] == ""  # nothing is learnt in eight steps
+    layers = jax.tree.leaves(variable_shapes(create_model(config), config)["params"])
+    assert first["parameters"] == f"{sum(np.prod(leaf.shape) for leaf in layers):,}"
+    assert len(evaluate.curve(workdir, "train/pairs_per_second")) == 4
+    wrong = dict(evaluate.curve(workdir, "validation/wrong"))
+    assert wrong.keys() == {4, 8} and wrong[metrics["step"]] == metrics["wrong"]
+
+
+@pytest.mark.parametrize(
+    "values, text",
+    [
+        ([], ""),
+        ([0.5, 1.0, 0.75], "0.7500 (0.5000 to 1.0000)"),
+        ([1.0, 1.0], "1.0000"),
+        ([1200.0, 1400.4], "1,300 (1,200 to 1,400)"),
+        ([80], "80"),
+    ],
+)
+def test_the_mean_and_the_range_of_several_numbers(values, text):
+    assert evaluate.spread(values) == text

@@ -256,7 +256,7 @@ def test_real_images_go_through_training_and_evaluation(
     tiny.model.stage_sizes = (1,)
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
-    evaluate.main(tiny, tmp_path, "best", "test")
+    evaluate.main([(tiny, tmp_path)], "best", "test")
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from flax import linen as nn
-from flax.traverse_util import unflatten_dict
 from jax import lax
 
 from configs import default, light
@@ -24,117 +23,6 @@ from model import (
 def no_silent_promotion():
     with jax.numpy_dtype_promotion("strict"):
         yield
-
-
-# --- torchvision's ResNet18 in plain NumPy, float64, from its definition ---
-
-
-def conv2d(x, weight, stride, padding):
-    """x [n, c, h, w], weight [o, c, kh, kw], as torch.nn.functional.conv2d."""
-    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], axis=(2, 3))
-    return np.einsum("nchwij,ocij->nohw", windows[:, :, ::stride, ::stride], weight, optimize=True)
-
-
-def batch_norm(x, weights, name):
-    def column(field):
-        return weights[f"{name}.{field}"][:, None, None]
-
-    scaled = (x - column("running_mean")) / np.sqrt(column("running_var") + 1e-5)
-    return scaled * column("weight") + column("bias")
-
-
-def resnet18(x, weights):
-    """x [n, 3, h, w] -> features [n, 512]."""
-    x = conv2d(x, weights["conv1.weight"], 2, 3)
-    x = np.maximum(batch_norm(x, weights, "bn1"), 0)
-    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
-    x = windows[:, :, ::2, ::2].max(axis=(4, 5))
-    for layer in (1, 2, 3, 4):
-        for block in (0, 1):
-            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
-            y = conv2d(x, weights[f"{name}.conv1.weight"], stride, 1)
-            y = np.maximum(batch_norm(y, weights, f"{name}.bn1"), 0)
-            y = conv2d(y, weights[f"{name}.conv2.weight"], 1, 1)
-            y = batch_norm(y, weights, f"{name}.bn2")
-            if f"{name}.downsample.0.weight" in weights:
-                x = conv2d(x, weights[f"{name}.downsample.0.weight"], stride, 0)
-                x = batch_norm(x, weights, f"{name}.downsample.1")
-            x = np.maximum(x + y, 0)
-    return x.mean(axis=(2, 3))
-
-
-def random_weights(rng):
-    """Weights and statistics under torchvision's names, in its layout."""
-    weights = {}
-
-    def add_conv(name, out, into, size):
-        scale = np.sqrt(2 / (into * size * size))
-        weights[f"{name}.weight"] = rng.normal(0, scale, (out, into, size, size))
-
-    def add_norm(name, features):
-        weights[f"{name}.weight"] = rng.uniform(0.5, 1.5, features)
-        weights[f"{name}.bias"] = rng.normal(0, 0.3, features)
-        weights[f"{name}.running_mean"] = rng.normal(0, 0.3, features)
-        weights[f"{name}.running_var"] = rng.uniform(0.5, 1.5, features)
-
-    add_conv("conv1", 64, 3, 7)
-    add_norm("bn1", 64)
-    into = 64
-    for layer, features in enumerate((64, 128, 256, 512), start=1):
-        for block in (0, 1):
-            name = f"layer{layer}.{block}"
-            add_conv(f"{name}.conv1", features, into, 3)
-            add_norm(f"{name}.bn1", features)
-            add_conv(f"{name}.conv2", features, features, 3)
-            add_norm(f"{name}.bn2", features)
-            if into != features:
-                add_conv(f"{name}.downsample.0", features, into, 1)
-                add_norm(f"{name}.downsample.1", features)
-            into = features
-    return weights
-
-
-def to_variables(weights):
-    """torchvision's names and layout -> this project's."""
-    flat = {}
-    for name, value in weights.items():
-        *path, field = name.replace("downsample.", "downsample_").split(".")
-        if path[0].startswith("layer"):
-            path = [f"{path[0]}_{path[1]}", path[2]]
-        kind = "batch_stats" if field.startswith("running") else "params"
-        field = {"running_mean": "mean", "running_var": "var"}.get(field, field)
-        if field == "weight":
-            field = "kernel" if value.ndim == 4 else "scale"
-        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value
-        flat[kind, "encoder", *path, field] = value.astype(np.float32)
-    return unflatten_dict(flat)
-
-
-@pytest.fixture(scope="module")
-def resnet18_case():
-    config = default.get_config()
-    config.model.dtype = "float32"
-    weights = random_weights(np.random.default_rng(0))
-    model = create_model(config)
-    expected = init_variables(model, config)
-    variables = to_variables(weights)
-    for kind in ("params", "batch_stats"):
-        shapes = jax.tree.map(jnp.shape, variables[kind]["encoder"])
-        assert shapes == jax.tree.map(jnp.shape, expected[kind]["encoder"])
-    return model, weights, variables
-
-
-@pytest.mark.parametrize("size", [(32, 32), (45, 37)])
-def test_resnet18_equals_torchvision_definition(resnet18_case, size):
-    model, weights, variables = resnet18_case
-    images = np.random.default_rng(1).integers(0, 256, (3, *size, 3)).astype(np.uint8)
-    expected = resnet18(images.transpose(0, 3, 1, 2) / 255.0, weights)
-    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
-    assert features.dtype == jnp.float32 and features.shape == (3, 512)
-    error = np.abs(features - expected).max() / np.abs(expected).max()
-    assert error < 1e-4
 
 
 def test_one_channel_is_copied_to_three(tiny_case):
@@ -223,6 +111,8 @@ KINDS = {
     "cosine": {"head": "cosine"},
     "euclidean": {"head": "euclidean"},
     "stack": {"fusion": "stack"},
+    "vit": {"encoder": "vit", "stage_sizes": (2,), "width": 32},
+    "joint": {"encoder": "vit", "stage_sizes": (2,), "width": 32, "fusion": "joint"},
 }
 
 
@@ -243,17 +133,17 @@ def of_kind(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_exchanging_the_images_never_changes_the_logit_but_of_a_stack(kind, tiny_case):
+def test_exchanging_the_images_never_changes_a_siamese_logit(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
     apply = jax.jit(model.apply)
     logits = apply(variables, image1, image2)
     assert logits.shape == (7,) and logits.dtype == jnp.float32
     assert len(np.unique(logits)) == 7
-    assert (logits == apply(variables, image2, image1)).all() == (kind != "stack")
+    assert (logits == apply(variables, image2, image1)).all() == (kind not in ("stack", "joint"))
 
 
-@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean", "stack"])
+@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean", "stack", "vit", "joint"])
 def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
@@ -300,6 +190,68 @@ def test_other_losses_are_the_binary_cross_entropy(tiny):
     logits, label = jnp.float32([2.0, -1.0]), np.float32([1, 1])
     expected = np.log1p(np.exp([-2.0, 1.0]))
     np.testing.assert_allclose(pair_losses(tiny, logits, label), expected, rtol=1e-6)
+
+
+def norm(x, weights):
+    scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    return scaled * weights["scale"] + weights["bias"]
+
+
+def dense(x, weights):
+    return x @ weights["kernel"] + weights["bias"]
+
+
+def transformer(images, weights):
+    """A pre-norm ViT from its definition: images of one sequence, patches of 8 -> CLS features."""
+    tokens = [weights["cls"][0, 0]]
+    for k, image in enumerate(images):
+        corners = [(y, x) for y in range(0, 32, 8) for x in range(0, 32, 8)]
+        for place, (y, x) in enumerate(corners):
+            token = dense(image[y : y + 8, x : x + 8].ravel() / 255, weights["patch"])
+            tokens.append(token + weights["position"][0, 0, place])
+            if len(images) > 1:
+                tokens[-1] = tokens[-1] + weights["image"][0, k, 0]
+    x = np.stack(tokens)
+    for block in range(2):
+        attention = weights[f"attention_{block}"]
+        y = norm(x, weights[f"LayerNorm_{2 * block}"])
+        mixed = np.zeros_like(x)
+        for head in range(2):
+            q, k, v = (
+                y @ attention[name]["kernel"][:, head] + attention[name]["bias"][head]
+                for name in ("query", "key", "value")
+            )
+            share = np.exp(q @ k.T / np.sqrt(32))
+            mixed += share / share.sum(1, keepdims=True) @ v @ attention["out"]["kernel"][head]
+        x = x + mixed + attention["out"]["bias"]
+        y = dense(norm(x, weights[f"LayerNorm_{2 * block + 1}"]), weights[f"hidden_{block}"])
+        y = 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
+        x = x + dense(y, weights[f"output_{block}"])
+    return norm(x[0], weights["LayerNorm_4"])
+
+
+@pytest.mark.parametrize("fusion", ["siamese", "joint"])
+def test_the_transformer_equals_its_definition(fusion, tiny, tiny_case):
+    tiny.model.update(
+        {"encoder": "vit", "fusion": fusion, "stage_sizes": (2,), "width": 64, "patch_size": 8}
+    )
+    model = create_model(tiny)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: np.asarray(leaf) + rng.normal(0, 0.1, leaf.shape).astype(np.float32),
+        init_variables(model, tiny),
+    )
+    *_, image1, image2 = tiny_case
+    params = jax.tree.map(np.float64, variables["params"])
+    if fusion == "siamese":
+        found = model.apply(variables, image1, method="encode")
+        expected = [transformer([image], params["encoder"]) for image in image1]
+    else:
+        found = model.apply(variables, image1, image2)
+        pairs = zip(image1, image2, strict=True)
+        features = np.stack([transformer(pair, params["encoder"]) for pair in pairs])
+        expected = dense(features, params["logit"])[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():

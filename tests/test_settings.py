@@ -102,6 +102,28 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
         settings.check(config)
 
 
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"fusion": "joint"}, "model.fusion=joint: must be siamese or stack unless"),
+        ({"encoder": "vit"}, "stage_sizes=(2, 2, 2, 2): must be one number of blocks for a vit"),
+        ({"encoder": "vit", "fusion": "stack"}, "siamese or joint with a vit"),
+        (
+            {"encoder": "vit", "stage_sizes": (2,), "patch_size": 5},
+            "model.patch_size=5: must be a divisor of data.image_size=32",
+        ),
+        ({"encoder": "vit", "stage_sizes": (2,), "width": 48}, "a multiple of 32 for a vit"),
+        ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a siamese resnet18"),
+        ({"fusion": "stack", "frozen": True}, "False without a head that learns"),
+    ],
+)
+def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
+    config = default.get_config()
+    config.model.update(changes)
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        settings.check(config)
+
+
 @pytest.mark.parametrize("key, value", [("seed", 2**32 - 1), ("optimizer.momentum", 0.0)])
 def test_values_at_the_edge_are_allowed(key, value):
     check(key, value)
@@ -120,7 +142,7 @@ def test_keys_must_be_those_of_the_default():
 
 def test_every_key_is_read_by_the_code():
     code = "".join(path.read_text() for path in ROOT.glob("*.py"))
-    for name in ("rules", "data_rules", "file_rules", "shape_rules"):
+    for name in ("rules", "model_rules", "data_rules", "file_rules", "shape_rules"):
         rules = inspect.getsource(getattr(settings, name))  # to check a value is not to use it
         assert rules in code
         code = code.replace(rules, "")

@@ -1,0 +1,16 @@
+"""ResNet18 with a 3x3 stem of stride 1 and no max-pool, as is usual for small images; 16 channels.
+
+    python train.py --config=configs/small_stem.py
+
+README.md says on what that was measured.
+"""
+
+from configs import default
+
+
+def get_config():
+    config = default.get_config()
+    config.num_steps = 200
+    config.model.encoder = "resnet18_small"
+    config.model.width = 16
+    return config

@@ -1,0 +1,88 @@
+"""Weights for the encoder from elsewhere: torchvision's ResNets, as .safetensors files.
+
+    python train.py --config=configs/pretrained.py                               # from Hugging Face
+    python train.py --config=configs/pretrained.py --config.model.pretrained=model.safetensors
+
+Neither torch nor pickle is needed, and JAX is loaded by `load` alone.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+
+from settings import stop
+
+FILE = "model.safetensors"  # of a Hugging Face repository
+OTHER = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
+
+
+def resolve(options):
+    """Puts the file's path and checksum into config.model; a checksum given must be the file's.
+
+    The file is found, and where it is a repository's fetched, before anything else is done.
+    """
+    path = find(options.pretrained)
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if options.pretrained_sha256 not in ("", found):
+        stop(f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}")
+    options.pretrained, options.pretrained_sha256 = str(path.absolute()), found
+
+
+def find(name):
+    """The path of a file, or of a Hugging Face repository's copy in its cache."""
+    if Path(name).is_file():
+        return Path(name)
+    if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        stop(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
+    import huggingface_hub as hub  # not at the top: it takes half a second
+
+    hub.logging.set_verbosity_error()  # no line for each of its retries
+    try:
+        return Path(hub.hf_hub_download(name, FILE, local_files_only=True))
+    except (OSError, ValueError):
+        print(f"fetching {FILE} of {name} from Hugging Face", flush=True)
+    try:
+        return Path(hub.hf_hub_download(name, FILE))
+    except (hub.errors.HTTPError, OSError, ValueError) as error:
+        source = f"https://huggingface.co/{name}/resolve/main/{FILE}"
+        stop(f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "
+             f"{source} elsewhere and name the file: --config.model.pretrained=PATH")  # fmt: skip
+
+
+def load(path, variables):
+    """{"params", "batch_stats"} of an encoder as float32 arrays, in the form of `variables`.
+
+    Every array of the one must be in the other with the same shape; what is not is listed.
+    """
+    from flax.traverse_util import flatten_dict, unflatten_dict
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError, TypeError, KeyError) as error:
+        stop(f"model.pretrained: {path} cannot be read as safetensors: {error}")
+    found = {name: array for name, array in found.items() if not OTHER.fullmatch(name)}
+    wanted = flatten_dict(variables)
+    names = {torch_name(key): key for key in wanted}
+    wrong = [f"{name} is missing" for name in names.keys() - found.keys()]
+    wrong += [f"{name} has no place" for name in found.keys() - names.keys()]
+    loaded = {}
+    for name in names.keys() & found.keys():
+        array, shape = found[name].astype("float32"), wanted[names[name]].shape
+        if len(shape) == 4:  # theirs are [out, in, height, width], Flax's [height, width, in, out]
+            shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
+        if array.shape != shape:
+            wrong.append(f"{name} has shape {array.shape}, its place {shape}")
+        loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+    if wrong:
+        stop(f"model.pretrained: {path} does not fit the encoder: {'; '.join(sorted(wrong))}")
+    return unflatten_dict(loaded)
+
+
+def torch_name(key):
+    """("params", "layer1_0", "conv1", "kernel") -> "layer1.0.conv1.weight"."""
+    _, *path, field = key
+    fields = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
+    return ".".join(path).replace("_", ".") + "." + fields.get(field, field)

@@ -1,0 +1,220 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import encoder_shapes, run, tiny_config, tiny_file, tiny_options
+from safetensors.numpy import load_file, save_file
+
+import pretrained
+import settings
+from checkpoint import open_checkpoints, restore_model
+from configs import default
+from model import create_model, variable_shapes
+
+# --- torchvision's ResNet18 in plain NumPy, float64, from its definition ---
+
+
+def conv2d(x, weight, stride, padding):
+    """x [n, c, h, w], weight [o, c, kh, kw], as torch.nn.functional.conv2d."""
+    x = np.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    windows = np.lib.stride_tricks.sliding_window_view(x, weight.shape[2:], axis=(2, 3))
+    return np.einsum("nchwij,ocij->nohw", windows[:, :, ::stride, ::stride], weight, optimize=True)
+
+
+def batch_norm(x, weights, name):
+    def column(field):
+        return weights[f"{name}.{field}"][:, None, None]
+
+    scaled = (x - column("running_mean")) / np.sqrt(column("running_var") + 1e-5)
+    return scaled * column("weight") + column("bias")
+
+
+def resnet18(x, weights):
+    """x [n, 3, h, w] -> features [n, 512]."""
+    x = conv2d(x, weights["conv1.weight"], 2, 3)
+    x = np.maximum(batch_norm(x, weights, "bn1"), 0)
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), constant_values=-np.inf)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+    x = windows[:, :, ::2, ::2].max(axis=(4, 5))
+    for layer in (1, 2, 3, 4):
+        for block in (0, 1):
+            name, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
+            y = conv2d(x, weights[f"{name}.conv1.weight"], stride, 1)
+            y = np.maximum(batch_norm(y, weights, f"{name}.bn1"), 0)
+            y = conv2d(y, weights[f"{name}.conv2.weight"], 1, 1)
+            y = batch_norm(y, weights, f"{name}.bn2")
+            if f"{name}.downsample.0.weight" in weights:
+                x = conv2d(x, weights[f"{name}.downsample.0.weight"], stride, 0)
+                x = batch_norm(x, weights, f"{name}.downsample.1")
+            x = np.maximum(x + y, 0)
+    return x.mean(axis=(2, 3))
+
+
+def random_weights(rng):
+    """Weights and statistics under torchvision's names, in its layout."""
+    weights = {}
+
+    def add_conv(name, out, into, size):
+        scale = np.sqrt(2 / (into * size * size))
+        weights[f"{name}.weight"] = rng.normal(0, scale, (out, into, size, size))
+
+    def add_norm(name, features):
+        weights[f"{name}.weight"] = rng.uniform(0.5, 1.5, features)
+        weights[f"{name}.bias"] = rng.normal(0, 0.3, features)
+        weights[f"{name}.running_mean"] = rng.normal(0, 0.3, features)
+        weights[f"{name}.running_var"] = rng.uniform(0.5, 1.5, features)
+
+    add_conv("conv1", 64, 3, 7)
+    add_norm("bn1", 64)
+    into = 64
+    for layer, features in enumerate((64, 128, 256, 512), start=1):
+        for block in (0, 1):
+            name = f"layer{layer}.{block}"
+            add_conv(f"{name}.conv1", features, into, 3)
+            add_norm(f"{name}.bn1", features)
+            add_conv(f"{name}.conv2", features, features, 3)
+            add_norm(f"{name}.bn2", features)
+            if into != features:
+                add_conv(f"{name}.downsample.0", features, into, 1)
+                add_norm(f"{name}.downsample.1", features)
+            into = features
+    return weights
+
+
+@pytest.fixture(scope="module")
+def resnet18_case(tmp_path_factory):
+    """(config, weights under torchvision's names, the file that holds them)."""
+    config = default.get_config()
+    config.model.dtype = "float32"
+    weights = random_weights(np.random.default_rng(0))
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    extra = {
+        "fc.weight": np.zeros((1000, 512)),
+        "fc.bias": np.zeros(1000),
+        "bn1.num_batches_tracked": np.array(7),
+        "layer1.0.bn1.num_batches_tracked": np.array(7),
+    }
+    arrays = {name: np.ascontiguousarray(a) for name, a in (weights | extra).items()}
+    save_file({name: np.float32(a) for name, a in arrays.items()}, path)
+    return config, weights, path
+
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # of ImageNet
+
+
+@pytest.mark.parametrize(
+    "size, channels, normalised",
+    [((32, 32), 1, True), ((32, 32), 3, True), ((45, 37), 3, False), ((224, 224), 3, True)],
+)
+def test_resnet18_equals_torchvision_definition(resnet18_case, size, channels, normalised):
+    config, weights, path = resnet18_case
+    config = config.copy_and_resolve_references()
+    config.model.pretrained = str(path) if normalised else ""
+    loaded = pretrained.load(path, encoder_shapes(config))
+    variables = {kind: {"encoder": tree} for kind, tree in loaded.items()}
+    images = np.random.default_rng(1).integers(0, 256, (2, *size, channels)).astype(np.uint8)
+    x = images.repeat(3 // channels, axis=-1) / 255.0  # grey is copied to three channels
+    x = (x - MEAN) / STD if normalised else x
+    expected = resnet18(x.transpose(0, 3, 1, 2), weights)
+    model = create_model(config)
+    features = jax.jit(lambda v, x: model.apply(v, x, method="encode"))(variables, images)
+    assert features.dtype == jnp.float32 and features.shape == (2, 512)
+    assert np.abs(features - expected).max() / np.abs(expected).max() < 1e-4
+
+
+def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
+    config, _, path = resnet18_case
+    arrays, shapes = load_file(path), encoder_shapes(config)
+    spoilt = tmp_path / "spoilt.safetensors"
+
+    def refused(changed):
+        save_file(changed, spoilt)
+        with pytest.raises(SystemExit) as caught:
+            pretrained.load(spoilt, shapes)
+        return str(caught.value)
+
+    changed = dict(arrays)
+    del changed["layer3.1.conv2.weight"], changed["bn1.running_var"]
+    changed["layer5.0.bn1.weight"] = np.zeros(4, np.float32)
+    changed["conv1.weight"] = np.zeros((64, 1, 7, 7), np.float32)
+    text = refused(changed)
+    for part in ("layer3.1.conv2.weight is missing", "bn1.running_var is missing"):
+        assert part in text
+    assert "layer5.0.bn1.weight has no place" in text
+    assert "conv1.weight has shape (64, 1, 7, 7), its place (64, 3, 7, 7)" in text
+    assert text.count(";") == 3
+    transposed = dict(arrays)
+    transposed["layer2.0.conv1.weight"] = np.ascontiguousarray(
+        arrays["layer2.0.conv1.weight"].transpose(1, 0, 2, 3)
+    )
+    assert "layer2.0.conv1.weight has shape" in refused(transposed)
+    spoilt.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SystemExit, match="cannot be read as safetensors"):
+        pretrained.load(spoilt, shapes)
+
+
+@pytest.fixture(scope="module")
+def frozen_run(tmp_path_factory):
+    """(folder, arrays) of a frozen run, folder/run, from a repository in folder's cache."""
+    folder = tmp_path_factory.mktemp("frozen")
+    cache = folder / "hub" / "models--timm--tiny"
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    arrays = tiny_file(cache / "snapshots" / "abc" / "model.safetensors", 0)
+    finished = start(folder, "run", "timm/tiny")
+    assert finished.returncode == 0, finished.stderr
+    return folder, arrays
+
+
+def start(folder, name, weights):
+    """Starts train.py without network, its cache in `folder`."""
+    options = tiny_options(model__pretrained=weights, model__frozen=True, num_steps=4)
+    environment = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
+    return run("train.py", f"--workdir={folder / name}", *options, environment=environment)
+
+
+def test_a_frozen_run_keeps_every_bit(frozen_run):
+    folder, arrays = frozen_run
+    config = settings.load_config(folder / "run")
+    assert config.model.pretrained.endswith("abc/model.safetensors")
+    target = variable_shapes(create_model(config), config)
+    with open_checkpoints(folder / "run") as checkpoints:
+        _, variables = restore_model(checkpoints, "last", target)
+    for kind in ("params", "batch_stats"):
+        for key, leaf in settings.flatten(variables[kind]["encoder"]).items():
+            expected = arrays[pretrained.torch_name((kind, *key.split(".")))]
+            expected = expected.transpose(2, 3, 1, 0) if expected.ndim == 4 else expected
+            np.testing.assert_array_equal(leaf, expected)
+
+
+def test_the_file_is_known_by_its_checksum_not_its_place(frozen_run, tmp_path):
+    folder, _ = frozen_run
+    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
+    moved.write_bytes(
+        (folder / "hub/models--timm--tiny/snapshots/abc" / pretrained.FILE).read_bytes()
+    )
+    tiny_file(other, 1)
+    assert "resumed at step 4" in start(folder, "run", moved).stdout
+    for weights in (other, ""):
+        finished = start(folder, "run", weights)
+        assert finished.returncode == 1 and "model.pretrained_sha256 is" in finished.stderr
+
+
+def test_without_network_one_line_says_what_to_do(tmp_path):
+    refused = start(tmp_path, "run", "timm/other")
+    assert refused.returncode == 1 and not (tmp_path / "run").exists()
+    (line,) = refused.stderr.strip().splitlines()
+    assert "download https://huggingface.co/timm/other/resolve/main/model.safetensors" in line
+
+
+def test_one_line_for_a_file_that_is_not_there_or_another(tmp_path, monkeypatch):
+    file = tmp_path / "a.safetensors"
+    tiny_file(file, 0)
+    config = tiny_config()
+    config.model.pretrained, config.model.pretrained_sha256 = str(file), "0" * 64
+    with pytest.raises(SystemExit, match=r"has SHA-256 .*, wanted is 000"):
+        pretrained.resolve(config.model)
+    for name in (tmp_path / "b.safetensors", "no", "a/b/c", ""):
+        with pytest.raises(SystemExit, match="no such file, and no OWNER/NAME"):
+            pretrained.find(str(name))
