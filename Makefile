@@ -1,13 +1,22 @@
 # make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
 # make test    the same environment, then the linter and the tests
+# make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
 CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 PYTHON ?= python3
+COMPARED ?= default small_stem light cosine contrastive stack joint frozen everywhere heldout unseen
 
 REQUIREMENTS := $(if $(shell nvidia-smi 2>/dev/null),requirements.txt,requirements-cpu.txt)
 
 train: .venv/installed
 	.venv/bin/python train.py --config=$(CONFIG) --workdir="$(WORKDIR)"
+
+compare: .venv/installed
+	for run in $(foreach seed,0 1 2,$(COMPARED:=-$(seed))); do \
+		.venv/bin/python train.py --config=configs/$${run%-*}.py --config.seed=$${run##*-} \
+			--workdir=runs/compare/$$run || exit 1; \
+	done
+	.venv/bin/python evaluate.py --workdir=$$(echo runs/compare/*/ | tr ' ' ,)
 
 test: .venv/installed
 	.venv/bin/ruff check .
@@ -21,4 +30,4 @@ test: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.PHONY: train test
+.PHONY: train compare test
