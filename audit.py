@@ -114,7 +114,7 @@ def by_pair(pairs):
 
 def exactly(train, test, steps, key):
     """The probability that what a test pair holds was in one of `steps` training pairs."""
-    keys, weight = key(train), train[-1]
+    keys, weight = key(train), train.weight
     names, place = np.unique(keys, return_inverse=True)
     place = place.reshape(keys.shape)
     once = np.bincount(place[:, 0], weight, len(names))
@@ -125,7 +125,7 @@ def exactly(train, test, steps, key):
     found = np.searchsorted(names, asked).clip(max=len(names) - 1)
     never = (1 - once.clip(max=1)[found]) ** steps
     chance = np.where(names[found] == asked, 1 - never, 0).mean(axis=1)
-    return float((chance * test[-1]).sum())
+    return float((chance * test.weight).sum())
 
 
 def blind_rules(config):
@@ -221,12 +221,9 @@ def nearest_image(config):
 
 def images_of_classes(config, split, pairs):
     """The images of the first pairs that a split draws and their classes, int [2 * pairs]."""
-    space = data.open_space(config.data.to_json(), split)
-    pictures, first, second, *_ = data.sample_pairs(config, split, pairs)
-    width = data.PAIR_NUMBERS if space.rows is None else 4
-    u = data.uniforms(config.seed, split, 0, 0, pairs, width)
-    classes = np.concatenate(data.draw_classes(config.data, space, u))
-    return pictures[np.concatenate([first, second])], space.members[classes]
+    sample = data.sample_pairs(config, split, pairs)
+    rows = np.concatenate([sample.first, sample.second])
+    return sample.images[rows], sample.members[rows]
 
 
 def draw(config, facts, rules):
@@ -288,7 +285,7 @@ def class_name(config, member):
 
 def show_pairs(config, figure, columns=4, rows=4):
     """Pairs of the test, same and different in turn."""
-    pictures, first, second, label, _ = data.sample_pairs(config, "test", 500)
+    pictures, first, second, label, *_ = data.sample_pairs(config, "test", 500)
     figure.suptitle("pairs of the test", fontsize=10)
     of_kind = [np.flatnonzero(label == kind)[: columns * rows // 2] for kind in (1, 0)]
     for place, index in enumerate(np.concatenate(of_kind)[: columns * rows]):

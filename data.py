@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 import images
-from shapes import draw_latents, is_continuous, list_latents, render
+from shapes import Latents, draw_latents, is_continuous, list_latents, render
 
 SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
@@ -50,6 +50,21 @@ class Space(NamedTuple):
     first: np.ndarray  # int [k + 1], where the images of each class begin
     edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the images
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
+    latents: Latents  # of the n images, where they are drawn
+
+
+class Pairs(NamedTuple):
+    """Pairs of a split, as indices into its images, so that each image is encoded once."""
+
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    first: np.ndarray  # int [m]
+    second: np.ndarray  # int [m]
+    label: np.ndarray  # float64 [m], 1 if both show the same, else 0
+    weight: np.ndarray  # float64 [m], sum 1: the probability of each pair
+    exact: bool  # whether these are all pairs that can occur
+    ordered: bool  # whether each is one order of its images, else both
+    members: np.ndarray  # int [n], as in Space; None where pairs are given
+    latents: Latents  # of the n images; None where they are not drawn
 
 
 def make_batch(config, split, step, host=0, hosts=1):
@@ -58,7 +73,7 @@ def make_batch(config, split, step, host=0, hosts=1):
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
     data, space = config.data, open_space(config.data.to_json(), split)
     if space.images is None:
-        return draw_anew(data, split, space, uniform)
+        return draw_anew(data, split, space, uniform)[0]
     rows1, rows2, label = draw_rows(data, space, uniform(4))
     return Batch(*(np.take(space.images, rows, axis=0) for rows in (rows1, rows2)), label)
 
@@ -134,16 +149,24 @@ def draw_listed(labels, p_same, u1, u2):
 
 
 def draw_anew(data, split, space, uniform):
-    """Draws pairs of a space that is not listed, each image until it is one of the split's."""
+    """Draws pairs of a space that is not listed, each image until it is one of the split's.
+
+    Returns (Batch, members int [2 * n], Latents [2 * n]), the two images of a pair in a row.
+    """
     u = uniform(PAIR_NUMBERS)
     classes = draw_classes(data, space, u)
     member = space.members[np.stack(classes, axis=1).ravel()]
     drawn = np.empty((len(member), data.image_size, data.image_size, 1), np.uint8)
+    latents = None
     missing, attempt = np.arange(len(member)), 0
     while len(missing):
         numbers = u if attempt == 0 else uniform(PAIR_NUMBERS, attempt)
         numbers = numbers[:, 2:22].reshape(len(member), 10)[missing]
-        drawn[missing] = fresh = render(data, draw_latents(data, numbers, member[missing]))
+        tried = draw_latents(data, numbers, member[missing])
+        drawn[missing] = fresh = render(data, tried)
+        latents = latents or tried
+        for kept, values in zip(latents, tried, strict=True):
+            kept[missing] = values
         missing = missing[~in_split(data, split, fresh)]
         attempt += 1
         if attempt == MOST_ATTEMPTS:
@@ -153,10 +176,12 @@ def draw_anew(data, split, space, uniform):
     if data.same_as == "picture":
         same = u[:, 22] < data.p_same
         image2[same] = image1[same]
-        return Batch(image1, image2, (image1 == image2).all(axis=(1, 2, 3)).astype(np.float32))
+        label = (image1 == image2).all(axis=(1, 2, 3)).astype(np.float32)
+        return Batch(image1, image2, label), member, None
     if data.noise:
         image1, image2 = (add_noise(data, uniform, i, x) for i, x in enumerate((image1, image2)))
-    return Batch(image1, image2, (classes[0] == classes[1]).astype(np.float32))
+    label = (classes[0] == classes[1]).astype(np.float32)
+    return Batch(image1, image2, label), member, latents
 
 
 def add_noise(data, uniform, which, drawn):
@@ -193,11 +218,11 @@ def enumerate_images(data, split):
     return space.images[space.rows], classes, np.diff(space.edges)
 
 
-def enumerate_pairs(data, split, most):
-    """Every ordered pair that a split can draw, with its probability, if these are at most `most`.
+def enumerate_pairs(data, split, most, ordered=True):
+    """Every pair that a split can draw, with its probability, if these are at most `most`.
 
-    Returns (images, first int [m], second int [m], label float64 [m], weight float64 [m], which sum
-    to 1), or None where they are more or the space is not listed.
+    Ordered, or each two images once, with the probability of both orders (given ones as they are).
+    Returns Pairs, or None where they are more or the space is not listed.
     """
     space = open_space(data.to_json(), split)
     if space.pairs is not None and len(space.pairs) <= most:
@@ -206,11 +231,24 @@ def enumerate_pairs(data, split, most):
         label = space.pairs[:, 2]
         share = np.where(label == 1, data.p_same, 1 - data.p_same) / np.bincount(label)[label]
         weight = share if data.p_same else np.full(len(label), 1 / len(label))
-        return space.images[used], first, second, label.astype(float), weight
-    if space.rows is None or len(space.rows) ** 2 > most:
+        pairs = (space.images[used], first, second, label.astype(float), weight)
+        return Pairs(*pairs, exact=True, ordered=True, members=None, latents=None)
+    n = 0 if space.rows is None else len(space.rows)
+    if not 0 < (n**2 if ordered else n * (n + 1) // 2) <= most:
         return None
     pictures, classes, p = enumerate_images(data, split)
-    first, second = np.divmod(np.arange(len(p) ** 2), len(p))
+    first, second = np.indices((n, n)).reshape(2, -1) if ordered else np.triu_indices(n)
+    weight = pair_probability(data, classes, p, first, second)
+    if not ordered:
+        weight += np.where(first == second, 0, pair_probability(data, classes, p, second, first))
+    can = weight > 0
+    same = classes[first] == classes[second]
+    pairs = (pictures, first[can], second[can], same[can].astype(float), weight[can])
+    return Pairs(*pairs, True, ordered, space.members[classes], space.latents)
+
+
+def pair_probability(data, classes, p, first, second):
+    """How probable ordered pairs of listed images are, float64 [n], from the images' own p."""
     p1, p2 = p[first], p[second]
     share1, share2 = (np.bincount(classes, p)[classes[i]] for i in (first, second))
     same = classes[first] == classes[second]
@@ -219,26 +257,32 @@ def enumerate_pairs(data, split, most):
         different = (1 - data.p_same) * share2 / np.maximum(1 - share1, 1e-300)
         weight = p1 * np.where(same, data.p_same, different)
     if repeats(data):
-        weight = weight * p2 / share2
-    else:
-        weight = weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
-    can = weight > 0
-    return pictures, first[can], second[can], same[can].astype(float), weight[can]
+        return weight * p2 / share2
+    return weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
 
 
 def sample_pairs(config, split, count):
-    """So many pairs as a step would draw, each image once: as `enumerate_pairs`, equal weights."""
+    """So many pairs as a step would draw, each image once: Pairs of equal weight."""
     config = config.copy_and_resolve_references()
     config.batch_size = count
     space = open_space(config.data.to_json(), split)
     weight = np.full(count, 1 / count)
     if space.images is None:
-        image1, image2, label = make_batch(config, split, 0)
-        first = np.arange(count)
-        return np.concatenate([image1, image2]), first, first + count, label.astype(float), weight
+        uniform = partial(uniforms, config.seed, split, 0, 0, count)
+        batch, members, latents = draw_anew(config.data, split, space, uniform)
+        pictures = np.stack(batch[:2], axis=1).reshape(-1, *batch.image1.shape[1:])
+        pairs = (pictures, *np.arange(2 * count).reshape(-1, 2).T, batch.label.astype(float))
+        return Pairs(*pairs, weight, False, True, members, latents)
     *rows, label = draw_rows(config.data, space, uniforms(config.seed, split, 0, 0, count, 4))
     used, (first, second) = np.unique(np.stack(rows), return_inverse=True)
-    return space.images[used], first, second, label.astype(float), weight
+    pairs = (space.images[used], first, second, label.astype(float), weight)
+    if space.pairs is not None:
+        return Pairs(*pairs, False, True, None, None)
+    order = np.argsort(space.rows)
+    places = order[np.searchsorted(space.rows, used, sorter=order)]  # among the split's images
+    members = space.members[np.searchsorted(space.first, places, "right") - 1]
+    latents = space.latents and Latents(*(field[places] for field in space.latents))
+    return Pairs(*pairs, False, True, members, latents)
 
 
 def members(data, split):
@@ -264,7 +308,7 @@ def open_space(data_json, split):
     data = SimpleNamespace(**json.loads(data_json))
     if data.source != "shapes":
         return space_of_files(data, data_json, split)
-    not_listed = Space(None, None, members(data, split), None, None, None)
+    not_listed = Space(None, None, members(data, split), None, None, None, None)
     if is_continuous(data):
         return not_listed
     most = TABLE_BYTES // data.image_size**2
@@ -273,14 +317,16 @@ def open_space(data_json, split):
         return not_listed
     drawn = render(data, latents)
     kept = in_split(data, split, drawn)
-    drawn, shape, identity = drawn[kept], latents.shape[kept], latents.identity[kept]
-    probability = probability[kept]
+    drawn, probability = drawn[kept], probability[kept]
+    latents = Latents(*(field[kept] for field in latents))
+    shape, identity = latents.shape, latents.identity
     if data.same_as == "picture":
         probability /= np.bincount(shape, probability)[shape]
         drawn, same = np.unique(drawn, axis=0, return_inverse=True)
         return make_space(drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability))
     classes = identity if data.same_as == "identity" else shape
-    return make_space(drawn, classes, probability / np.bincount(classes, probability)[classes])
+    share = probability / np.bincount(classes, probability)[classes]
+    return make_space(drawn, classes, share)._replace(latents=latents)
 
 
 def space_of_files(data, data_json, split):
@@ -304,7 +350,7 @@ def space_of_files(data, data_json, split):
             text = "pairs of images that the hash puts into two splits are left out"
             print(f"warning: {kinds} different; {text}", file=sys.stderr)
         order = np.argsort(pairs[:, 2], kind="stable")
-        return Space(files.images, None, None, None, None, pairs[order])
+        return Space(files.images, None, None, None, None, pairs[order], None)
     if data.split == "classes":
         if len(files.names) < 6:
             images.stop(
@@ -328,7 +374,8 @@ def make_space(pictures, classes, probability, rows=None):
     found, first = np.unique(classes, return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])
     rows = np.arange(len(classes)) if rows is None else rows
-    return Space(pictures, rows, found, np.append(first, len(classes)), edges / edges[-1], None)
+    first = np.append(first, len(classes))
+    return Space(pictures, rows, found, first, edges / edges[-1], pairs=None, latents=None)
 
 
 def in_split(data, split, pictures, position=None):

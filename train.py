@@ -36,16 +36,9 @@ import checkpoint
 import data
 import pretrained
 import settings
-from evaluate import (
-    describe,
-    evaluate,
-    import_metric_writers,
-    make_scorer,
-    open_writer,
-    scalars,
-    write_report,
-)
+from evaluate import MOST_PAIRS, evaluate, make_scorer
 from model import AXIS, create_model, init_variables, pair_losses, trained
+from report import describe, import_metric_writers, open_writer, scalars, write_report
 
 
 def train_and_evaluate(config, workdir):
@@ -88,7 +81,8 @@ def train_and_evaluate(config, workdir):
         checkpoints.wait_until_finished()
         step, variables = checkpoint.restore_model(checkpoints, "best", state.variables)
     splits = ("validation", "test")
-    write_report(config, workdir, step, {s: evaluate(config, score, variables, s) for s in splits})
+    found = {s: evaluate(config, score, variables, s, MOST_PAIRS) for s in splits}
+    write_report(config, workdir, step, found)
 
 
 class TrainState(struct.PyTreeNode):

@@ -5,12 +5,12 @@ import jax
 import numpy as np
 import pytest
 from conftest import run, tiny_config
-from sklearn import metrics as reference
 
 import data
 import evaluate
+import report
 import settings
-from model import create_model, init_variables, pair_losses, variable_shapes
+from model import create_model, init_variables, variable_shapes
 
 
 @pytest.fixture(scope="module")
@@ -21,57 +21,6 @@ def scored():
     return config, init_variables(model, config), model.apply, evaluate.make_scorer(model)
 
 
-def losses(logits, label):
-    return np.asarray(pair_losses(tiny_config(), *np.float32([logits, label])))
-
-
-def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
-    rng = np.random.default_rng(0)
-    logits = rng.integers(-4, 5, 500) / 2
-    label = rng.integers(0, 2, 500).astype(float)
-    weight = rng.uniform(0.1, 1, 500)
-    predicted = logits >= 0.5
-    found = evaluate.compute_metrics(logits, losses(logits, label), predicted, label, weight)
-    options = {"sample_weight": weight}
-    assert found == pytest.approx(
-        {
-            "loss": reference.log_loss(label, 1 / (1 + np.exp(-logits)), **options),
-            "accuracy": reference.accuracy_score(label, predicted, **options),
-            "precision": reference.precision_score(label, predicted, **options),
-            "recall": reference.recall_score(label, predicted, **options),
-            "f1": reference.f1_score(label, predicted, **options),
-            "roc_auc": reference.roc_auc_score(label, logits, **options),
-        }
-    )
-
-
-def test_metrics_of_a_case_worked_by_hand():
-    logits, label = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1.0, 0.0, 1.0, 0.0])
-    weight = np.array([0.4, 0.3, 0.2, 0.1])
-    found = evaluate.compute_metrics(logits, np.ones(4), logits >= 0, label, weight)
-    assert found["accuracy"] == pytest.approx(0.5)
-    assert found["precision"] == pytest.approx(4 / 7)
-    assert found["recall"] == pytest.approx(4 / 6)
-    assert found["f1"] == pytest.approx(8 / 13)
-    assert found["roc_auc"] == pytest.approx(1 - 0.2 * 0.3 / (0.6 * 0.4))
-
-
-def test_metrics_of_one_class_and_of_no_positive_answer():
-    one = np.ones(1)
-    found = evaluate.compute_metrics(np.array([-1.0]), one, np.array([False]), one, one)
-    assert found["roc_auc"] is None
-    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
-
-
-def test_perfect_answers_are_exactly_one():
-    config = tiny_config()
-    pairs = evaluate.evaluation_pairs(config, "test")
-    logits = (2 * pairs.label - 1) * np.linspace(1, 2, len(pairs.label))
-    given = np.ones(len(logits)), logits >= 0, pairs.label, pairs.weight
-    found = evaluate.compute_metrics(logits, *given)
-    assert all(found[name] == 1.0 for name in evaluate.METRICS if name != "loss")
-
-
 def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
     config, variables, apply, score = scored
     found = evaluate.evaluate(config, score, variables, "validation")
@@ -79,10 +28,10 @@ def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
     images, shapes, probabilities = data.enumerate_images(config.data, "validation")
     pairs = {}
     for i, j, p, w in zip(
-        found.pairs.first, found.pairs.second, found.probability, found.pairs.weight, strict=True
+        found.pairs.first, found.pairs.second, found.scores.logits, found.pairs.weight, strict=True
     ):
-        pairs[i, j] = p
-        assert w == pytest.approx(probabilities[i] * probabilities[j])
+        pairs[i, j] = pairs[j, i] = 1 / (1 + np.exp(-p))
+        assert w == pytest.approx(probabilities[i] * probabilities[j] * (1 if i == j else 2))
     assert len(pairs) == 9216
     rng = np.random.default_rng(0)
     i, j = rng.integers(96, size=(2, 64))
@@ -101,7 +50,9 @@ def test_a_space_too_large_to_enumerate_is_sampled(scored):
     config = tiny_config()
     config.data.placement = "inside"
     config.eval.num_pairs = 1001
-    assert len(data.enumerate_images(config.data, "test")[0]) ** 2 > evaluate.MAX_PAIRS
+    assert (
+        len(data.enumerate_images(config.data, "test")[0]) ** 2 > 2 * evaluate.MOST_WHILE_TRAINING
+    )
     found = evaluate.evaluate(config, score, variables, "test")
     assert found.metrics["pairs"] == 1001 and not found.metrics["exact"]
     again = evaluate.evaluate(config, score, variables, "test")
@@ -125,18 +76,6 @@ def test_blocks_compute_every_row_once_and_in_order():
     assert sizes == [1, 7, 8, 8, 8, 8, 8, 8]
 
 
-def test_the_grid_shows_the_most_wrong_pairs_first(scored):
-    config, variables, _, score = scored
-    found = evaluate.evaluate(config, score, variables, "test")
-    figure = evaluate.draw_pairs(found, 0.5, rows=2, columns=3)
-    titles = [axes.get_title() for axes in figure.axes]
-    assert len(titles) == 6
-    for_truth = np.where(found.pairs.label == 1, found.probability, 1 - found.probability)
-    worst = for_truth.argmin()
-    truth = "same" if found.pairs.label[worst] else "different"
-    assert titles[0].startswith(f"{truth}, said") and f"{found.probability[worst]:.3f}" in titles[0]
-
-
 def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path):
     workdir, printed = whole_run
     shutil.copytree(workdir, tmp_path / "runs" / "mine")
@@ -150,7 +89,7 @@ def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path
     names = "loss accuracy precision recall f1 roc_auc pairs wrong exact step split threshold"
     assert set(names.split()) <= metrics.keys()
     assert metrics["exact"] is True and metrics["pairs"] == 9216 and metrics["threshold"] == 0.5
-    assert (folder / "pairs.png").exists() and list(folder.glob("events*"))
+    assert list(folder.glob("events*")) and (folder / "report.html").exists()
     assert f"{metrics['loss']:.6f}" in printed
 
 
@@ -196,20 +135,6 @@ def test_several_runs_are_one_table_with_a_row_for_all_seeds(whole_run, tmp_path
     assert second["steps to 0 wrong"] == ""  # nothing is learnt in eight steps
     layers = jax.tree.leaves(variable_shapes(create_model(config), config)["params"])
     assert first["parameters"] == f"{sum(np.prod(leaf.shape) for leaf in layers):,}"
-    assert len(evaluate.curve(workdir, "train/pairs_per_second")) == 4
-    wrong = dict(evaluate.curve(workdir, "validation/wrong"))
+    assert len(report.curve(workdir, "train/pairs_per_second")[0]) == 4
+    wrong = dict(report.curve(workdir, "validation/wrong")[0])
     assert wrong.keys() == {4, 8} and wrong[metrics["step"]] == metrics["wrong"]
-
-
-@pytest.mark.parametrize(
-    "values, text",
-    [
-        ([], ""),
-        ([0.5, 1.0, 0.75], "0.7500 (0.5000 to 1.0000)"),
-        ([1.0, 1.0], "1.0000"),
-        ([1200.0, 1400.4], "1,300 (1,200 to 1,400)"),
-        ([80], "80"),
-    ],
-)
-def test_the_mean_and_the_range_of_several_numbers(values, text):
-    assert evaluate.spread(values) == text

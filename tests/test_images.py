@@ -54,7 +54,7 @@ def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
         if split != "train":  # which has an image and its copy
             assert not (batch.image1 == batch.image2).all(axis=(1, 2, 3)).any()
         seen[split] = {x.tobytes() for both in batch[:2] for x in both}
-        _, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)
+        _, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)[:5]
         assert weight.sum() == pytest.approx(1) and (weight * label).sum() == pytest.approx(0.6)
         assert (first != second).all()
     assert not seen["train"] & seen["test"] and not seen["train"] & seen["validation"]
@@ -86,7 +86,7 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         drawn = [[index[x.tobytes()] for x in both] for both in (image1, image2)]
         found = dict(zip(zip(*drawn, strict=True), label.tolist(), strict=True))
         assert found == listed
-        pictures, first, _, label, weight = data.enumerate_pairs(config.data, split, 10**6)
+        pictures, first, _, label, weight = data.enumerate_pairs(config.data, split, 10**6)[:5]
         assert len(first) == len(listed) and weight == pytest.approx(1 / len(listed))
         assert sorted(label) == sorted(listed.values()) and len(pictures) <= 60
 

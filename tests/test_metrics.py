@@ -1,0 +1,153 @@
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn import metrics as reference
+
+import data
+import metrics
+from configs import default
+
+
+def scored(seed=0, n=500, ties=True):
+    """(logits, losses, predicted, label, weight) of so many pairs that are answered badly."""
+    rng = np.random.default_rng(seed)
+    label = rng.integers(0, 2, n).astype(float)
+    logits = rng.normal(label, 1.5)
+    logits = np.round(2 * logits) / 2 if ties else logits
+    losses = np.logaddexp(0, np.where(label == 1, -logits, logits))
+    return logits, losses, logits >= 0.5, label, rng.uniform(0.1, 1, n)
+
+
+def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
+    logits, _, predicted, label, weight = given = scored()
+    found = metrics.compute_metrics(*given)
+    assert tuple(found) == metrics.NAMES
+    probability, options = 1 / (1 + np.exp(-logits)), {"sample_weight": weight}
+    expected = {
+        "loss": reference.log_loss(label, probability, **options),
+        "accuracy": reference.accuracy_score(label, predicted, **options),
+        "precision": reference.precision_score(label, predicted, **options),
+        "recall": reference.recall_score(label, predicted, **options),
+        "f1": reference.f1_score(label, predicted, **options),
+        "roc_auc": reference.roc_auc_score(label, logits, **options),
+        "brier": reference.brier_score_loss(label, probability, **options),
+    }
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
+
+
+def test_rates_are_those_of_trying_every_threshold():
+    logits, _, _, label, weight = given = scored()
+    found = metrics.compute_metrics(*given)
+    points = []
+    for threshold in [np.inf, *np.unique(logits)[::-1]]:
+        said = logits >= threshold
+        far, tar = (weight[said & (label == k)].sum() / weight[label == k].sum() for k in (0, 1))
+        points.append((far, tar))
+    for rate in metrics.FALSE_ACCEPT_RATES:
+        best = max(tar for far, tar in points if far <= rate)
+        assert found[f"tar_at_far_{rate}"] == pytest.approx(best)
+    for (far1, tar1), (far2, tar2) in itertools.pairwise(points):
+        if far1 <= 1 - tar1 and far2 >= 1 - tar2:  # the two lines cross on the way
+            t = (1 - tar1 - far1) / (far2 - far1 + tar2 - tar1)
+            assert found["eer"] == pytest.approx(far1 + t * (far2 - far1))
+            return
+    raise AssertionError("no threshold where both errors are alike")
+
+
+def test_metrics_of_a_case_worked_by_hand():
+    logits, label = np.array([2.0, 1.0, -1.0, -2.0]), np.array([1.0, 0.0, 1.0, 0.0])
+    weight = np.array([0.4, 0.3, 0.2, 0.1])
+    found = metrics.compute_metrics(logits, np.ones(4), logits >= 0, label, weight)
+    assert found["accuracy"] == pytest.approx(0.5)
+    assert found["precision"] == pytest.approx(4 / 7)
+    assert found["recall"] == pytest.approx(4 / 6)
+    assert found["f1"] == pytest.approx(8 / 13)
+    assert found["roc_auc"] == pytest.approx(1 - 0.2 * 0.3 / (0.6 * 0.4))
+    assert found["tar_at_far_0.1"] == pytest.approx(2 / 3)
+    assert found["eer"] == pytest.approx(1 / 3)  # between (0, 2/3) and (3/4, 2/3)
+    p = 1 / (1 + np.exp(-logits))
+    assert found["ece"] == pytest.approx(np.abs(p - label) @ weight)  # each in a bin of its own
+
+
+def test_a_bin_of_the_reliability_diagram_is_its_mean():
+    probability, label = np.array([0.61, 0.65, 0.1, 1.0]), np.array([1.0, 0.0, 0.0, 1.0])
+    expected, observed, total = metrics.calibration(probability, label, np.array([1, 3, 2, 2]))
+    np.testing.assert_allclose(expected, [0.1, 0.64, 1.0])
+    np.testing.assert_allclose(observed, [0, 0.25, 1])
+    np.testing.assert_allclose(total, [2, 4, 2])
+
+
+def test_metrics_of_one_class_of_no_positive_answer_and_of_equal_scores():
+    one = np.ones(1)
+    found = metrics.compute_metrics(np.array([-1.0]), one, np.array([False]), one, one)
+    assert found["roc_auc"] is found["eer"] is found["tar_at_far_0.1"] is None
+    assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
+    assert "roc_auc" not in metrics.intervals(-one, one, one == 0, one)
+    equal, label = np.zeros(4), np.array([1.0, 0, 1, 0])
+    found = metrics.compute_metrics(equal, np.ones(4), equal >= 0, label, np.ones(4))
+    assert found["roc_auc"] == found["eer"] == 0.5 and found["tar_at_far_0.1"] == 0
+
+
+def test_perfect_answers_are_exactly_one():
+    pairs = data.enumerate_pairs(default.get_config().data, "test", 10**6)
+    logits = (2 * pairs.label - 1) * np.linspace(1, 2, len(pairs.label))
+    given = logits, np.ones(len(logits)), logits >= 0, pairs.label, pairs.weight
+    found = metrics.compute_metrics(*given)
+    for name in metrics.NAMES:
+        if name not in ("loss", "brier", "ece"):
+            assert found[name] == (name != "eer"), name
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    """Of samples of a population whose metrics are known; 95 % of 60 is 57, below 50 a miracle."""
+    truth = metrics.compute_metrics(*scored(1, 200_000, ties=False))
+    covered = dict.fromkeys(metrics.NAMES, 0)
+    for seed in range(60):
+        *given, _ = scored(100 + seed, 400, ties=False)
+        for name, (low, high) in metrics.intervals(*given).items():
+            covered[name] += low <= truth[name] <= high
+    # Few pairs have so few false accepts, and an error of calibration is never below 0.
+    biased = {"ece", "tar_at_far_0.001", "tar_at_far_0.01"}
+    assert {name for name, count in covered.items() if count < 50} <= biased
+
+
+def test_wilsons_interval_and_the_rule_of_three():
+    low, high = metrics.wilson(90, 100)
+    z, p, n = stats.norm.ppf(0.975), 0.9, 100
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert (low, high) == pytest.approx(
+        ((centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n))
+    )
+    assert metrics.most_wrong(10_000) == pytest.approx(3e-4, rel=2e-3)
+    assert (1 - metrics.most_wrong(50)) ** 50 == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("far", [None, 0.2, 0.0])
+def test_a_fitted_threshold_is_the_best_there_is(far):
+    logits, losses, _, label, weight = scored()
+    threshold = metrics.fit_threshold(logits, label, weight, far)
+    probability = 1 / (1 + np.exp(-logits))
+
+    def at(threshold):
+        found = metrics.compute_metrics(logits, losses, probability >= threshold, label, weight)
+        false = weight[(probability >= threshold) & (label == 0)].sum() / weight[label == 0].sum()
+        return found, false
+
+    levels = np.unique(probability)
+    edges = [0.0, *(levels[1:] + levels[:-1]) / 2, 1.0]
+    if far is None:
+        assert at(threshold)[0]["accuracy"] == max(at(edge)[0]["accuracy"] for edge in edges)
+    else:
+        allowed = [at(edge)[0]["recall"] for edge in edges if at(edge)[1] <= far + 1e-9]
+        assert at(threshold)[1] <= far + 1e-9 and at(threshold)[0]["recall"] == max(allowed)
+    assert np.abs(levels - threshold).min() > 1e-3  # not on a score
+
+
+def test_mcnemars_test():
+    right1 = np.array([1] * 20 + [1] * 9 + [0] * 1 + [0] * 5, bool)
+    right2 = np.array([1] * 20 + [0] * 9 + [1] * 1 + [0] * 5, bool)
+    p = 2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1))
+    assert metrics.mcnemar(right1, right2) == (9, 1, pytest.approx(p))
+    assert metrics.mcnemar(right1, right1) == (0, 0, 1.0)
