@@ -3,6 +3,9 @@
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
     python evaluate.py --workdir=runs/light,runs/stack       # several runs in one table
+    python evaluate.py --images=a.png,b.png                  # the same or not?
+    python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
+    python evaluate.py --ladder                              # which nuisance breaks it
 
 train.py calls the same functions at each validation. "Same" is the positive class.
 """
@@ -12,6 +15,7 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
 
     COMMAND = settings.evaluate_command()
 
+import csv
 import importlib
 import json
 import os
@@ -30,7 +34,8 @@ from tqdm import tqdm
 import checkpoint
 import data
 import settings
-from metrics import compute_metrics
+import shapes
+from metrics import compute_metrics, fit_threshold, mcnemar, wilson
 from model import create_model, pair_losses, variable_shapes
 from report import curve, import_metric_writers, write_report, write_table
 from settings import stop
@@ -38,23 +43,32 @@ from settings import stop
 MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 4 GB
 MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
 IMAGES_AT_ONCE = 256
+THRESHOLD = "threshold.json"  # in a run's folder
 PAIRS_AT_ONCE = 4096
 
 
-def main(runs, which, split):
-    """Evaluates a checkpoint ("best", "last" or a step) of a run and writes the report.
+def main(runs, options):
+    """Evaluates a checkpoint of a run and writes the report, or does what else is asked.
 
-    Several runs are compared instead.
+    options: step ("best", "last" or a number), split, threshold, pictures, ladder.
     """
     Thread(target=import_metric_writers, daemon=True).start()  # meanwhile: it takes seconds
     if len(runs) > 1:
-        compare_runs(runs, which, split)
+        compare_runs(runs, options.step, options.split)
         return
     ((config, workdir),) = runs
     model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    evaluation = evaluate(config, make_scorer(model), variables, split, MOST_PAIRS)
-    write_report(config, workdir, step, {split: evaluation})
+    score = make_scorer(model)
+    step, variables = load_variables(config, workdir, model, options.step)
+    threshold = choose_threshold(config, workdir, step, score, variables, options.threshold)
+    config.eval.threshold = threshold
+    if options.pictures:
+        compare_pictures(score, variables, threshold, *options.pictures)
+    elif options.ladder:
+        climb(config, score, variables)
+    else:
+        evaluation = evaluate(config, score, variables, options.split, MOST_PAIRS)
+        write_report(config, workdir, step, {options.split: evaluation})
 
 
 def load_variables(config, workdir, model, which):
@@ -84,10 +98,14 @@ class Scores(NamedTuple):
 
 def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING):
     """Scores the pairs of a split with a scorer: all, or a sample where these are over `most`."""
-    pairs = evaluation_pairs(config, split, most)
+    return judge(config, score, variables, evaluation_pairs(config, split, most))
+
+
+def judge(config, score, variables, pairs):
+    """Scores pairs: an Evaluation."""
     features, logits = score(variables, pairs)
     if not np.isfinite(logits).all():
-        stop(f"{split}: the answers are not finite; training diverged, lower the learning rate")
+        stop("the answers are not finite; training diverged, lower the learning rate")
     losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
     scores = Scores(logits, losses, expit(logits) >= config.eval.threshold, pairs.label)
     values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
@@ -152,6 +170,100 @@ def in_blocks(function, size, *arrays):
     return np.concatenate(jax.device_get(results))[:n]
 
 
+def choose_threshold(config, workdir, step, score, variables, rule):
+    """The probability from which on to say "same".
+
+    A number given, or fitted on validation by a rule, and kept in the run for this step.
+    """
+    if rule is None:
+        return kept_threshold(config, workdir, step)
+    if rule != "accuracy" and not rule.startswith("far:"):
+        return float(rule)
+    found = evaluate(config, score, variables, "validation", MOST_PAIRS)
+    far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
+    if len(np.unique(found.pairs.label)) < 2:
+        stop(f"--threshold={rule}: validation has pairs of one kind only")
+    threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
+    kept = {"threshold": threshold, "rule": rule, "step": step}
+    (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
+    print(f"threshold {threshold:.6f}, fitted on validation ({rule}), kept in {THRESHOLD}")
+    return threshold
+
+
+def kept_threshold(config, workdir, step):
+    """The threshold that was fitted for this step, or else the config's."""
+    path = workdir / THRESHOLD
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else {"step": None}
+        return kept["threshold"] if kept["step"] == step else config.eval.threshold
+    except (ValueError, TypeError, KeyError):
+        stop(f"{path} is no saved threshold; fit it again with --threshold, or delete it")
+
+
+def compare_pictures(score, variables, threshold, names, images):
+    """Prints whether two images are the same; of more the matrix of probabilities as CSV."""
+    n = len(names)
+    first, second = np.indices((n, n)).reshape(2, -1)
+    unknown = [None] * (len(data.Pairs._fields) - 3)
+    _, logits = score(variables, data.Pairs(images, first, second, *unknown))
+    probability = expit(logits).reshape(n, n)
+    if n == 2:
+        answer = "same" if probability[0, 1] >= threshold else "different"
+        print(f"{answer}: probability of same {probability[0, 1]:.6f}, threshold {threshold:.6g}")
+        return
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["", *names])
+    table.writerows(
+        [name, *(f"{p:.6f}" for p in row)] for name, row in zip(names, probability, strict=True)
+    )
+
+
+def climb(config, score, variables):
+    """Prints the accuracy on data with one nuisance more at each step of the ladder."""
+    for name, rung in ladder(config):
+        pairs = data.sample_pairs(rung, "test", config.eval.num_pairs)
+        right = judge(rung, score, variables, pairs).scores.predicted == (pairs.label == 1)
+        low, high = wilson(int(right.sum()), len(right))
+        print(f"{name:<16}{right.mean():.4f}  (95 %: {low:.4f} to {high:.4f})", flush=True)
+
+
+def ladder(config):
+    """Yields (name, config): pairs of the run's kinds, at first two of a kind are the same picture.
+
+    Then they are at any place, of any size (of those of the run that can turn in the image),
+    turned, mirrored, outlined, and at last of the kinds that training has not seen.
+    """
+    config = config.copy_and_resolve_references()
+    rung = config.data
+    seen = tuple(rung.shapes[i] for i in data.members(rung, "train")[: len(rung.shapes)])
+    unseen = tuple(name for name in shapes.SHAPES if name not in (*seen, "blob"))
+    if rung.same_as == "identity":  # its test has other identities
+        seen, unseen = ("blob",), ()
+    else:
+        rung.update({"split": "shared", "held_out_shapes": ()})
+    plain = {"match_area": False, "continuous": False, "p_mirror": 0.0, "p_outline": 0.0}
+    low, every = min(rung.min_sizes), seen + unseen
+    rung.update(plain | {"p_same": 0.5, "p_rotation": 1.0, "max_angle": 180.0})
+    rung.update({"shapes": every, "min_sizes": (1,) * len(every)})
+    while 2 * shapes.margin(rung) + 1 > rung.image_size:
+        rung.max_size -= 1
+    low, high = min(low, rung.max_size - 1), rung.max_size
+    one = {"min_sizes": (high - 1,) * len(seen), "placement": "centre", "p_rotation": 0.0}
+    steps = {
+        "identical": {"shapes": seen} | one,
+        "+ translation": {"placement": "inside"},
+        "+ scale": {"min_sizes": (low,) * len(seen)},
+        "+ rotation": {"p_rotation": 1.0},
+        "+ mirror": {"p_mirror": 0.5},
+        "+ outline": {"p_outline": 0.5},
+    }
+    if len(unseen) > 1:
+        steps["+ unseen kinds"] = {"shapes": unseen, "min_sizes": (low,) * len(unseen)}
+    for name, changes in steps.items():
+        rung.update(changes)
+        yield name, config
+
+
 def compare_runs(runs, which, split):
     """Prints one table of several runs and writes it: comparison.md, in the folder they share.
 
@@ -172,6 +284,26 @@ def compare_runs(runs, which, split):
         table.append({"run": name, "seeds": str(len(row))} | columns)
     folder = Path(os.path.commonpath([workdir.parent for _, workdir in runs]))
     write_table(folder / "comparison.md", table)
+    firsts = [row[0] for row in rows.values()]
+    for run in firsts[1:]:
+        print(difference(firsts[0], run, which, split))
+
+
+def difference(one, other, which, split):
+    """Whether two runs differ on the same pairs, drawn from the first one's data: one line."""
+    pairs, right = data.sample_pairs(one[0], split, one[0].eval.num_pairs), []
+    if one[0].data.to_dict() != other[0].data.to_dict():
+        return f"{one[1].name} and {other[1].name} have different data: no test of their difference"
+    for config, workdir in (one, other):
+        model = create_model(config)
+        _, variables = load_variables(config, workdir, model, which)
+        found = judge(config, make_scorer(model), variables, pairs)
+        right.append(found.scores.predicted == (pairs.label == 1))
+    only1, only2, p = mcnemar(*right)
+    return (
+        f"of {len(pairs.label):,} pairs {one[1].name} alone is right on {only1:,}, "
+        f"{other[1].name} alone on {only2:,}: McNemar's p = {p:.2g}"
+    )
 
 
 COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared

@@ -72,6 +72,18 @@ def load(data_json):
     return Files(images, classes, names, position, pairs, splits)
 
 
+def read_images(paths, data):
+    """Images of files, uint8 [n, height, width, channels]; ends the program at a bad one."""
+    found = []
+    for path in paths:
+        try:
+            found.append(decode(partial(Image.open, path), data))
+        except Exception as error:  # whatever a damaged file does to its decoder
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise SystemExit(f"error: --images: {path} cannot be read: {text}") from None
+    return np.stack(found)
+
+
 def keep(shape):
     """An array for all images, in memory or in a file without a name that goes with the process."""
     if np.prod(shape, dtype=float) <= KEEP_BYTES:

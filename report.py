@@ -199,8 +199,8 @@ def draw_decisions(evaluation):
     for truth, color in zip((1, 0), GREEN_AND_RED, strict=True):
         chosen = label == truth
         name = "same" if truth else "different"
-        counts.hist(probability[chosen], 40, (0, 1), weights=weight[chosen], alpha=0.6, color=color,
-                    label=name)  # fmt: skip
+        counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
+                    color=color, label=name)  # fmt: skip
     counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
     counts.legend()
     return figure

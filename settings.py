@@ -12,6 +12,7 @@ import platform
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
@@ -20,6 +21,7 @@ import data
 import shapes
 from configs import default
 
+OPTIONS = {"config", "workdir", "step", "split", "threshold", "images", "ladder", "numpy", "output"}
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # A resumed run may change these: the parameters do not depend on them, only which are kept.
@@ -92,22 +94,80 @@ def open_splits(config):
 
 
 def evaluate_command():
-    """Reads the command line of evaluate.py: ([(config, workdir) of each run], step, split)."""
+    """Reads the command line of evaluate.py: ([(config, workdir) of each run], its options)."""
 
     def define():
         flags.DEFINE_list("workdir", None, "The run's folder, by default the newest under runs/; "
                           "of several, separated by commas, one table is made.")  # fmt: skip
         flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
         flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
+        flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
+                            "far:RATE: fitted on validation and kept.")  # fmt: skip
+        flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
+        flags.DEFINE_bool("ladder", False, "Which nuisance breaks it: one more at each step.")
 
     values = parse(define)
     workdirs = [named_workdir(name) for name in values.workdir or ()] or [newest_run(Path("runs"))]
-    if not (values.step in ("best", "last") or values.step.isdecimal()):
-        stop(f"--step={values.step}: best, last or the number of a step")
+    check_step(values.step)
+    check_threshold(values.threshold)
+    if len(workdirs) > 1 and (values.images or values.ladder or values.threshold):
+        stop("--images, --ladder and --threshold are about one run: name one --workdir")
     runs = [(load_config(workdir), workdir) for workdir in workdirs]
+    pictures = values.images and open_pictures(values.images, runs[0][0].data)
+    if values.ladder and runs[0][0].data.source != "shapes":
+        stop("--ladder: the nuisances are those of drawn shapes, this run's images are files")
     for config, _ in runs:
-        open_splits(config)
-    return runs, values.step, values.split
+        if not (pictures or values.ladder):
+            open_splits(config)
+    options = {name: values[name].value for name in ("step", "split", "threshold", "ladder")}
+    return runs, SimpleNamespace(**options, pictures=pictures)
+
+
+def export_command():
+    """Reads the command line of export.py: (config of the run, workdir, step, numpy)."""
+
+    def define():
+        flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+        flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+        flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a siamese cnn.")
+
+    values = parse(define)
+    workdir = named_workdir(values.workdir) if values.workdir else newest_run(Path("runs"))
+    check_step(values.step)
+    config = load_config(workdir)
+    kind = config.model.fusion, config.model.encoder
+    if values.numpy and kind != ("siamese", "cnn"):
+        stop(f"--numpy: for a siamese cnn, this is a {' '.join(kind)}; leave the option out")
+    check_writable(workdir / "export", f"--workdir={workdir}")
+    return config, workdir, values.step, values.numpy
+
+
+def check_step(step):
+    if not (step in ("best", "last") or step.isdecimal()):
+        stop(f"--step={step}: best, last or the number of a step")
+
+
+def check_threshold(rule):
+    """Refuses a rule that is neither accuracy nor far:RATE nor a probability."""
+    if rule in (None, "accuracy"):
+        return
+    try:
+        number = float(rule.removeprefix("far:"))
+    except ValueError:
+        number = math.nan
+    if not (0 <= number <= 1 if rule.startswith("far:") else 0 < number < 1):
+        stop(f"--threshold={rule}: a number between 0 and 1, accuracy, or far:RATE as in far:0.01")
+
+
+def open_pictures(names, options):
+    """The images that --images names: (names, uint8 [n, image_size, image_size, channels])."""
+    paths = [Path(name) for name in names]
+    if len(paths) == 1 and paths[0].is_dir():
+        paths = sorted(p for p in paths[0].iterdir() if p.suffix.lower() in data.images.SUFFIXES)
+    if len(paths) < 2:
+        found = ", ".join(map(str, paths)) or "no image"
+        stop(f"--images={','.join(names)}: {found}; two files, or a folder of two images or more")
+    return [str(path) for path in paths], data.images.read_images(paths, options)
 
 
 def parse(define):
@@ -116,7 +176,7 @@ def parse(define):
     app.define_help_flags()
     try:
         define()  # ml_collections reads its overrides from sys.argv in here
-        for name in {"config", "workdir", "step", "split", "output"} & set(values):
+        for name in OPTIONS & set(values):
             values.register_key_flag_for_module(sys.argv[0], values[name])  # for --help
         rest = values(sys.argv)[1:]
     except flags.Error as error:
@@ -279,7 +339,8 @@ def shape_rules(images):
     needed = 2 * shapes.margin(images) + 1
     text = f"smaller: the farthest shape needs data.image_size={needed}"
     yield "data.max_size", needed <= images.image_size, text
-    yield "data.placement", images.placement in ("margin", "inside"), "margin or inside"
+    places = ("margin", "inside", "centre")
+    yield "data.placement", images.placement in places, f"one of {places}"
     for key in ("p_rotation", "p_mirror", "p_outline"):
         yield f"data.{key}", images[key] <= 1, "from 0 to 1"
     yield "data.max_angle", images.max_angle <= 180, "from 0 to 180"

@@ -100,6 +100,8 @@ def centres(data, latents):
     With placement "inside" these are all around which the whole shape is inside the image. With
     match_area the room is that of the widest shape of this area, so that it tells nothing either.
     """
+    if data.placement == "centre":
+        return np.full((2, 2, len(latents.size)), (data.image_size - 1) // 2)
     if data.placement == "margin":
         low, high = margin(data), data.image_size - 1 - margin(data)
         low, high = (np.full((2, len(latents.size)), float(bound)) for bound in (low, high))

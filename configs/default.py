@@ -68,7 +68,7 @@ def data_config():
     data.num_identities = 1  # how many different blobs
     data.min_sizes = (4, 2)  # pixels, per shape: smallest radius or half side
     data.max_size = 15  # pixels: sizes stay below it
-    data.placement = "margin"  # centres: max_size off the border, or inside: where it fits
+    data.placement = "margin"  # centres: max_size off the border; inside: where it fits; centre
     data.continuous = False  # sizes and centres: real numbers instead of whole ones
     data.match_area = False  # the same distribution of lit area for all shapes
     data.antialias = False  # grey edges; otherwise a pixel is lit or not

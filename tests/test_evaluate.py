@@ -1,15 +1,22 @@
+import csv
+import io
+import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from conftest import run, tiny_config
+from ml_collections import ConfigDict
+from PIL import Image
 
 import data
 import evaluate
 import report
 import settings
+from configs import default
 from model import create_model, init_variables, variable_shapes
 
 
@@ -138,3 +145,104 @@ def test_several_runs_are_one_table_with_a_row_for_all_seeds(whole_run, tmp_path
     assert len(report.curve(workdir, "train/pairs_per_second")[0]) == 4
     wrong = dict(report.curve(workdir, "validation/wrong")[0])
     assert wrong.keys() == {4, 8} and wrong[metrics["step"]] == metrics["wrong"]
+
+
+@pytest.fixture(scope="module")
+def scratch_run(whole_run, tmp_path_factory):
+    """A copy of the run, to be written to."""
+    workdir = tmp_path_factory.mktemp("scratch") / "run"
+    shutil.copytree(whole_run[0], workdir)
+    return workdir
+
+
+def call(workdir, **changes):
+    """evaluate.py's main for one run."""
+    options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
+    options |= {"ladder": False} | changes
+    config = settings.load_config(workdir)
+    evaluate.main([(config, workdir)], SimpleNamespace(**options))
+
+
+def test_a_fitted_threshold_is_kept_for_its_step(scratch_run, capsys):
+    call(scratch_run, threshold="far:0.2")
+    kept = json.loads((scratch_run / "threshold.json").read_text())
+    metrics = json.loads((scratch_run / "evaluation" / "metrics.json").read_text())
+    different, _ = metrics["confusion"]
+    assert 0 < different[1] / sum(different) <= 0.2  # validation's pairs are the test's
+    assert metrics["threshold"] == kept["threshold"] != 0.5
+    call(scratch_run)
+    again = json.loads((scratch_run / "evaluation" / "metrics.json").read_text())
+    assert again == metrics
+    other = str({4, 8}.difference({metrics["step"]}).pop())
+    call(scratch_run, step=other)
+    values = json.loads((scratch_run / "evaluation" / "metrics.json").read_text())
+    assert values["threshold"] == 0.5
+    call(scratch_run, threshold="0.3")
+    values = json.loads((scratch_run / "evaluation" / "metrics.json").read_text())
+    assert values["threshold"] == 0.3
+    assert json.loads((scratch_run / "threshold.json").read_text()) == kept
+    (scratch_run / "threshold.json").unlink()
+
+
+def test_two_pictures_and_a_folder_of_them(scratch_run, tmp_path, capsys):
+    config = settings.load_config(scratch_run)
+    shown = data.enumerate_images(config.data, "test")[0][[0, 20, 60]]
+    for i, pixels in enumerate(shown):
+        Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i}.png")
+    names = [str(tmp_path / f"{i}.png") for i in range(3)]
+    model = create_model(config)
+    _, variables = evaluate.load_variables(config, scratch_run, model, "best")
+    i, j = np.indices((3, 3)).reshape(2, -1)
+    logits = np.float64(model.apply(variables, shown[i], shown[j])).reshape(3, 3)
+    expected = 1 / (1 + np.exp(-logits))
+    call(scratch_run, pictures=settings.open_pictures(names[:2], config.data))
+    answer = "same" if expected[0, 1] >= 0.5 else "different"
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{answer}: probability of same {expected[0, 1]:.4f}"[:-1])
+    call(scratch_run, pictures=settings.open_pictures([str(tmp_path)], config.data))
+    header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert header == ["", *names] and [row[0] for row in rows] == names
+    np.testing.assert_allclose([[float(p) for p in row[1:]] for row in rows], expected, atol=1e-5)
+
+
+def test_the_ladder_adds_one_nuisance_at_a_time(scratch_run, capsys):
+    config = settings.load_config(scratch_run)
+    config.eval.num_pairs = 40
+    rungs = {name: rung.data.to_dict() for name, rung in evaluate.ladder(config)}
+    for name, values in rungs.items():
+        checked = default.get_config()
+        checked.data = ConfigDict(values)
+        settings.check(checked)
+        same = data.sample_pairs(checked, "test", 200)
+        alike = (same.images[same.first] == same.images[same.second]).all(axis=(1, 2, 3))
+        if name == "identical":
+            np.testing.assert_array_equal(alike, same.label == 1)
+        else:
+            assert alike[same.label == 1].mean() < 0.1
+    changes = [
+        {key for key in one if one[key] != other[key]}
+        for one, other in itertools.pairwise(rungs.values())
+    ]
+    expected = [{"placement"}, {"min_sizes"}, {"p_rotation"}, {"p_mirror"}, {"p_outline"}]
+    assert changes[:5] == expected and "shapes" in changes[5]
+    assert not {"circle", "square", "blob"} & {*rungs["+ unseen kinds"]["shapes"]}
+    call(scratch_run, ladder=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[:16].strip() for line in lines] == list(rungs)
+    assert all(0 <= float(line[16:22]) <= 1 for line in lines)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--threshold=2"], "a number between 0 and 1, accuracy, or far:RATE"),
+        (["--threshold=far:-1"], "a number between 0 and 1, accuracy, or far:RATE"),
+        (["--images=nothing.png,other.png"], "nothing.png cannot be read"),
+        (["--images=nothing.png"], "two files, or a folder of two images or more"),
+        (["--images=."], "two files, or a folder of two images or more"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(scratch_run, options, message, tmp_path):
+    finished = run("evaluate.py", f"--workdir={scratch_run}", *options, cwd=tmp_path)
+    assert finished.returncode == 1
+    assert message in finished.stderr and finished.stderr.count("\n") == 1

@@ -1,4 +1,5 @@
 import csv
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -256,7 +257,8 @@ def test_real_images_go_through_training_and_evaluation(
     tiny.model.stage_sizes = (1,)
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
-    evaluate.main([(tiny, tmp_path)], "best", "test")
+    options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
+    evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, ladder=False))
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))

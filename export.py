@@ -1,0 +1,101 @@
+"""Writes a trained network so that it runs without this project: StableHLO, and arrays for NumPy.
+
+    python export.py                               # the newest run under runs/
+    python export.py --workdir=runs/light --numpy
+
+What is compared is stored: an encoder is run once for each image, and a head for each pair of its
+features. README.md shows how to load both.
+"""
+
+if __name__ == "__main__":  # first: a mistake is answered before JAX loads
+    import settings
+
+    COMMAND = settings.export_command()
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+import evaluate
+from model import create_model
+
+PLATFORMS = ("cpu", "cuda")
+
+
+def main(config, workdir, which, for_numpy):
+    """Writes workdir/export: *.stablehlo, export.json, and weights.npz where asked for."""
+    model = create_model(config)
+    step, variables = evaluate.load_variables(config, workdir, model, which)
+    threshold = evaluate.kept_threshold(config, workdir, step)
+    size, channels = config.data.image_size, config.data.channels
+    facts = {
+        "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
+        "features": None,
+        "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
+        "threshold": threshold,
+        "platforms": PLATFORMS,
+        "jax": jax.__version__,
+        "step": step,
+        "config": config.to_dict(),
+    }
+    folder = workdir / "export"
+    folder.mkdir(exist_ok=True)
+    for name, part in export_parts(config, model, variables).items():
+        path = folder / f"{name}.stablehlo"
+        path.write_bytes(part.serialize())
+        print(f"wrote {path}: {path.stat().st_size:,} bytes")
+        if name == "encoder":
+            _, width = part.out_avals[0].shape
+            facts["features"] = f"{part.out_avals[0].dtype} [n, {width}]"
+            print(f"  {width * part.out_avals[0].dtype.itemsize:,} bytes of features an image")
+    if for_numpy:
+        path = folder / "weights.npz"
+        np.savez(path, **to_arrays(config, variables))
+        print(f"wrote {path}: {path.stat().st_size:,} bytes")
+    (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def export_parts(config, model, variables):
+    """{name: jax.export.Exported}, for any number of rows: encoder and head, or all in one."""
+    size, channels = config.data.image_size, config.data.channels
+    (n,) = export.symbolic_shape("n")
+    images = jax.ShapeDtypeStruct((n, size, size, channels), jnp.uint8)
+
+    def exported(method, *arguments):
+        function = jax.jit(partial(model.apply, variables, method=method))
+        return export.export(function, platforms=PLATFORMS)(*arguments)
+
+    if config.model.fusion != "siamese":
+        return {"network": exported("compare", images, images)}
+    encoder = exported("encode", images)
+    features = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
+    return {"encoder": encoder, "head": exported("compare", features, features)}
+
+
+def to_arrays(config, variables):
+    """A siamese CNN as arrays: its BatchNorm is part of the kernels and biases, as at inference."""
+    params, statistics = (variables[kind].get("encoder", {}) for kind in ("params", "batch_stats"))
+    strides = [2 if i == 0 else 1 for depth in config.model.stage_sizes for i in range(depth)]
+    arrays = {"strides": np.array(strides)}
+    for i in range(len(strides)):
+        norm, seen = params[f"BatchNorm_{i}"], statistics[f"BatchNorm_{i}"]
+        factor = norm["scale"] / np.sqrt(seen["var"] + 1e-5)
+        arrays[f"kernel{i}"] = params[f"Conv_{i}"]["kernel"] * factor
+        arrays[f"bias{i}"] = norm["bias"] - seen["mean"] * factor
+    head = variables["params"].get("head", {})
+    if config.model.head == "mlp":
+        for name in ("hidden", "logit"):
+            arrays |= {f"{name}_{part}": array for part, array in head[name].items()}
+    elif config.model.head == "cosine":
+        arrays |= head
+    else:
+        arrays["margin"] = np.float32(config.model.margin)
+    return arrays
+
+
+if __name__ == "__main__":
+    main(*COMMAND)

@@ -1,0 +1,105 @@
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, run, tiny_config, tiny_options
+
+import evaluate
+import export
+import settings
+from model import create_model, init_variables
+
+LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def light_run(tmp_path_factory):
+    """The folder in which runs/light was trained, with a tiny network, and exported."""
+    folder = tmp_path_factory.mktemp("export")
+    options = tiny_options(model__encoder="cnn", num_steps=4)
+    for program, more in (("train.py", options), ("export.py", ["--numpy"])):
+        finished = run(program, "--workdir=runs/light", *more, cwd=folder)
+        assert finished.returncode == 0, finished.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (2, 5, 32, 32, 1)).astype(np.uint8)
+
+
+def probability(workdir, pictures):
+    """What the project itself says of pairs."""
+    config = settings.load_config(workdir)
+    model = create_model(config)
+    _, variables = evaluate.load_variables(config, workdir, model, "best")
+    return 1 / (1 + np.exp(-np.float64(model.apply(variables, *pictures))))
+
+
+@pytest.mark.parametrize("loader", [0, 1])
+def test_readmes_loaders_need_nothing_of_this_project(loader, light_run, pictures, tmp_path):
+    code = LOADERS[loader] if loader else LOADERS[0] + "probability = 1 / (1 + np.exp(-logits))\n"
+    alone = (
+        "import sys\nimport numpy as np\nimages1, images2 = np.load(sys.argv[1])\n"
+        f"{code}\nassert 'model' not in sys.modules and ('jax' in sys.modules) == {not loader}\n"
+        "np.save(sys.argv[2], probability)\n"
+    )
+    (tmp_path / "alone.py").write_text(alone)
+    np.save(tmp_path / "images.npy", pictures)
+    paths = [str(tmp_path / name) for name in ("alone.py", "images.npy", "found.npy")]
+    command = [sys.executable, "-I", *paths]
+    subprocess.run(command, cwd=light_run, env=ENVIRONMENT, check=True)
+    expected = probability(light_run / "runs" / "light", pictures)
+    np.testing.assert_allclose(np.load(paths[-1]), expected, atol=1e-5)
+
+
+def test_shapes_threshold_and_step_are_written_beside(light_run):
+    facts = json.loads((light_run / "runs/light/export/export.json").read_text())
+    assert facts["images"].startswith("uint8 [n, 32, 32, 1]")
+    assert facts["features"] == "float32 [n, 8]"
+    assert facts["threshold"] == 0.5 and facts["platforms"] == ["cpu", "cuda"]
+    assert facts["config"]["model"]["encoder"] == "cnn"
+
+
+@pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
+def test_numpys_arrays_give_the_same_for_every_head(head, pictures):
+    config = tiny_config()
+    config.model.update({"encoder": "cnn", "head": head, "stage_sizes": (2, 1), "margin": 2.0})
+    model = create_model(config)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: np.float32(leaf + rng.uniform(0, 0.3, leaf.shape)),
+        init_variables(model, config),
+    )
+    weights = export.to_arrays(config, variables)
+    code = LOADERS[1].split("weights = np.load")[0]
+    names = {}
+    exec(code, names)
+    found = names["compare"](weights, *(names["encode"](weights, images) for images in pictures))
+    expected = 1 / (1 + np.exp(-np.float64(model.apply(variables, *pictures))))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_networks_that_see_both_images_are_one_file(pictures):
+    config = tiny_config()
+    config.model.update({"encoder": "cnn", "fusion": "stack"})
+    model = create_model(config)
+    variables = init_variables(model, config)
+    parts = export.export_parts(config, model, variables)
+    loaded = jax.export.deserialize(parts["network"].serialize())
+    assert list(parts) == ["network"]
+    expected = model.apply(variables, *pictures)
+    np.testing.assert_allclose(loaded.call(*pictures), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_cannot_be_exported_is_one_line(whole_run, tmp_path):
+    shutil.copytree(whole_run[0], tmp_path / "run")
+    finished = run("export.py", f"--workdir={tmp_path / 'run'}", "--numpy")
+    assert finished.returncode == 1 and not (tmp_path / "run" / "export").exists()
+    assert "--numpy: for a siamese cnn, this is a siamese resnet18" in finished.stderr
+    assert finished.stderr.count("\n") == 1
