@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from itertools import chain
@@ -75,12 +76,15 @@ def load(data_json):
 def read_images(paths, data):
     """Images of files, uint8 [n, height, width, channels]; ends the program at a bad one."""
     found = []
-    for path in paths:
-        try:
-            found.append(decode(partial(Image.open, path), data))
-        except Exception as error:  # whatever a damaged file does to its decoder
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise SystemExit(f"error: --images: {path} cannot be read: {text}") from None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd but readable files
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for path in paths:
+            try:
+                found.append(decode(partial(Image.open, path), data))
+            except Exception as error:  # whatever a damaged file does to its decoder
+                text = " ".join(str(error).split()) or type(error).__name__
+                raise SystemExit(f"error: --images: {path} cannot be read: {text}") from None
     return np.stack(found)
 
 

@@ -304,12 +304,12 @@ def draw_breakdown(tables):
     widths = [max(2, len(columns)) for _, columns, _ in tables.values()]
     grid = figure.subplots(1, len(tables), width_ratios=widths, squeeze=False)[0]
     for axes, (title, (rows, columns, table)) in zip(grid, tables.items(), strict=True):
-        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect="auto")
+        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect="auto", alpha=0.6)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
         for (i, j), value in np.ndenumerate(table):
-            text = "" if np.isnan(value) else f"{100 * value:.4g}"
+            text = "" if np.isnan(value) else f"{100 * value:.1f}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8 if len(rows) < 8 else 6)
     figure.suptitle("accuracy, %")
     return figure
@@ -364,11 +364,12 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
 .headline {{ font-size: 2.2rem; font-weight: 600; margin: 0; }}
 figure {{ margin: 0; overflow-x: auto; }}
 figure img {{ width: 100%; min-width: 36rem; background: white; border-radius: 4px; }}
+figure.embeddings img {{ width: auto; max-width: 100%; min-width: 0; }}
 pre {{ overflow-x: auto; font-size: 0.85rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-align: right; }}
 @media (prefers-color-scheme: dark) {{
-  figure:not(.pairs) img {{ filter: invert(1) hue-rotate(180deg) brightness(0.9); }}
-  figure.pairs img {{ filter: brightness(0.85); }}
+  figure img {{ filter: invert(1) hue-rotate(180deg) brightness(0.9); }}
+  figure:is(.pairs, .breakdown) img {{ filter: brightness(0.85); }}
 }}
 @media print {{ figure img {{ min-width: 0; }} section {{ break-inside: avoid; }} }}
 </style>
@@ -381,8 +382,8 @@ table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-al
 <tr><th>different</th><td>{c[0][0]:,}</td><td>{c[0][1]:,}</td></tr>
 <tr><th>same</th><td>{c[1][0]:,}</td><td>{c[1][1]:,}</td></tr></table></section>
 {figures}
-<section><h2>Config</h2><pre>{config}</pre></section>
 <section><h2>Made with</h2><pre>{versions}</pre></section>
+<details><summary>Config</summary><pre>{config}</pre></details>
 </html>
 """
 CAPTIONS = {

@@ -14,6 +14,7 @@ from PIL import Image
 
 import data
 import evaluate
+import metrics
 import report
 import settings
 from configs import default
@@ -246,3 +247,26 @@ def test_what_cannot_be_compared_is_one_line(scratch_run, options, message, tmp_
     finished = run("evaluate.py", f"--workdir={scratch_run}", *options, cwd=tmp_path)
     assert finished.returncode == 1
     assert message in finished.stderr and finished.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"placement": "inside", "split": "disjoint"},
+        {"p_same": 0.3, "shapes": ("circle", "cross", "ring"), "min_sizes": (4, 4, 5)},
+    ],
+)
+def test_all_pairs_and_a_sample_of_them_agree_within_the_interval(scored, changes):
+    config, variables, _, score = scored
+    config = config.copy_and_resolve_references()
+    config.data.update(changes)
+    settings.check(config)
+    whole = evaluate.evaluate(config, score, variables, "test", evaluate.MOST_PAIRS)
+    sampled = evaluate.evaluate(config, score, variables, "test", most=1)
+    assert whole.metrics["exact"] and not sampled.metrics["exact"]
+    bounds = metrics.intervals(*sampled.scores)
+    for name in ("loss", "accuracy", "precision", "recall", "f1", "roc_auc", "eer", "brier"):
+        low, high = bounds[name]
+        margin = 0.6 * (high - low)  # 8 x 3 intervals of 95 %: widened to 99.9 %
+        assert low - margin <= whole.metrics[name] <= high + margin, name

@@ -263,3 +263,60 @@ def test_real_images_go_through_training_and_evaluation(
     assert "every ordered pair" in trained
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))
     assert np.ptp(picture.astype(int), axis=-1).mean() > 10  # in colour
+
+
+def odd_files(folder, random):
+    """Yields images, and files that only look like one: (path, whether it is an image)."""
+    pixels = random.integers(0, 256, (24, 40, 3)).astype(np.uint8)
+    plain = Image.fromarray(pixels)
+    whole = {
+        "grey.png": plain.convert("L"),
+        "one.png": Image.new("RGB", (1, 1), "red"),
+        "deep.png": Image.fromarray(pixels[..., 0].astype(np.uint16) << 8),
+        "print.jpg": plain.convert("CMYK"),
+        "clear.png": plain.convert("RGBA"),
+        "palette.gif": plain.convert("P"),
+        "bits.tiff": plain.convert("1"),
+        "wide.png": Image.new("L", (20_000, 3), 9),
+        "photo.webp": plain,
+        "plain.bmp": plain,
+    }
+    for name, picture in whole.items():
+        picture.save(folder / name)
+        yield folder / name, True
+    frames = [plain, plain.rotate(90)]
+    plain.save(folder / "moving.gif", save_all=True, append_images=frames)
+    yield folder / "moving.gif", True
+    for name in list(whole):
+        (folder / f"empty {name}").write_bytes(b"")
+        yield folder / f"empty {name}", False
+        (folder / f"text {name}").write_text("no picture\n" * random.integers(1, 99))
+        yield folder / f"text {name}", False
+        content = (folder / name).read_bytes()
+        for i in range(45):
+            cut = content[: random.integers(1, len(content))]
+            (folder / f"cut {i} {name}").write_bytes(cut)
+            yield folder / f"cut {i} {name}", None  # what is left may be enough
+            flipped = bytearray(content)
+            for at in random.integers(0, len(content), 3):
+                flipped[at] ^= 1 << random.integers(8)
+            (folder / f"flipped {i} {name}").write_bytes(flipped)
+            yield folder / f"flipped {i} {name}", None
+    bomb = Image.new("1", (20_000, 20_000))
+    bomb.save(folder / "bomb.png")
+    yield folder / "bomb.png", False
+    (folder / "folder.png").mkdir()
+    yield folder / "folder.png", False
+
+
+def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
+    config, count = default.get_config(), 0
+    for path, good in odd_files(tmp_path, np.random.default_rng(0)):
+        count += 1
+        try:
+            read = images.read_images([path], config.data)
+        except SystemExit as stopped:
+            assert not good and str(path) in str(stopped) and "\n" not in str(stopped)
+        else:
+            assert good is not False and read.shape == (1, 32, 32, 1)
+    assert count > 900
