@@ -136,12 +136,12 @@ def blind_rules(config):
     )
     # Each pair once: of a small set the same would come often, and be learnt by heart.
     _, once = np.unique(np.stack(train[1:3]), axis=1, return_index=True)
-    train = train[0], *(field[once] for field in train[1:])
-    share = test[3].mean()
+    train = train.images, *(field[once] for field in train[1:4])
+    share = test.label.mean()
     rules = {"always the same answer": max(share, 1 - share)}
     asked = measures(test)
     for name, numbers in measures(train).items():
-        rules[name] = forest(numbers, train[3], asked[name], test[3])
+        rules[name] = forest(numbers, train[3], asked[name], test.label)
     rules["best single pixel"] = single_pixel(train, test)
     if knows_classes(config):
         rules["nearest training image"] = nearest_image(config)
@@ -259,7 +259,7 @@ def show_classes(config, figure, columns=14, most=8):
         found, counts = np.unique(classes, return_counts=True)
         shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
         rows = {c: pictures[classes == c][:columns] for c in shown}
-        names = [class_name(config, c) for c in shown]
+        names = [name[-16:] for name in data.class_names(config.data, shown)]
     height, width = (side + 2 for side in pictures.shape[1:3])
     sheet = np.full((len(rows) * height, columns * width, pictures.shape[-1]), 255, np.uint8)
     for top, row in enumerate(rows.values()):
@@ -273,14 +273,6 @@ def show_classes(config, figure, columns=14, most=8):
     axes.set(xticks=[], yticks=(np.arange(len(rows)) + 0.5) * height - 0.5, yticklabels=names)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
-
-
-def class_name(config, member):
-    if config.data.same_as == "identity":
-        return f"blob {member}"
-    if config.data.source == "shapes":
-        return config.data.shapes[member]
-    return data.images.load(config.data.to_json()).names[member][-16:]
 
 
 def show_pairs(config, figure, columns=4, rows=4):

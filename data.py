@@ -36,6 +36,7 @@ class Batch(NamedTuple):
     image1: np.ndarray  # uint8 [batch, height, width, channels], 0 ... 255
     image2: np.ndarray  # the same
     label: np.ndarray  # float32 [batch], 1 if both show the same, else 0
+    classes: np.ndarray  # int32 [batch, 2], of both images; -1 where pairs are given
 
 
 class Space(NamedTuple):
@@ -46,7 +47,7 @@ class Space(NamedTuple):
 
     images: np.ndarray  # uint8 [all, height, width, channels]
     rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
-    members: np.ndarray  # int [k], each class's shape, identity or place in the set's class names
+    members: np.ndarray  # int [k], classes as `members` has them, or places in a set's class names
     first: np.ndarray  # int [k + 1], where the images of each class begin
     edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the images
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
@@ -74,8 +75,8 @@ def make_batch(config, split, step, host=0, hosts=1):
     data, space = config.data, open_space(config.data.to_json(), split)
     if space.images is None:
         return draw_anew(data, split, space, uniform)[0]
-    rows1, rows2, label = draw_rows(data, space, uniform(4))
-    return Batch(*(np.take(space.images, rows, axis=0) for rows in (rows1, rows2)), label)
+    *rows, label, classes = draw_rows(data, space, uniform(4))
+    return Batch(*(np.take(space.images, one, axis=0) for one in rows), label, classes)
 
 
 def uniforms(seed, split, step, first, count, width, attempt=0):
@@ -90,16 +91,17 @@ def uniforms(seed, split, step, first, count, width, attempt=0):
 
 
 def draw_rows(data, space, u):
-    """Draws pairs of a listed space from uniform numbers [n, 4]: (rows, rows, label float32)."""
+    """Draws pairs of a listed space from uniform numbers [n, 4]: (rows, rows, label, classes)."""
     if space.pairs is not None:
         rows = draw_listed(space.pairs[:, 2], data.p_same, u[:, 0], u[:, 1])
         rows1, rows2, label = space.pairs[rows].T
-        return rows1, rows2, label.astype(np.float32)
+        return rows1, rows2, label.astype(np.float32), np.full((len(label), 2), -1, np.int32)
     class1, class2 = draw_classes(data, space, u)
     rows1 = pick(space.edges, u[:, 2], space.first[class1], space.first[class1 + 1])
     other = None if repeats(data) else np.where(class1 == class2, rows1, -1)
     rows2 = pick(space.edges, u[:, 3], space.first[class2], space.first[class2 + 1], other)
-    return space.rows[rows1], space.rows[rows2], (class1 == class2).astype(np.float32)
+    classes = np.stack([class1, class2], axis=1).astype(np.int32)
+    return space.rows[rows1], space.rows[rows2], (class1 == class2).astype(np.float32), classes
 
 
 def repeats(data):
@@ -114,7 +116,10 @@ def draw_classes(data, space, u):
     about pictures that are drawn anew.
     """
     last, u1, u2 = len(space.members), u[:, 0], u[:, 1]
-    edges = np.linspace(0, 1, last + 1) if space.rows is None else space.edges[space.first]
+    if space.rows is None:
+        edges = np.append(0, np.cumsum(class_shares(data, space.members)))
+    else:
+        edges = space.edges[space.first]
     class1 = pick(edges, u1, 0, last)
     if data.p_same == 0 or (space.rows is None and data.same_as == "picture"):
         return class1, pick(edges, u2, 0, last)
@@ -154,8 +159,8 @@ def draw_anew(data, split, space, uniform):
     Returns (Batch, members int [2 * n], Latents [2 * n]), the two images of a pair in a row.
     """
     u = uniform(PAIR_NUMBERS)
-    classes = draw_classes(data, space, u)
-    member = space.members[np.stack(classes, axis=1).ravel()]
+    classes = np.stack(draw_classes(data, space, u), axis=1).astype(np.int32)
+    member = space.members[classes.ravel()]
     drawn = np.empty((len(member), data.image_size, data.image_size, 1), np.uint8)
     latents = None
     missing, attempt = np.arange(len(member)), 0
@@ -177,11 +182,11 @@ def draw_anew(data, split, space, uniform):
         same = u[:, 22] < data.p_same
         image2[same] = image1[same]
         label = (image1 == image2).all(axis=(1, 2, 3)).astype(np.float32)
-        return Batch(image1, image2, label), member, None
+        return Batch(image1, image2, label, classes), member, None
     if data.noise:
         image1, image2 = (add_noise(data, uniform, i, x) for i, x in enumerate((image1, image2)))
-    label = (classes[0] == classes[1]).astype(np.float32)
-    return Batch(image1, image2, label), member, latents
+    label = (classes[:, 0] == classes[:, 1]).astype(np.float32)
+    return Batch(image1, image2, label, classes), member, latents
 
 
 def add_noise(data, uniform, which, drawn):
@@ -273,7 +278,7 @@ def sample_pairs(config, split, count):
         pictures = np.stack(batch[:2], axis=1).reshape(-1, *batch.image1.shape[1:])
         pairs = (pictures, *np.arange(2 * count).reshape(-1, 2).T, batch.label.astype(float))
         return Pairs(*pairs, weight, False, True, members, latents)
-    *rows, label = draw_rows(config.data, space, uniforms(config.seed, split, 0, 0, count, 4))
+    *rows, label, _ = draw_rows(config.data, space, uniforms(config.seed, split, 0, 0, count, 4))
     used, (first, second) = np.unique(np.stack(rows), return_inverse=True)
     pairs = (space.images[used], first, second, label.astype(float), weight)
     if space.pairs is not None:
@@ -286,12 +291,36 @@ def sample_pairs(config, split, count):
 
 
 def members(data, split):
-    """The shapes, or the identities, that a split draws: int [k], each equally likely."""
-    if data.same_as == "identity":
-        every = np.arange(data.num_identities)
-        return class_split(data.num_identities, split) if data.split == "classes" else every
+    """The classes that a split draws, int [k]: see `shapes.shape_and_identity`.
+
+    Kinds of shape; and where these are told apart by identity each blob, of which the test has none
+    if it has kinds of its own.
+    """
     held_out = np.isin(data.shapes, data.held_out_shapes)
-    return np.flatnonzero(held_out == (split == "test") if held_out.any() else ~held_out)
+    chosen = held_out == (split == "test" and held_out.any())
+    if data.same_as != "identity":
+        return np.flatnonzero(chosen)
+    kinds = np.flatnonzero(chosen & (np.array(data.shapes) != "blob"))
+    if held_out.any() and split == "test":
+        return kinds
+    every = np.arange(data.num_identities)
+    blobs = class_split(data.num_identities, split) if data.split == "classes" else every
+    return np.append(kinds, len(data.shapes) + blobs)
+
+
+def class_names(data, members):
+    """What classes are called: str [k]."""
+    if data.source == "shapes":
+        kinds = len(data.shapes)
+        return np.array([f"blob {i - kinds}" if i >= kinds else data.shapes[i] for i in members])
+    return np.array(images.load(data.to_json()).names)[members]
+
+
+def class_shares(data, members):
+    """How probable each class is, float64 [k]: equally; half the images show blobs among kinds."""
+    blobs = members >= len(data.shapes)
+    groups = [group.sum() for group in (blobs, ~blobs) if group.any()]
+    return 1 / len(groups) / np.where(blobs, groups[0], groups[-1])
 
 
 def class_split(count, split):
@@ -324,8 +353,12 @@ def open_space(data_json, split):
         probability /= np.bincount(shape, probability)[shape]
         drawn, same = np.unique(drawn, axis=0, return_inverse=True)
         return make_space(drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability))
-    classes = identity if data.same_as == "identity" else shape
-    share = probability / np.bincount(classes, probability)[classes]
+    classes = shape
+    if data.same_as == "identity":
+        blob = np.array(data.shapes)[shape] == "blob"
+        classes = np.where(blob, len(data.shapes) + identity, shape)
+    found, place = np.unique(classes, return_inverse=True)
+    share = probability * (class_shares(data, found) / np.bincount(place, probability))[place]
     return make_space(drawn, classes, share)._replace(latents=latents)
 
 

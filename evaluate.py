@@ -235,12 +235,13 @@ def ladder(config):
     """
     config = config.copy_and_resolve_references()
     rung = config.data
-    seen = tuple(rung.shapes[i] for i in data.members(rung, "train")[: len(rung.shapes)])
+    kinds = [i for i in data.members(rung, "train") if i < len(rung.shapes)]
+    seen = tuple(rung.shapes[i] for i in kinds)
     unseen = tuple(name for name in shapes.SHAPES if name not in (*seen, "blob"))
-    if rung.same_as == "identity":  # its test has other identities
+    if seen:
+        rung.update({"same_as": "class", "split": "shared", "held_out_shapes": ()})
+    else:  # of identities, and the test has others than training
         seen, unseen = ("blob",), ()
-    else:
-        rung.update({"split": "shared", "held_out_shapes": ()})
     plain = {"match_area": False, "continuous": False, "p_mirror": 0.0, "p_outline": 0.0}
     low, every = min(rung.min_sizes), seen + unseen
     rung.update(plain | {"p_same": 0.5, "p_rotation": 1.0, "max_angle": 180.0})

@@ -62,6 +62,32 @@ def pair_losses(config, logits, label):
     return optax.sigmoid_binary_cross_entropy(logits, label)
 
 
+def training_loss(config, model, batch):
+    """(loss [], losses [n], logits [n]) of a batch of n pairs by a bound module, under AXIS.
+
+    The loss is the mean of the pairs' losses; with config.model.every_pair that over every two
+    images of the whole batch, of same and different ones in equal parts.
+    """
+    if not config.model.every_pair:
+        logits = model(batch.image1, batch.image2, train=True)
+        losses = pair_losses(config, logits, batch.label)
+        return losses.mean(), losses, logits
+    features = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
+    logits = model.compare(*jnp.split(features, 2))
+    classes = batch.classes.T.reshape(-1)
+    every, their = (lax.all_gather(one, AXIS, tiled=True) for one in (features, classes))
+    same = classes[:, None] == their[None]
+    losses = pair_losses(
+        config, model.compare(features[:, None], every[None]), same.astype(jnp.float32)
+    )
+    own = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
+    itself = own[:, None] == jnp.arange(len(their))[None]
+    kinds = same & ~itself, ~same
+    counts = (lax.pmean(jnp.maximum(kind.sum(), 1), AXIS) for kind in kinds)
+    means = [jnp.where(kind, losses, 0).sum() / n for kind, n in zip(kinds, counts, strict=True)]
+    return sum(means) / 2, pair_losses(config, logits, batch.label), logits
+
+
 def init_variables(model, config):
     """{"params", "batch_stats"}, a function of config.seed alone."""
     # It runs once: optimising the program would take four times what that saves.

@@ -18,6 +18,7 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
+import data
 import metrics
 
 MOST_KINDS = 12  # classes that are told apart in figures
@@ -222,9 +223,7 @@ def kind_names(config, pairs):
     """The class of each image as a text [n]; None where unknown."""
     if pairs.members is None or config.data.same_as == "picture":
         return None
-    if config.data.source != "shapes" or config.data.same_as == "identity":
-        return np.char.add("class ", pairs.members.astype(str))
-    return np.array(config.data.shapes)[pairs.members]
+    return data.class_names(config.data, pairs.members)
 
 
 def draw_embeddings(evaluation, names):

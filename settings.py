@@ -238,7 +238,7 @@ def rules(config):
     for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
         yield key, config[key] >= 1, "at least 1"
     yield from data_rules(images)
-    yield from model_rules(config.model, images.image_size)
+    yield from model_rules(config.model, images)
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
@@ -256,7 +256,7 @@ def rules(config):
     yield "checkpoint.keep_best", config.checkpoint.keep_best >= 1, "at least 1"
 
 
-def model_rules(model, image_size):
+def model_rules(model, images):
     """The part of `rules` about config.model."""
     stages = model.stage_sizes
     whole = all(isinstance(s, int) and s >= 1 for s in stages)
@@ -272,9 +272,12 @@ def model_rules(model, image_size):
     yield "model.fusion", vit if joint else True, "siamese or stack unless model.encoder=vit"
     yield "model.fusion", not (vit and model.fusion == "stack"), "siamese or joint with a vit"
     yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
-    fits = model.patch_size >= 1 and image_size % model.patch_size == 0
-    yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={image_size}"
+    fits = model.patch_size >= 1 and images.image_size % model.patch_size == 0
+    yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={images.image_size}"
     yield "model.width", model.width % 32 == 0 or not vit, "a multiple of 32 for a vit"
+    fits = model.fusion == "siamese" and images.source != "pairs" and images.same_as != "picture"
+    text = "False unless siamese and of classes (not of pairs that are given, nor pictures)"
+    yield "model.every_pair", fits or not model.every_pair, text
     fits = model.encoder == "resnet18" and model.fusion == "siamese"
     yield "model.pretrained", fits or not model.pretrained, "empty unless a siamese resnet18"
     learns = model.fusion == "siamese" and model.head != "euclidean"
@@ -316,7 +319,8 @@ def shape_rules(images):
     yield "data.same_as", images.same_as in meanings, f"one of {meanings}"
     identity, picture = (images.same_as == name for name in ("identity", "picture"))
     if identity:
-        yield "data.shapes", images.shapes == ("blob",), "('blob',) with data.same_as=identity"
+        fits = "blob" in images.shapes and "blob" not in images.held_out_shapes
+        yield "data.shapes", fits, "with blob among them, not held out, for data.same_as=identity"
     several = len([name for name in known if name in images.shapes])
     fit = several == len(images.shapes) >= 2 - identity
     yield "data.shapes", fit, f"two or more of {known}, each once"

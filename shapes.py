@@ -32,12 +32,11 @@ class Latents(NamedTuple):
 
 
 def draw_latents(data, u, member):
-    """Latents of n images from uniform numbers [n, 10], given their class's shape or identity."""
+    """Latents of n images from uniform numbers [n, 10], given their classes int [n]."""
     u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
-    if data.same_as == "identity":
-        shape, identity = np.zeros(len(u), int), member
-    else:
-        shape, identity = member, (u_identity * data.num_identities).astype(int)
+    shape, identity = shape_and_identity(
+        data, member, (u_identity * data.num_identities).astype(int)
+    )
     low, high = size_range(data)[:, shape]
     size = spread(data, u_size, low, high - (not data.continuous))
     angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
@@ -54,6 +53,17 @@ def draw_latents(data, u, member):
     return latents._replace(
         row=spread(data, u_row, top, bottom), column=spread(data, u_column, left, right)
     )
+
+
+def shape_and_identity(data, member, identity=0):
+    """The index of the shape, and which blob: int [n] each, of classes.
+
+    A class is the index of a kind of shape, or len(data.shapes) + i: the i-th blob, where each is a
+    class of its own. Else a blob has the `identity` given.
+    """
+    blob = np.asarray(member) - len(data.shapes)
+    kind = data.shapes.index("blob") if "blob" in data.shapes else -1
+    return np.where(blob < 0, member, kind), np.where(blob < 0, identity, blob)
 
 
 def spread(data, u, low, high):
@@ -135,9 +145,9 @@ def list_latents(data, members, most):
     """
     combinations = []
     for member in members:
-        shape, identities = (0, [member]) if data.same_as == "identity" else (member, [0])
-        if data.same_as != "identity" and data.shapes[shape] == "blob":
-            identities = range(data.num_identities)
+        shape, identity = map(int, shape_and_identity(data, member))
+        any_blob = data.shapes[shape] == "blob" and member < len(data.shapes)
+        identities = range(data.num_identities) if any_blob else [identity]
         sizes = np.arange(*size_range(data)[:, shape])
         combinations += [(shape, identity, size) for identity in identities for size in sizes]
         if len(combinations) > most:

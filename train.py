@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from functools import partial
 from threading import Thread
 
 import jax
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import jax_utils, struct
+from flax import linen as nn
 from jax import lax
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
@@ -37,7 +39,7 @@ import data
 import pretrained
 import settings
 from evaluate import MOST_PAIRS, evaluate, make_scorer
-from model import AXIS, create_model, init_variables, pair_losses, trained
+from model import AXIS, create_model, init_variables, trained, training_loss
 from report import describe, import_metric_writers, open_writer, scalars, write_report
 
 
@@ -175,15 +177,13 @@ def make_train_step(config, model, optimizer):
     count and gradient_norm.
     """
     threshold = math.log(config.eval.threshold / (1 - config.eval.threshold))  # as a logit
+    apply = nn.apply(partial(training_loss, config), model, mutable=["batch_stats"])
 
     def train_step(state, batch):
         def loss_of(params):
             variables = {"params": state.params | params, "batch_stats": state.batch_stats}
-            logits, updated = model.apply(
-                variables, batch.image1, batch.image2, train=True, mutable=["batch_stats"]
-            )
-            losses = pair_losses(config, logits, batch.label)
-            return losses.mean(), (losses, logits, updated["batch_stats"])
+            (loss, *answers), updated = apply(variables, batch)
+            return loss, (*answers, updated["batch_stats"])
 
         params = trained(config, state.params)
         gradient, (losses, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(params)

@@ -30,6 +30,7 @@ def get_config():
     config.model.width = 64  # channels of the first stage, doubled by every further one
     config.model.head = "mlp"  # on |f1 - f2|; cosine; euclidean: with contrastive loss
     config.model.head_features = 256  # units of the mlp's hidden layer
+    config.model.every_pair = False  # loss over every two images of a batch, not its pairs alone
     config.model.margin = 1.0  # distance that the contrastive loss wants between different images
     config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto: bfloat16 off CPU
 

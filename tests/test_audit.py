@@ -50,7 +50,7 @@ def test_what_was_seen_is_counted_exactly(p_same):
     )
     config.batch_size, found = 40, []
     index = {image.tobytes(): i for i, image in enumerate(pairs[0])}
-    _, first, second, _, weight = pairs
+    _, first, second, _, weight = pairs[:5]
     for step in range(300):
         batch = data.make_batch(config, "train", step)
         a, b = (np.array([index[x.tobytes()] for x in both]) for both in batch[:2])

@@ -83,7 +83,7 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
     for split in data.SPLITS:
         listed = {(a, b): float(c == "true") for a, b, c, s in rows if s == split}
         config.batch_size = 2000
-        image1, image2, label = data.make_batch(config, split, 3)
+        image1, image2, label, _ = data.make_batch(config, split, 3)
         drawn = [[index[x.tobytes()] for x in both] for both in (image1, image2)]
         found = dict(zip(zip(*drawn, strict=True), label.tolist(), strict=True))
         assert found == listed

@@ -8,13 +8,16 @@ from conftest import tiny_config
 from flax import linen as nn
 from jax import lax
 
+import data
 from configs import default, light
 from model import (
+    AXIS,
     convolve,
     create_model,
     init_variables,
     max_pool,
     pair_losses,
+    training_loss,
     variable_shapes,
 )
 
@@ -326,3 +329,43 @@ def test_off_cpu_xlas_own_convolutions_give_the_same(tiny_case, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     found = jax.jit(create_model(tiny_config()).apply)(variables, image1, image2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
+def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny):
+    """However the batch is divided; the pairs' own losses and logits come beside it."""
+    tiny.model.update({"encoder": "cnn", "head": head, "every_pair": True})
+    model = create_model(tiny)
+    rng = np.random.default_rng(0)
+    variables = init_variables(model, tiny)
+    image1, image2 = rng.integers(0, 256, (2, 8, 32, 32, 1)).astype(np.uint8)
+    classes = rng.integers(0, 3, (8, 2)).astype(np.int32)
+    label = (classes[:, 0] == classes[:, 1]).astype(np.float32)
+
+    def on_device(variables, *batch):
+        apply = nn.apply(partial(training_loss, tiny), model, mutable=["batch_stats"])
+        return apply(variables, data.Batch(*batch))[0]
+
+    parts = [x.reshape(devices, -1, *x.shape[1:]) for x in (image1, image2, label, classes)]
+    step = jax.pmap(on_device, axis_name=AXIS, in_axes=(None, 0, 0, 0, 0))
+    loss, losses, logits = step(variables, *parts)
+
+    features, _ = jax.vmap(  # what BatchNorm makes of the whole batch
+        lambda both: model.apply(variables, both, True, method="encode", mutable=["batch_stats"]),
+        axis_name=AXIS,
+    )(np.concatenate([image1, image2])[None])
+    features, kinds = features[0], np.concatenate(classes.T)
+    sums = {True: [], False: []}
+    for i in range(16):
+        for j in range(16):
+            if i != j:
+                pair = (features[k : k + 1] for k in (i, j))
+                logit = model.apply(variables, *pair, method="compare")
+                same = kinds[i] == kinds[j]
+                sums[bool(same)].append(pair_losses(tiny, logit, jnp.float32([same]))[0])
+    expected = np.mean([np.mean(found) for found in sums.values()])
+    assert np.mean(loss) == pytest.approx(expected, rel=1e-4)
+    own = model.apply(variables, features[:8], features[8:], method="compare")
+    np.testing.assert_allclose(logits.reshape(-1), own, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(losses.reshape(-1), pair_losses(tiny, own, label), rtol=1e-3)

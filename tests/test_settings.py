@@ -36,7 +36,7 @@ def check(key, value):
         ("data.shapes", ("circle", "hexagon"), "two or more of ('circle', 'square', 'triangle'"),
         ("data.shapes", ("circle",), "two or more"),
         ("data.shapes", ("circle", "circle"), "two or more"),
-        ("data.placement", "centre", "margin or inside"),
+        ("data.placement", "left", "one of ('margin', 'inside', 'centre')"),
         ("data.split", "random", "one of ('shared', 'disjoint', 'classes')"),
         ("data.split", "classes", "data.held_out_shapes keeps kinds out"),
         ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
@@ -84,7 +84,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
         ({"source": "pairs", "path": "."}, "data.path=.: must be a CSV file"),
         ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
         ({"source": "tfds", "path": "mnist", "same_as": "picture"}, "must be class, where images"),
-        ({"same_as": "identity"}, "must be ('blob',) with data.same_as=identity"),
+        ({"same_as": "identity"}, "must be with blob among them, not held out"),
         ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
         ({"same_as": "picture", "noise": 1.0}, "data.noise=1.0: must be 0"),
         ({"same_as": "picture", "p_mirror": 0.5}, "data.p_same=0.0: must be above 0"),
@@ -115,6 +115,7 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
         ({"encoder": "vit", "stage_sizes": (2,), "width": 48}, "a multiple of 32 for a vit"),
         ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a siamese resnet18"),
         ({"fusion": "stack", "frozen": True}, "False without a head that learns"),
+        ({"fusion": "stack", "every_pair": True}, "model.every_pair=True: must be False unless"),
     ],
 )
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
