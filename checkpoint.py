@@ -1,9 +1,15 @@
 """Checkpoints of a run under workdir/checkpoints (Orbax).
 
-Each holds two items: `model` (params and batch_stats), all that an evaluation reads, and `training`
-(step and optimizer state), which resuming adds. Host arrays are saved, so that a checkpoint can be
-restored on any number of devices.
+Each holds `model` (params and batch_stats), all that an evaluation reads; `training` (step and
+optimizer state), which resuming adds; and `seal`, the checksums of both. Host arrays are saved, so
+that a checkpoint can be restored on any number of devices.
 """
+
+import hashlib
+import json
+import logging
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +18,8 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from settings import stop
 
+ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends with
+
 
 def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     """Returns the CheckpointManager of a run: read-only unless told how many checkpoints to keep.
@@ -19,7 +27,9 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     The newest ones are kept and those of lowest validation loss (`max_to_keep` with `best_fn` would
     throw away the newest).
     """
-    write = keep_latest is not None
+    write, folder = keep_latest is not None, workdir / "checkpoints"
+    if write:
+        set_aside_unreadable(folder)
     policies = [
         LatestN(n=keep_latest),
         BestN(get_metric_fn=validation_loss, reverse=True, n=keep_best),
@@ -31,33 +41,52 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         cleanup_tmp_directories=write,  # what a kill left half-written
         read_only=not write,
     )
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
+    return ocp.CheckpointManager(folder, options=options)
 
 
 def validation_loss(metrics):
-    """What "best" means; always finite, an evaluation with answers that are not stops the run."""
+    """What "best" means: never nan, an evaluation with answers that are not finite ends the run."""
     return metrics["loss"]
 
 
 def save(manager, state, metrics):
     """Starts to save a TrainState of host arrays; it is committed in the background."""
-    model = {"params": state.params, "batch_stats": state.batch_stats}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    args = ocp.args.Composite(
-        model=ocp.args.StandardSave(model), training=ocp.args.StandardSave(training)
-    )
+    items = split(state)
+    args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
+    seal = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
+    args |= {"seal": ocp.args.JsonSave({"items": seal, "sha256": text_digest(seal)})}
+    args = ocp.args.Composite(**args)
     manager.save(int(state.step), args=args, metrics=metrics)
 
 
+def split(state):
+    """A TrainState as the items of a checkpoint."""
+    return {
+        "model": {"params": state.params, "batch_stats": state.batch_stats},
+        "training": {"step": state.step, "opt_state": state.opt_state},
+    }
+
+
 def restore(manager, state):
-    """Returns the newest checkpoint in the form of `state`, or `state` where there is none."""
-    step = manager.latest_step()
-    if step is None:
-        return state
-    model = {"params": state.params, "batch_stats": state.batch_stats}
-    training = {"step": state.step, "opt_state": state.opt_state}
-    restored = restore_items(manager, step, model=model, training=training)
-    return state.replace(**restored["model"], **restored["training"])
+    """Returns the newest whole checkpoint in the form of `state`, or `state` where there is none.
+
+    Damaged ones are set aside. If there are no others the program ends: it never starts again
+    unasked.
+    """
+    folder = Path(manager.directory)
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            found = restore_items(manager, step, **split(state))
+        except Damaged as error:
+            set_aside(folder / str(step), error)
+            manager.reload()
+        else:
+            return state.replace(**found["model"], **found["training"])
+    aside = sorted(path.name for path in folder.glob("*" + ASIDE))
+    if aside:
+        stop(f"no checkpoint in {folder} can be read ({', '.join(aside)}); delete these to start "
+             "from the beginning, or name another --workdir")  # fmt: skip
+    return state
 
 
 def restore_model(manager, which, model):
@@ -69,24 +98,88 @@ def restore_model(manager, which, model):
         stop(
             f"no checkpoint {which} in {manager.directory}: there are {sorted(steps) or 'none yet'}"
         )
-    return step, restore_items(manager, step, model=model)["model"]
+    try:
+        return step, restore_items(manager, step, model=model)["model"]
+    except Damaged as error:
+        others = sorted(set(steps) - {step}) or "none"
+        stop(f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}")
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or holds other bits than were saved."""
 
 
 def restore_items(manager, step, **targets):
-    """Restores items as NumPy arrays; checks shapes and types, which Orbax does not."""
-    args = {name: ocp.args.StandardRestore(to_arrays(tree)) for name, tree in targets.items()}
-    restored = manager.restore(step, args=ocp.args.Composite(**args))
+    """Restores items as NumPy arrays and checks each bit of them against the seal."""
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(seal=ocp.args.JsonRestore()))["seal"]
+        seal, intact = found["items"], found["sha256"] == text_digest(found["items"])
+        saved = {name: seal[name]["leaves"] for name in targets}
+    except Exception as error:  # Orbax has no one kind for what is wrong with its files
+        raise Damaged(f"seal: {type(error).__name__}") from error
+    if not intact:
+        raise Damaged("seal: the checksum is not its own")
     for name, tree in targets.items():
-        for (path, leaf), found in zip(
-            jax.tree.leaves_with_path(tree), jax.tree.leaves(restored[name]), strict=True
-        ):
-            if (leaf.shape, leaf.dtype) != (found.shape, found.dtype):
-                key = name + jax.tree_util.keystr(path)
-                stop(f"checkpoint {step} has {key} as {found.dtype}{found.shape}, "
-                     f"the config needs {leaf.dtype}{leaf.shape}")  # fmt: skip
-    return restored
+        wanted = leaves(tree)
+        for key in sorted(wanted.keys() | saved[name].keys()):
+            if wanted.get(key) != saved[name].get(key):
+                stop(f"checkpoint {step} has {name}{key} as {saved[name].get(key, 'nothing')}, "
+                     f"the config needs {wanted.get(key, 'nothing')}")  # fmt: skip
+    args = {name: ocp.args.StandardRestore(to_arrays(tree)) for name, tree in targets.items()}
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
+    try:
+        found = manager.restore(step, args=ocp.args.Composite(**args))
+    except Exception as error:
+        raise Damaged(f"{type(error).__name__} while reading") from error
+    for name in targets:
+        if digest(found[name]) != seal[name]["sha256"]:
+            raise Damaged(f"{name}: the checksum is not the one that was saved")
+    return found
+
+
+def leaves(tree):
+    """{path: type and shape} of a tree's arrays."""
+    return {
+        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+
+
+def digest(tree):
+    """SHA-256 over the bytes of a tree's arrays."""
+    found = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        found.update(np.ascontiguousarray(leaf).data)
+    return found.hexdigest()
+
+
+def text_digest(values):
+    """SHA-256 of values as JSON."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def to_arrays(tree):
     """Shapes and types as the NumPy arrays that Orbax restores into."""
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
+
+
+def set_aside_unreadable(folder):
+    """Sets aside checkpoints whose metrics cannot be read: Orbax could not even be opened."""
+    for path in folder.glob("*"):
+        if path.name.isdecimal():
+            try:
+                loss = json.loads((path / "metrics" / "metrics").read_text())["loss"]
+                if not isinstance(loss, float):
+                    raise ValueError("no loss in its metrics")
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                set_aside(path, f"metrics: {type(error).__name__}")
+
+
+def set_aside(path, reason):
+    """Renames a checkpoint so that it is kept and not used, and says so."""
+    name = path.with_name(path.name + ASIDE)
+    while name.exists():
+        name = name.with_name("again-" + name.name)
+    path.rename(name)
+    print(f"warning: checkpoint {path} is damaged ({reason}); set aside as {name.name}",
+          file=sys.stderr)  # fmt: skip

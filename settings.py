@@ -40,6 +40,9 @@ def train_command():
     config, name = named_config(values)
     workdir = named_workdir(f"runs/{name}" if values.workdir is None else values.workdir)
     check_workdir(config, workdir)
+    if (workdir / LOCK).exists():
+        with lock(workdir):  # a training there is named before anything takes time
+            pass
     open_splits(config)
     if config.model.pretrained:
         from pretrained import resolve  # not at the top: it imports this file

@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Thread
 
@@ -53,14 +53,14 @@ def train_and_evaluate(config, workdir):
     config = resolve(config)
     settings.check_workdir(config, workdir)
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
-    score = make_scorer(model)
+    score, state = make_scorer(model), create_state(config, model, optimizer)
     with ExitStack() as stack:
         stack.enter_context(settings.lock(workdir))  # before anything in there is written
         settings.save_config(config, workdir)
         # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
         Thread(target=import_metric_writers, daemon=True).start()
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, **config.checkpoint))
-        state = checkpoint.restore(checkpoints, create_state(config, model, optimizer))
+        state = checkpoint.restore(checkpoints, state)
         mark_start(workdir, int(state.step))
         writer = stack.enter_context(open_writer(workdir))
         introduce(config, workdir, state, writer)
@@ -68,18 +68,27 @@ def train_and_evaluate(config, workdir):
         train_step = make_train_step(config, model, optimizer)
         if int(state.step) < config.num_steps:
             train_step = compile_step(config, train_step, state)
+        stack.enter_context(finishing_steps())
         for step, current, metrics in train(config, train_step, state, bar):
             metrics["learning_rate"] = float(
                 schedule((step - 1) // settings.accumulated_steps(config))
             )
             writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
-            if step % config.eval_every_steps == 0 or step == config.num_steps:
+            due = step % config.eval_every_steps == 0 or step == config.num_steps
+            if due or SIGNALS:
                 host_state = jax.device_get(jax_utils.unreplicate(current))
+            if due:
                 validation = evaluate(config, score, host_state.variables, "validation")
                 writer.write_scalars(step, scalars("validation", validation))
                 bar.write(describe(step, "validation", validation))
                 writer.flush()  # first: resuming from the checkpoint leaves no gap
                 checkpoint.save(checkpoints, host_state, validation.metrics)
+            elif SIGNALS:
+                writer.flush()
+                checkpoint.save(checkpoints, host_state, {"loss": math.inf})  # never the best
+            if SIGNALS:
+                checkpoints.wait_until_finished()
+                leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
         checkpoints.wait_until_finished()
         step, variables = checkpoint.restore_model(checkpoints, "best", state.variables)
     splits = ("validation", "test")
@@ -220,7 +229,8 @@ def train(config, train_step, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
     The state comes back replicated over the devices and is given away to the next step. Metrics are
-    those of the steps since the last yield; pairs per second leave out what the caller does.
+    those of the steps since the last yield; pairs per second leave out what the caller does. After
+    a signal the step that runs is the last, and is yielded.
     """
     start, end = int(state.step), config.num_steps
     host = jax.process_index(), jax.process_count()
@@ -239,9 +249,11 @@ def train(config, train_step, state, bar):
             history.append(metrics)
             jax.block_until_ready(history[-2:-1])  # one step ahead of the device, no further
             bar.update()
+            if SIGNALS:
+                break
         history = jax.device_get(history)
         rate = config.batch_size * len(history) / (time.perf_counter() - began)
-        yield until, state, summarize(history, done, rate, bar)
+        yield done + len(history), state, summarize(history, done, rate, bar)
 
 
 def to_devices(batch, devices=None):
@@ -312,14 +324,35 @@ def introduce(config, workdir, state, writer):
         writer.write_texts(0, {name: f"<pre>{text}</pre>" for name, text in texts.items()})
 
 
-def leave(number, _):
-    """Ends the program at once on a signal; what checkpoints hold is whole at every moment."""
-    print("\ninterrupted: the same command resumes from the newest checkpoint", file=sys.stderr)
+SIGNALS = []  # SIGINT or SIGTERM, once one came
+
+
+@contextmanager
+def finishing_steps():
+    """In here a first signal is only noted, so that the step that runs ends and is saved."""
+
+    def note(number, _):
+        SIGNALS.append(number)
+        signal.signal(number, leave_at_once)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def leave_at_once(number, _):
+    """Ends the program on a signal; what checkpoints hold is whole at every moment."""
+    leave(number, "the same command resumes from the newest checkpoint")
+
+
+def leave(number, text):
+    print(f"\ninterrupted: {text}", file=sys.stderr)
     sys.stdout.flush()
     os._exit(128 + number)
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave)
+        signal.signal(number, leave_at_once)
     train_and_evaluate(*COMMAND)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -243,16 +244,36 @@ TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, TERM])
-def test_a_signal_ends_the_run_and_says_how_to_go_on(number, tmp_path):
+def test_a_signal_has_the_step_finished_and_saved(number, whole_run, tmp_path):
+    """And the run ends with the bits of one that was not interrupted."""
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
+    command += tiny_options(log_every_steps=1)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen([*command, *tiny_options()], env=ENVIRONMENT, **pipes)
-    while not process.stdout.readline().startswith("step 2:"):
+    process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+    while not process.stdout.readline().startswith("step 1:"):
         assert process.poll() is None
     process.send_signal(number)
     _, errors = process.communicate()
     assert process.returncode == 128 + number
-    assert errors == "\ninterrupted: the same command resumes from the newest checkpoint\n"
+    (step,) = re.fullmatch(
+        r"\ninterrupted: saved at step (\d); the same command resumes there\n", errors
+    ).groups()
+    assert step in {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert f"resumed at step {step}" in finished.stdout
+    assert digest(tmp_path / "run") == digest(whole_run[0])
+
+
+def test_a_signal_before_the_first_step_leaves_at_once(tmp_path):
+    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
+    process = subprocess.Popen(
+        [*command, *tiny_options()], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert b"from the start" in process.stdout.readline()  # it compiles now
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert b"interrupted: the same command resumes" in errors
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):

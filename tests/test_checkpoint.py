@@ -1,0 +1,126 @@
+import json
+import shutil
+from collections import Counter
+
+import jax
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+import checkpoint
+import train
+from model import create_model
+
+
+# Orbax leaves tasks behind when it fails to read.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(workdir with two checkpoints, {step: state}, the state to restore into)."""
+    config = tiny_config()
+    model = create_model(config)
+    fresh = train.create_state(config, model, train.make_optimizer(config)[0])
+    workdir, states = tmp_path_factory.mktemp("saved"), {}
+    with checkpoint.open_checkpoints(workdir, 2, 5) as manager:
+        for step in (4, 8):
+            rng = np.random.default_rng(step)
+            state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), fresh)  # noqa: B023
+            states[step] = state.replace(step=np.int32(step))
+            checkpoint.save(manager, states[step], {"loss": 1 / step})
+    return workdir, states, fresh
+
+
+def damage(path, kind):
+    """Spoils a file; whether there was anything to spoil."""
+    content = bytearray(path.read_bytes())
+    if kind == "deleted":
+        path.unlink()
+    elif not content:
+        return False
+    elif kind == "flipped":
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: len(content) // 2 if kind == "truncated" else 0])
+    return True
+
+
+@pytest.mark.parametrize("kind", ["truncated", "emptied", "deleted", "flipped"])
+def test_whatever_happens_to_a_file_the_bits_are_right_or_it_is_noticed(
+    kind, saved, tmp_path, capfd
+):
+    """A damaged newest checkpoint is named, kept under another name, and the one before is used."""
+    whole, states, fresh = saved
+    expected = {step: checkpoint.digest(state) for step, state in states.items()}
+    files = [path.relative_to(whole) for path in (whole / "checkpoints" / "8").rglob("*")]
+    outcomes = Counter()
+    for i, name in enumerate(name for name in files if (whole / name).is_file()):
+        workdir = tmp_path / str(i)
+        shutil.copytree(whole, workdir)
+        if not damage(workdir / name, kind):
+            continue
+        with checkpoint.open_checkpoints(workdir, 2, 5) as manager:
+            found = checkpoint.restore(manager, fresh)
+        step = int(found.step)
+        assert checkpoint.digest(found) == expected[step], name
+        aside = (workdir / "checkpoints" / "8.damaged").exists()
+        assert aside == (step == 4)
+        assert ("set aside as 8.damaged" in capfd.readouterr().err) == aside
+        outcomes["set aside" if aside else "the same bits"] += 1
+    assert outcomes["set aside"] >= 5, outcomes
+
+
+def test_with_nothing_whole_left_training_does_not_start_again_unasked(saved, tmp_path):
+    whole, _, fresh = saved
+    shutil.copytree(whole, tmp_path / "run")
+    for step in (4, 8):
+        for path in (tmp_path / "run" / "checkpoints" / str(step) / "training" / "d").iterdir():
+            damage(path, "flipped")
+    for _ in range(2):  # the second start finds nothing but what was set aside
+        with (
+            checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager,
+            pytest.raises(SystemExit, match=r"4.damaged, 8.damaged"),
+        ):
+            checkpoint.restore(manager, fresh)
+
+
+def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
+    whole, states, fresh = saved
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for path in (folder / "8" / "model" / "d").iterdir():
+        damage(path, "flipped")
+    model = checkpoint.split(fresh)["model"]
+    with checkpoint.open_checkpoints(tmp_path / "run") as manager:
+        with pytest.raises(SystemExit, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
+            checkpoint.restore_model(manager, "last", model)
+        step, variables = checkpoint.restore_model(manager, "4", model)
+    assert step == 4
+    assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+
+
+def test_another_network_is_told_apart_from_damage(saved):
+    whole, _, _ = saved
+    config = tiny_config()
+    config.model.width = 8
+    wide = train.create_state(config, create_model(config), train.make_optimizer(config)[0])
+    with (
+        checkpoint.open_checkpoints(whole, 2, 5) as manager,
+        pytest.raises(SystemExit, match=r"checkpoint 8 has model.* the config needs float32"),
+    ):
+        checkpoint.restore(manager, wide)
+    assert (whole / "checkpoints" / "8").exists()
+
+
+def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
+    whole, states, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
+        checkpoint.save(manager, states[8].replace(step=np.int32(9)), {"loss": float("inf")})
+        manager.wait_until_finished()
+        assert (manager.best_step(), manager.latest_step()) == (8, 9)
+    metrics = tmp_path / "run" / "checkpoints" / "9" / "metrics" / "metrics"
+    assert json.loads(metrics.read_text()) == {"loss": float("inf")}
