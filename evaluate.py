@@ -37,7 +37,7 @@ import settings
 import shapes
 from metrics import compute_metrics, fit_threshold, mcnemar, wilson
 from model import create_model, pair_losses, variable_shapes
-from report import curve, import_metric_writers, write_report, write_table
+from report import curve, import_slow, write_report, write_table
 from settings import stop
 
 MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 4 GB
@@ -52,7 +52,7 @@ def main(runs, options):
 
     options: step ("best", "last" or a number), split, threshold, pictures, ladder.
     """
-    Thread(target=import_metric_writers, daemon=True).start()  # meanwhile: it takes seconds
+    Thread(target=import_slow, daemon=True).start()  # meanwhile: it takes seconds
     if len(runs) > 1:
         compare_runs(runs, options.step, options.split)
         return

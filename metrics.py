@@ -6,7 +6,6 @@ same, and TAR (recall) the share of the same pairs that is.
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import binomtest
 
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15
@@ -107,6 +106,8 @@ def intervals(logits, losses, predicted, label):
 
 def wilson(successes, trials):
     """Wilson's 95 % interval of a proportion."""
+    from scipy.stats import binomtest  # not at the top: its import takes a second
+
     return binomtest(successes, trials).proportion_ci(method="wilson")
 
 
@@ -142,6 +143,8 @@ def mcnemar(right1, right2):
     Returns (pairs that only the first has right, only the second, p-value): how probable so uneven
     a split is if both are as good.
     """
+    from scipy.stats import binomtest
+
     only1, only2 = int((right1 & ~right2).sum()), int((right2 & ~right1).sum())
     p = binomtest(only1, only1 + only2).pvalue if only1 + only2 else 1.0
     return only1, only2, float(p)

@@ -12,11 +12,13 @@ import itertools
 import json
 import os
 import platform
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import norm
 
 import data
 import metrics
@@ -98,6 +100,15 @@ def open_writer(folder):
     return contextlib.closing(writer)
 
 
+def import_slow():
+    """Imports what takes seconds, for a thread beside what XLA compiles on one core."""
+    import matplotlib.figure  # noqa: F401
+    import scipy.stats  # noqa: F401
+    import sklearn.metrics  # noqa: F401
+
+    import_metric_writers()
+
+
 def import_metric_writers():
     """Imports CLU's writers: not at the top, because the TensorFlow they load takes seconds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without these two
@@ -174,6 +185,7 @@ def draw_figures(config, workdir, evaluation):
 
 def draw_decisions(evaluation):
     """ROC, DET, reliability diagram, and how the probabilities are distributed."""
+    from scipy.stats import norm  # not at the top: slow to import
     from sklearn.metrics import roc_curve
 
     logits, _, _, label = evaluation.scores
@@ -228,17 +240,17 @@ def kind_names(config, pairs):
 
 def draw_embeddings(evaluation, names):
     """The images' features on their two principal components, a colour for each class."""
-    from sklearn.decomposition import PCA
-
     kinds = np.unique(names)[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
     chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
-    pca = PCA(2, random_state=0).fit(evaluation.features[chosen])
-    share = pca.explained_variance_ratio_
+    features = np.float32(evaluation.features[chosen])
+    features -= features.mean(axis=0)
+    _, spreads, components = np.linalg.svd(features, full_matrices=False)
+    share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
     figure = new_figure(6, 5)
     axes = figure.subplots()
     for kind in kinds:
-        points = pca.transform(evaluation.features[chosen][names[chosen] == kind])
+        points = features[names[chosen] == kind] @ components[:2].T
         axes.scatter(*points.T, s=8, alpha=0.6, label=kind)
     axes.set(title="features of the images", xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
@@ -422,12 +434,29 @@ def made_with():
 
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = jax.devices()
+    git = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
+    found = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
     return {
+        "commit": found.stdout.strip() if found and found.returncode == 0 else "unknown",
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
     }
+
+
+def note_versions(workdir):
+    """Writes what a run is made with; on resume warns of what is not as before."""
+    path, now = workdir / "versions.json", made_with()
+    before = now
+    with contextlib.suppress(OSError, ValueError):
+        before = json.loads(path.read_text())
+    changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
+    if changed:
+        text = "; ".join(changed)
+        print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
+    path.write_text(json.dumps(now, indent=2) + "\n")
 
 
 def write_embeddings(config, folder, evaluation):

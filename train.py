@@ -40,7 +40,14 @@ import pretrained
 import settings
 from evaluate import MOST_PAIRS, evaluate, make_scorer
 from model import AXIS, create_model, init_variables, trained, training_loss
-from report import describe, import_metric_writers, open_writer, scalars, write_report
+from report import (
+    describe,
+    import_slow,
+    note_versions,
+    open_writer,
+    scalars,
+    write_report,
+)
 
 
 def train_and_evaluate(config, workdir):
@@ -57,13 +64,14 @@ def train_and_evaluate(config, workdir):
     with ExitStack() as stack:
         stack.enter_context(settings.lock(workdir))  # before anything in there is written
         settings.save_config(config, workdir)
-        # XLA compiles on one core for a while; meanwhile TensorFlow loads on another.
-        Thread(target=import_metric_writers, daemon=True).start()
+        # XLA compiles on one core for a while; meanwhile TensorFlow and others load on another.
+        Thread(target=import_slow, daemon=True).start()
         checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, **config.checkpoint))
         state = checkpoint.restore(checkpoints, state)
         mark_start(workdir, int(state.step))
         writer = stack.enter_context(open_writer(workdir))
         introduce(config, workdir, state, writer)
+        note_versions(workdir)
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         train_step = make_train_step(config, model, optimizer)
         if int(state.step) < config.num_steps:

@@ -11,7 +11,6 @@ import checkpoint
 import train
 from model import create_model
 
-
 # Orbax leaves tasks behind when it fails to read.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -121,3 +121,15 @@ def test_latents_are_those_of_the_images(continuous, tiny):
 )
 def test_the_mean_and_the_range_of_several_numbers(values, text):
     assert report.spread(values) == text
+
+
+def test_other_versions_are_warned_of(tmp_path, capsys):
+    report.note_versions(tmp_path)
+    report.note_versions(tmp_path)
+    assert capsys.readouterr().err == ""
+    path = tmp_path / "versions.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"jax": "0.0.1", "python": "2"}))
+    report.note_versions(tmp_path)
+    warning = capsys.readouterr().err
+    assert "python was 2, is" in warning and "jax was 0.0.1, is" in warning
+    assert warning.count("\n") == 1 and "numpy" not in warning
