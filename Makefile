@@ -1,5 +1,6 @@
 # make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
 # make test    the same environment, then the linter and the tests
+# make torture ends training at random moments for 15 minutes and checks that no bit is lost
 # make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
 CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
@@ -18,6 +19,9 @@ compare: .venv/installed
 	done
 	.venv/bin/python evaluate.py --workdir=$$(echo runs/compare/*/ | tr ' ' ,)
 
+torture: .venv/installed
+	.venv/bin/python tests/torture.py --minutes=15
+
 test: .venv/installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -30,4 +34,4 @@ test: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.PHONY: train compare test
+.PHONY: train compare torture test

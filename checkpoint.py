@@ -1,14 +1,17 @@
 """Checkpoints of a run under workdir/checkpoints (Orbax).
 
 Each holds `model` (params and batch_stats), all that an evaluation reads; `training` (step and
-optimizer state), which resuming adds; and `seal`, the checksums of both. Host arrays are saved, so
+optimizer state), which resuming adds; and `checksums` of both. Host arrays are saved, so
 that a checkpoint can be restored on any number of devices.
 """
 
 import hashlib
 import json
 import logging
+import re
 import sys
+import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -18,7 +21,32 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 
 from settings import stop
 
+NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
 ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends with
+
+
+@contextmanager
+def opened(workdir, **keep):
+    """A context with the CheckpointManager of a run that is trained: see `open_checkpoints`."""
+    manager, hook = open_checkpoints(workdir, **keep), threading.excepthook
+    threading.excepthook = lambda _: None  # what Orbax's threads die of is raised here again
+    try:
+        yield manager
+    finally:
+        threading.excepthook = hook
+        with explained(manager):
+            manager.close()
+
+
+@contextmanager
+def explained(manager):
+    """Ends the program with one line where a checkpoint cannot be written, now or in background."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = "no space left on the device" if NO_SPACE.search(str(error)) else str(error)[:200]
+        stop(f"{manager.directory}: a checkpoint cannot be written: {reason}; the ones before are "
+             "whole, and the same command resumes there once this is mended")  # fmt: skip
 
 
 def open_checkpoints(workdir, keep_latest=None, keep_best=None):
@@ -28,8 +56,7 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     throw away the newest).
     """
     write, folder = keep_latest is not None, workdir / "checkpoints"
-    if write:
-        set_aside_unreadable(folder)
+    check_metrics(folder, write)
     policies = [
         LatestN(n=keep_latest),
         BestN(get_metric_fn=validation_loss, reverse=True, n=keep_best),
@@ -53,10 +80,17 @@ def save(manager, state, metrics):
     """Starts to save a TrainState of host arrays; it is committed in the background."""
     items = split(state)
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
-    seal = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
-    args |= {"seal": ocp.args.JsonSave({"items": seal, "sha256": text_digest(seal)})}
+    sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
+    args |= {"checksums": ocp.args.JsonSave({"items": sums, "sha256": text_digest(sums)})}
     args = ocp.args.Composite(**args)
-    manager.save(int(state.step), args=args, metrics=metrics)
+    with explained(manager):
+        manager.save(int(state.step), args=args, metrics=metrics)
+
+
+def wait(manager):
+    """Waits until what is being saved is committed."""
+    with explained(manager):
+        manager.wait_until_finished()
 
 
 def split(state):
@@ -110,31 +144,41 @@ class Damaged(Exception):
 
 
 def restore_items(manager, step, **targets):
-    """Restores items as NumPy arrays and checks each bit of them against the seal."""
+    """Restores items as NumPy arrays and checks each bit of them against the checksums."""
+    if not (Path(manager.directory) / str(step) / "checksums").exists():
+        stop(f"checkpoint {step} in {manager.directory} has no checksums: of an older version")
+    sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
     try:
-        found = manager.restore(step, args=ocp.args.Composite(seal=ocp.args.JsonRestore()))["seal"]
-        seal, intact = found["items"], found["sha256"] == text_digest(found["items"])
-        saved = {name: seal[name]["leaves"] for name in targets}
-    except Exception as error:  # Orbax has no one kind for what is wrong with its files
-        raise Damaged(f"seal: {type(error).__name__}") from error
+        saved, intact = sums["items"], sums["sha256"] == text_digest(sums["items"])
+    except (KeyError, TypeError):
+        intact = False
     if not intact:
-        raise Damaged("seal: the checksum is not its own")
+        raise Damaged("its checksums")
     for name, tree in targets.items():
-        wanted = leaves(tree)
-        for key in sorted(wanted.keys() | saved[name].keys()):
-            if wanted.get(key) != saved[name].get(key):
-                stop(f"checkpoint {step} has {name}{key} as {saved[name].get(key, 'nothing')}, "
+        wanted, found = leaves(tree), saved[name]["leaves"]
+        for key in sorted(wanted.keys() | found.keys()):
+            if wanted.get(key) != found.get(key):
+                stop(f"checkpoint {step} has {name}{key} as {found.get(key, 'nothing')}, "
                      f"the config needs {wanted.get(key, 'nothing')}")  # fmt: skip
     args = {name: ocp.args.StandardRestore(to_arrays(tree)) for name, tree in targets.items()}
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
-    try:
-        found = manager.restore(step, args=ocp.args.Composite(**args))
-    except Exception as error:
-        raise Damaged(f"{type(error).__name__} while reading") from error
+    found = read(manager, step, **args)
     for name in targets:
-        if digest(found[name]) != seal[name]["sha256"]:
+        if digest(found[name]) != saved[name]["sha256"]:
             raise Damaged(f"{name}: the checksum is not the one that was saved")
     return found
+
+
+def read(manager, step, **args):
+    """Restores items as Orbax does; what it raises of bad files, of many kinds, becomes Damaged."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
+    try:
+        return manager.restore(step, args=ocp.args.Composite(**args))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{type(error).__name__} while reading") from error
+    except (OSError, MemoryError):  # of the machine: the files may be good
+        raise
+    except Exception as error:
+        raise Damaged(f"{type(error).__name__} while reading") from error
 
 
 def leaves(tree):
@@ -163,16 +207,22 @@ def to_arrays(tree):
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
 
 
-def set_aside_unreadable(folder):
-    """Sets aside checkpoints whose metrics cannot be read: Orbax could not even be opened."""
-    for path in folder.glob("*"):
-        if path.name.isdecimal():
-            try:
-                loss = json.loads((path / "metrics" / "metrics").read_text())["loss"]
-                if not isinstance(loss, float):
-                    raise ValueError("no loss in its metrics")
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                set_aside(path, f"metrics: {type(error).__name__}")
+def check_metrics(folder, write):
+    """Sets aside checkpoints whose metrics cannot be read: Orbax could not even be opened.
+
+    Where nothing may be written the program ends.
+    """
+    for path in folder.glob("*/metrics"):
+        if not path.parent.name.isdecimal():
+            continue
+        try:
+            intact = isinstance(json.loads((path / "metrics").read_text())["loss"], float)
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            intact = False
+        if not intact and write:
+            set_aside(path.parent, "its metrics")
+        elif not intact:
+            stop(f"checkpoint {path.parent} is damaged (its metrics); training sets it aside")
 
 
 def set_aside(path, reason):

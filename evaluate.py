@@ -18,23 +18,22 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
 import csv
 import importlib
 import json
-import os
+import re
 import sys
 from functools import partial
-from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, logit
 from tqdm import tqdm
 
 import checkpoint
 import data
+import nuisances
 import settings
-import shapes
 from metrics import compute_metrics, fit_threshold, mcnemar, wilson
 from model import create_model, pair_losses, variable_shapes
 from report import curve, import_slow, write_report, write_table
@@ -43,7 +42,7 @@ from settings import stop
 MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 4 GB
 MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
 IMAGES_AT_ONCE = 256
-THRESHOLD = "threshold.json"  # in a run's folder
+THRESHOLD = "threshold.json"
 PAIRS_AT_ONCE = 4096
 
 
@@ -61,14 +60,13 @@ def main(runs, options):
     score = make_scorer(model)
     step, variables = load_variables(config, workdir, model, options.step)
     threshold = choose_threshold(config, workdir, step, score, variables, options.threshold)
-    config.eval.threshold = threshold
     if options.pictures:
         compare_pictures(score, variables, threshold, *options.pictures)
     elif options.ladder:
-        climb(config, score, variables)
+        climb_nuisances(config, score, variables, threshold)
     else:
-        evaluation = evaluate(config, score, variables, options.split, MOST_PAIRS)
-        write_report(config, workdir, step, {options.split: evaluation})
+        found = evaluate(config, score, variables, options.split, MOST_PAIRS, threshold)
+        write_report(config, workdir, step, {options.split: found})
 
 
 def load_variables(config, workdir, model, which):
@@ -96,18 +94,20 @@ class Scores(NamedTuple):
     label: np.ndarray
 
 
-def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING):
+def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshold=None):
     """Scores the pairs of a split with a scorer: all, or a sample where these are over `most`."""
-    return judge(config, score, variables, evaluation_pairs(config, split, most))
+    pairs = evaluation_pairs(config, split, most)
+    return evaluate_pairs(config, score, variables, pairs, threshold)
 
 
-def judge(config, score, variables, pairs):
-    """Scores pairs: an Evaluation."""
+def evaluate_pairs(config, score, variables, pairs, threshold=None):
+    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold."""
+    threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     features, logits = score(variables, pairs)
     if not np.isfinite(logits).all():
         stop("the answers are not finite; training diverged, lower the learning rate")
     losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
-    scores = Scores(logits, losses, expit(logits) >= config.eval.threshold, pairs.label)
+    scores = Scores(logits, losses, logits >= threshold, pairs.label)
     values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
     orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)
     (right0, wrong0), (wrong1, right1) = confusion = [
@@ -117,6 +117,7 @@ def judge(config, score, variables, pairs):
     values |= {
         "pairs": right0 + wrong0 + wrong1 + right1,
         "wrong": wrong0 + wrong1,
+        "threshold": float(expit(threshold)),
         "exact": pairs.exact,
         "confusion": confusion,  # pairs, [truth][answer], different before same
     }
@@ -171,31 +172,32 @@ def in_blocks(function, size, *arrays):
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):
-    """The probability from which on to say "same".
+    """The logit from which on to say "same".
 
-    A number given, or fitted on validation by a rule, and kept in the run for this step.
+    Of a probability given, or fitted on validation by a rule, and kept in the run for this step; a
+    probability could not tell logits above 37 apart.
     """
     if rule is None:
         return kept_threshold(config, workdir, step)
     if rule != "accuracy" and not rule.startswith("far:"):
-        return float(rule)
+        return float(logit(float(rule)))
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
     far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
     if len(np.unique(found.pairs.label)) < 2:
         stop(f"--threshold={rule}: validation has pairs of one kind only")
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
-    kept = {"threshold": threshold, "rule": rule, "step": step}
+    kept = {"logit": threshold, "probability": expit(threshold), "rule": rule, "step": step}
     (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
-    print(f"threshold {threshold:.6f}, fitted on validation ({rule}), kept in {THRESHOLD}")
+    print(f"threshold {expit(threshold):.6f}, fitted on validation ({rule}), kept in {THRESHOLD}")
     return threshold
 
 
 def kept_threshold(config, workdir, step):
-    """The threshold that was fitted for this step, or else the config's."""
+    """The logit that was fitted for this step, or else that of the config's threshold."""
     path = workdir / THRESHOLD
     try:
         kept = json.loads(path.read_text()) if path.exists() else {"step": None}
-        return kept["threshold"] if kept["step"] == step else config.eval.threshold
+        return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
     except (ValueError, TypeError, KeyError):
         stop(f"{path} is no saved threshold; fit it again with --threshold, or delete it")
 
@@ -206,67 +208,30 @@ def compare_pictures(score, variables, threshold, names, images):
     first, second = np.indices((n, n)).reshape(2, -1)
     unknown = [None] * (len(data.Pairs._fields) - 3)
     _, logits = score(variables, data.Pairs(images, first, second, *unknown))
-    probability = expit(logits).reshape(n, n)
+    logits = logits.reshape(n, n)
     if n == 2:
-        answer = "same" if probability[0, 1] >= threshold else "different"
-        print(f"{answer}: probability of same {probability[0, 1]:.6f}, threshold {threshold:.6g}")
+        answer = "same" if logits[0, 1] >= threshold else "different"
+        texts = (f"{expit(number):.6f}" for number in (logits[0, 1], threshold))
+        print("{}: probability of same {}, threshold {}".format(answer, *texts))
         return
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["", *names])
-    table.writerows(
-        [name, *(f"{p:.6f}" for p in row)] for name, row in zip(names, probability, strict=True)
-    )
+    for name, row in zip(names, expit(logits), strict=True):
+        table.writerow([name, *(f"{p:.6f}" for p in row)])
 
 
-def climb(config, score, variables):
-    """Prints the accuracy on data with one nuisance more at each step of the ladder."""
-    for name, rung in ladder(config):
-        pairs = data.sample_pairs(rung, "test", config.eval.num_pairs)
-        right = judge(rung, score, variables, pairs).scores.predicted == (pairs.label == 1)
+def climb_nuisances(config, score, variables, threshold):
+    """Prints the accuracy on pairs with one nuisance more in each line."""
+    for name, pairs in nuisances.ladder(config):
+        found = evaluate_pairs(config, score, variables, pairs, threshold)
+        right = found.scores.predicted == (pairs.label == 1)
         low, high = wilson(int(right.sum()), len(right))
-        print(f"{name:<16}{right.mean():.4f}  (95 %: {low:.4f} to {high:.4f})", flush=True)
-
-
-def ladder(config):
-    """Yields (name, config): pairs of the run's kinds, at first two of a kind are the same picture.
-
-    Then they are at any place, of any size (of those of the run that can turn in the image),
-    turned, mirrored, outlined, and at last of the kinds that training has not seen.
-    """
-    config = config.copy_and_resolve_references()
-    rung = config.data
-    kinds = [i for i in data.members(rung, "train") if i < len(rung.shapes)]
-    seen = tuple(rung.shapes[i] for i in kinds)
-    unseen = tuple(name for name in shapes.SHAPES if name not in (*seen, "blob"))
-    if seen:
-        rung.update({"same_as": "class", "split": "shared", "held_out_shapes": ()})
-    else:  # of identities, and the test has others than training
-        seen, unseen = ("blob",), ()
-    plain = {"match_area": False, "continuous": False, "p_mirror": 0.0, "p_outline": 0.0}
-    low, every = min(rung.min_sizes), seen + unseen
-    rung.update(plain | {"p_same": 0.5, "p_rotation": 1.0, "max_angle": 180.0})
-    rung.update({"shapes": every, "min_sizes": (1,) * len(every)})
-    while 2 * shapes.margin(rung) + 1 > rung.image_size:
-        rung.max_size -= 1
-    low, high = min(low, rung.max_size - 1), rung.max_size
-    one = {"min_sizes": (high - 1,) * len(seen), "placement": "centre", "p_rotation": 0.0}
-    steps = {
-        "identical": {"shapes": seen} | one,
-        "+ translation": {"placement": "inside"},
-        "+ scale": {"min_sizes": (low,) * len(seen)},
-        "+ rotation": {"p_rotation": 1.0},
-        "+ mirror": {"p_mirror": 0.5},
-        "+ outline": {"p_outline": 0.5},
-    }
-    if len(unseen) > 1:
-        steps["+ unseen kinds"] = {"shapes": unseen, "min_sizes": (low,) * len(unseen)}
-    for name, changes in steps.items():
-        rung.update(changes)
-        yield name, config
+        text = f"  (95 %: {low:.4f} to {high:.4f})" if name != "identical" else ""
+        print(f"{name:<16}{right.mean():.4f}{text}", flush=True)
 
 
 def compare_runs(runs, which, split):
-    """Prints one table of several runs and writes it: comparison.md, in the folder they share.
+    """Prints one table of several runs and writes it: comparison.md, beside the first of them.
 
     Runs that differ in their seeds alone are one row: the mean, and the range where they differ.
     """
@@ -280,25 +245,25 @@ def compare_runs(runs, which, split):
         score = make_scorer(create_model(row[0][0]))
         measured = [measure_run(*run, score, which, split) for run in tqdm(row, leave=False)]
         names = [workdir.name for _, workdir in row]
-        name = names[0].rstrip("-_0123456789") if len(row) > 1 else names[0]
+        name = re.sub(r"[-_]?\d+$", "", names[0]) if len(row) > 1 else names[0]
         columns = {k: [one[k] for one in measured] for k in measured[0]}
         table.append({"run": name, "seeds": str(len(row))} | columns)
-    folder = Path(os.path.commonpath([workdir.parent for _, workdir in runs]))
-    write_table(folder / "comparison.md", table)
+    write_table(runs[0][1].parent / "comparison.md", table)
     firsts = [row[0] for row in rows.values()]
     for run in firsts[1:]:
         print(difference(firsts[0], run, which, split))
 
 
 def difference(one, other, which, split):
-    """Whether two runs differ on the same pairs, drawn from the first one's data: one line."""
-    pairs, right = data.sample_pairs(one[0], split, one[0].eval.num_pairs), []
+    """Whether two runs differ on the same pairs, drawn from their data: one line."""
     if one[0].data.to_dict() != other[0].data.to_dict():
         return f"{one[1].name} and {other[1].name} have different data: no test of their difference"
+    pairs, right = data.sample_pairs(one[0], split, one[0].eval.num_pairs), []
     for config, workdir in (one, other):
         model = create_model(config)
-        _, variables = load_variables(config, workdir, model, which)
-        found = judge(config, make_scorer(model), variables, pairs)
+        step, variables = load_variables(config, workdir, model, which)
+        threshold = kept_threshold(config, workdir, step)
+        found = evaluate_pairs(config, make_scorer(model), variables, pairs, threshold)
         right.append(found.scores.predicted == (pairs.label == 1))
     only1, only2, p = mcnemar(*right)
     return (
@@ -313,7 +278,8 @@ COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which r
 def measure_run(config, workdir, score, which, split):
     """{column: number} of a run; None where there is none, as on data of another size."""
     model = create_model(config)
-    _, variables = load_variables(config, workdir, model, which)
+    step, variables = load_variables(config, workdir, model, which)
+    threshold = kept_threshold(config, workdir, step)
     size, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
     cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()
@@ -323,14 +289,14 @@ def measure_run(config, workdir, score, which, split):
         "multiply-adds": cost["flops"] / 2,
         "training pairs/s": float(np.median([rate for _, rate in rates])) if rates else None,
         "steps to 0 wrong": next((step for step, count in wrong if count == 0), None),
-        "its own data": evaluate(config, score, variables, split).metrics["accuracy"],
     }
-    for name in COMPARED:
-        asked = config.copy_and_resolve_references()
-        asked.data = importlib.import_module(f"configs.{name}").get_config().data
-        fits = (asked.data.image_size, asked.data.channels) == (size, channels)
-        found = evaluate(asked, score, variables, split).metrics["accuracy"] if fits else None
-        columns[f"`{name}`"] = found
+    asked = {f"`{c}`": importlib.import_module(f"configs.{c}").get_config().data for c in COMPARED}
+    for name, options in ({"its own data": config.data} | asked).items():
+        config = config.copy_and_resolve_references()
+        config.data, config.seed = options, 0  # the same sample for every seed
+        fits = (options.image_size, options.channels) == (size, channels)
+        found = fits and evaluate(config, score, variables, split, threshold=threshold)
+        columns[name] = found.metrics["accuracy"] if fits else None
     return columns
 
 

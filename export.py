@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from scipy.special import expit
 
 import evaluate
 from model import create_model
@@ -36,7 +37,7 @@ def main(config, workdir, which, for_numpy):
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
         "features": None,
         "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
-        "threshold": threshold,
+        "threshold": {"logit": threshold, "probability": float(expit(threshold))},
         "platforms": PLATFORMS,
         "jax": jax.__version__,
         "step": step,

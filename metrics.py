@@ -10,11 +10,8 @@ from scipy.special import expit
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15
 RESAMPLES = 200
-NAMES = (
-    *("loss", "accuracy", "precision", "recall", "f1", "roc_auc", "eer"),
-    *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES),
-    *("brier", "ece"),
-)
+RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
+NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
 
 
 def compute_metrics(logits, losses, predicted, label, weight):
@@ -57,13 +54,12 @@ def ranking_metrics(logits, label, weight):
     """
     from sklearn.metrics import auc, roc_curve  # not at the top: its import takes a second
 
-    names = NAMES[5:-2]
-    if len(np.unique(label)) < 2:
-        return dict.fromkeys(names)
+    if len(np.unique(label[weight > 0])) < 2:
+        return dict.fromkeys(RANKING)
     far, tar, _ = roc_curve(label, logits, sample_weight=weight, drop_intermediate=False)
     eer = np.interp(0, far - (1 - tar), far)
     tars = (tar[far <= rate + 1e-12].max() for rate in FALSE_ACCEPT_RATES)
-    return dict(zip(names, map(float, (auc(far, tar), eer, *tars)), strict=True))
+    return dict(zip(RANKING, map(float, (auc(far, tar), eer, *tars)), strict=True))
 
 
 def calibration(probability, label, weight):
@@ -95,8 +91,11 @@ def intervals(logits, losses, predicted, label):
         compute_metrics(logits, losses, predicted, label, random.multinomial(n, np.ones(n) / n))
         for _ in range(RESAMPLES)
     ]
-    names = [name for name in draws[0] if all(draw[name] is not None for draw in draws)]
-    found = {name: np.quantile([draw[name] for draw in draws], (0.025, 0.975)) for name in names}
+    found = {}
+    for name in NAMES:
+        values = [draw[name] for draw in draws if draw[name] is not None]
+        if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
+            found[name] = np.quantile(values, (0.025, 0.975))
     same, right = label == 1, predicted == (label == 1)
     for name, among in (("accuracy", same | ~same), ("precision", predicted), ("recall", same)):
         if among.any():
@@ -120,7 +119,7 @@ def most_wrong(pairs):
 
 
 def fit_threshold(logits, label, weight, far=None):
-    """The probability from which on to say "same": of best accuracy, or of best TAR at a FAR.
+    """The logit from which on to say "same": of best accuracy, or of best TAR at a FAR.
 
     Half way to the next score, so that scores a little off fall on the same side.
     """
@@ -134,7 +133,7 @@ def fit_threshold(logits, label, weight, far=None):
         best = np.flatnonzero(false <= far + 1e-12)[-1]
     lower = edges[best + 1] if best + 1 < len(edges) else edges[best] - 1
     upper = edges[best] if np.isfinite(edges[best]) else lower + 1
-    return float(expit((upper + lower) / 2))
+    return float((upper + lower) / 2)
 
 
 def mcnemar(right1, right2):

@@ -34,7 +34,7 @@ def create_model(config):
         "vit": lambda: ViT(patch_size=options.patch_size, **sizes),
     }[options.encoder]()
     if options.fusion != "siamese":
-        return Together(encoder, options.fusion, dtype)
+        return EarlyFusion(encoder, options.fusion, dtype)
     head = {
         "mlp": lambda: MLP(options.head_features, dtype),
         "cosine": Cosine,
@@ -83,7 +83,7 @@ def training_loss(config, model, batch):
     own = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
     itself = own[:, None] == jnp.arange(len(their))[None]
     kinds = same & ~itself, ~same
-    counts = (lax.pmean(jnp.maximum(kind.sum(), 1), AXIS) for kind in kinds)
+    counts = (jnp.maximum(lax.psum(k.sum(), AXIS), 1) / lax.axis_size(AXIS) for k in kinds)
     means = [jnp.where(kind, losses, 0).sum() / n for kind, n in zip(kinds, counts, strict=True)]
     return sum(means) / 2, pair_losses(config, logits, batch.label), logits
 
@@ -183,7 +183,7 @@ class Euclidean(nn.Module):
         return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
 
 
-class Together(nn.Module):
+class EarlyFusion(nn.Module):
     """Both images in one pass of the encoder: not symmetric, and no work is shared between pairs.
 
     stack: along the channels; joint: as two images of one sequence, for the ViT.
@@ -234,8 +234,8 @@ class ViT(nn.Module):
         x += embedding("position", 1, 1, patches, self.width)
         if images > 1:
             x += embedding("image", 1, images, 1, self.width)
-        x = x.reshape(len(x), -1, self.width)
-        cls = jnp.broadcast_to(embedding("cls", 1, 1, self.width), (len(x), 1, self.width))
+        x = x.reshape(x.shape[0], images * patches, self.width)
+        cls = jnp.broadcast_to(embedding("cls", 1, 1, self.width), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         heads = max(1, self.width // 32)
         attention = partial(nn.MultiHeadDotProductAttention, heads, dtype=self.dtype)
@@ -249,8 +249,9 @@ class ViT(nn.Module):
 def to_patches(x, size):
     """[n, (images,) height, width, channels] -> [n, images, patches, size * size * channels]."""
     height, width, channels = x.shape[-3:]
-    x = x.reshape(len(x), -1, height // size, size, width // size, size, channels)
-    return x.swapaxes(3, 4).reshape(*x.shape[:2], -1, size * size * channels)
+    images, rows, columns = 1 if x.ndim == 4 else x.shape[1], height // size, width // size
+    x = x.reshape(x.shape[0], images, rows, size, columns, size, channels).swapaxes(3, 4)
+    return x.reshape(x.shape[0], images, rows * columns, size * size * channels)
 
 
 class CNN(nn.Module):

@@ -19,8 +19,11 @@ OTHER = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier
 def resolve(options):
     """Puts the file's path and checksum into config.model; a checksum given must be the file's.
 
-    The file is found, and where it is a repository's fetched, before anything else is done.
+    The file is found, and where it is a repository's fetched, before anything else is done. Without
+    pretrained weights nothing is.
     """
+    if not options.pretrained:
+        return
     path = find(options.pretrained)
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()

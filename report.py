@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from scipy.special import expit
 
 import data
 import metrics
+from settings import stop
 
 MOST_KINDS = 12  # classes that are told apart in figures
 MOST_POINTS = 2000  # of the embedding map
@@ -30,15 +32,22 @@ GREEN_AND_RED = ("tab:green", "tab:red")
 
 def write_report(config, workdir, step, evaluations):
     """Prints the table and writes the files, these for the last of the splits given."""
+    try:
+        write_files(config, workdir, step, evaluations)
+    except OSError as error:
+        stop(f"the report cannot be written: {error}; python evaluate.py writes it again")
+
+
+def write_files(config, workdir, step, evaluations):
     split, evaluation = list(evaluations.items())[-1]
     bounds = {} if evaluation.metrics["exact"] else metrics.intervals(*evaluation.scores)
     table = format_table(step, evaluations, bounds)
     print(table)
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
-    values = evaluation.metrics | {"step": step, "split": split, "threshold": config.eval.threshold}
+    values = evaluation.metrics | {"step": step, "split": split}
     values |= {"intervals": bounds} if bounds else {}
-    (folder / "metrics.json").write_text(json.dumps(values, indent=2) + "\n")
+    (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     pictures = {
         name: render(figure) for name, figure in draw_figures(config, workdir, evaluation).items()
     }
@@ -47,18 +56,27 @@ def write_report(config, workdir, step, evaluations):
     page = format_page(config, workdir, split, evaluation, table, pictures)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
-    with open_writer(folder) as writer:
+    with open_writer(folder) as write:
         for name, one in evaluations.items():
-            writer.write_scalars(step, scalars(name, one))
-        for name, (_, pixels) in pictures.items():
-            writer.write_images(step, {f"{split}/{name}": pixels[None]})
+            write("scalars", step, scalars(name, one))
+        write("images", step, {f"{split}/{name}": p[None] for name, (_, p) in pictures.items()})
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
 
 
 def scalars(split, evaluation):
     """What TensorBoard shows of an evaluation."""
     numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
-    return {f"{split}/{k}": v for k, v in numbers.items() if k not in ("pairs", "exact")}
+    return {
+        f"{split}/{k}": v for k, v in numbers.items() if k not in ("pairs", "exact", "threshold")
+    }
+
+
+def which_pairs(evaluation):
+    """Whether all pairs were evaluated, in words."""
+    if not evaluation.metrics["exact"]:
+        return "a sample"
+    given = evaluation.pairs.members is None
+    return "all that are given" if given else "every ordered pair, by its probability"
 
 
 def describe(step, split, evaluation):
@@ -80,10 +98,9 @@ def format_table(step, evaluations, bounds):
         lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
     for split, one in evaluations.items():
         m = one.metrics
-        kind = "every ordered pair, by its probability" if m["exact"] else "a sample"
         (right0, wrong0), (wrong1, right1) = m["confusion"]
         lines += [
-            f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({kind})",
+            f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(one)})",
             f"  different: {right0:,} right, {wrong0:,} called same; "
             f"same: {right1:,} right, {wrong1:,} called different",
         ]
@@ -93,11 +110,33 @@ def format_table(step, evaluations, bounds):
     return "\n".join(lines) + ("\nranges are 95 % intervals" if bounds else "")
 
 
+@contextlib.contextmanager
 def open_writer(folder):
-    """A context with a CLU writer for TensorBoard; synchronous: failures show where they happen."""
-    metric_writers = import_metric_writers()
-    writer = metric_writers.create_default_writer(folder, asynchronous=False)
-    return contextlib.closing(writer)
+    """A context with write(kind, step, values), for TensorBoard, by CLU: kind as "scalars".
+
+    Where it fails, for want of room say, it warns once and writes no more: training goes on.
+    Synchronous, so that failures show where they happen.
+    """
+    writers = []
+
+    def attempt(function, *arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:  # TensorFlow's own kinds
+            writers.clear()
+            reason = " ".join(str(error).split())[:200]
+            print(f"warning: no more curves in {folder}: {reason}", file=sys.stderr)
+
+    def write(kind, step, values):
+        for writer in tuple(writers):
+            attempt(getattr(writer, f"write_{kind}"), step, values)
+            attempt(writer.flush)
+
+    create = partial(import_metric_writers().create_default_writer, asynchronous=False)
+    writers += [writer for writer in [attempt(create, folder)] if writer]
+    yield write
+    for writer in tuple(writers):
+        attempt(writer.close)
 
 
 def import_slow():
@@ -140,10 +179,15 @@ def write_table(path, rows):
 
 
 def spread(values):
-    """Numbers as one text: their mean, and from the lowest to the highest where these differ."""
-    values = [value for value in values if value is not None]
+    """Numbers as one text: their mean, and from the lowest to the highest where these differ.
+
+    Where there is none for some it says of how many it is.
+    """
+    n, values = len(values), [value for value in values if value is not None]
     if not values:
         return ""
+    if len(values) < n:
+        return f"{spread(values)}, {len(values)} of {n}"
     form = "{:.4f}" if all(0 <= value <= 1 for value in values) else "{:,.0f}"
     mean, low, high = (form.format(f(values)) for f in (np.mean, min, max))
     return mean if low == high else f"{mean} ({low} to {high})"
@@ -175,7 +219,7 @@ def draw_figures(config, workdir, evaluation):
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = draw_decisions(evaluation)
     names = kind_names(config, evaluation.pairs)
-    if names is not None and evaluation.features.ndim == 2:
+    if names is not None and evaluation.features.ndim == 2 and min(evaluation.features.shape) > 1:
         figures["embeddings"] = draw_embeddings(evaluation, names)
     tables = breakdown(evaluation, names)
     if tables:
@@ -393,7 +437,7 @@ table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-al
 <tr><th>different</th><td>{c[0][0]:,}</td><td>{c[0][1]:,}</td></tr>
 <tr><th>same</th><td>{c[1][0]:,}</td><td>{c[1][1]:,}</td></tr></table></section>
 {figures}
-<section><h2>Made with</h2><pre>{versions}</pre></section>
+<section><h2>Trained with</h2><pre>{versions}</pre></section>
 <details><summary>Config</summary><pre>{config}</pre></details>
 </html>
 """
@@ -415,16 +459,15 @@ def format_page(config, workdir, split, evaluation, table, pictures):
         for name, caption in CAPTIONS.items()
         if name in pictures
     ]
-    kind = "every ordered pair there is, by its probability" if m["exact"] else "sampled pairs"
     return PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
-        summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({kind}).",
+        summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}).",
         table=html.escape(table),
         c=m["confusion"],
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
-        versions=html.escape("\n".join(f"{k}: {v}" for k, v in made_with().items())),
+        versions=html.escape("\n".join(f"{k}: {v}" for k, v in last_versions(workdir).items())),
     )
 
 
@@ -446,17 +489,32 @@ def made_with():
     }
 
 
-def note_versions(workdir):
-    """Writes what a run is made with; on resume warns of what is not as before."""
-    path, now = workdir / "versions.json", made_with()
-    before = now
+def read_versions(workdir):
+    """{step from which on: versions} of a run."""
     with contextlib.suppress(OSError, ValueError):
-        before = json.loads(path.read_text())
+        kept = json.loads((workdir / "versions.json").read_text())
+        if isinstance(kept, dict) and all(isinstance(one, dict) for one in kept.values()):
+            return kept
+    return {}
+
+
+def last_versions(workdir):
+    """What a run was trained with at last; what there is now, where that is not known."""
+    kept = list(read_versions(workdir).values())
+    return kept[-1] if kept else made_with()
+
+
+def note_versions(workdir, step):
+    """Writes what a run is trained with from this step on; warns of what is not as before."""
+    kept, now = read_versions(workdir), made_with()
+    before = last_versions(workdir)
     changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
     if changed:
         text = "; ".join(changed)
         print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
-    path.write_text(json.dumps(now, indent=2) + "\n")
+    if changed or not kept:
+        text = json.dumps(kept | {str(step): now}, indent=2) + "\n"
+        (workdir / "versions.json").write_text(text)
 
 
 def write_embeddings(config, folder, evaluation):

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import platform
+import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +45,6 @@ def train_command():
         with lock(workdir):  # a training there is named before anything takes time
             pass
     open_splits(config)
-    if config.model.pretrained:
-        from pretrained import resolve  # not at the top: it imports this file
-
-        resolve(config.model)
-        check_workdir(config, workdir)
     return config, workdir
 
 
@@ -84,7 +80,11 @@ def named_config(values):
 
 def open_splits(config):
     """Opens each split's images, and refuses data of which no pairs can be made."""
-    options = config.data
+    options, path = config.data, Path(config.data.path[:4096])
+    if options.source == "folder" and not path.is_dir():
+        stop(f"data.path={path}: must be a folder of classes with data.source=folder")
+    if options.source == "pairs" and not path.is_file():
+        stop(f"data.path={path}: must be a CSV file with data.source=pairs")
     for split in data.SPLITS:
         space = data.open_space(options.to_json(), split)
         if space.rows is None and space.pairs is None:
@@ -116,9 +116,12 @@ def evaluate_command():
     if len(workdirs) > 1 and (values.images or values.ladder or values.threshold):
         stop("--images, --ladder and --threshold are about one run: name one --workdir")
     runs = [(load_config(workdir), workdir) for workdir in workdirs]
+    for folder in [*workdirs, workdirs[0].parent][: len(workdirs) + (len(workdirs) > 1)]:
+        check_writable(folder, f"--workdir={folder}")
     pictures = values.images and open_pictures(values.images, runs[0][0].data)
-    if values.ladder and runs[0][0].data.source != "shapes":
-        stop("--ladder: the nuisances are those of drawn shapes, this run's images are files")
+    options = runs[0][0].data
+    if values.ladder and (options.source != "shapes" or options.same_as == "picture"):
+        stop("--ladder: for runs about classes of drawn shapes, not files or pictures")
     for config, _ in runs:
         if not (pictures or values.ladder):
             open_splits(config)
@@ -175,6 +178,7 @@ def open_pictures(names, options):
 
 def parse(define):
     """Defines a program's flags and reads sys.argv."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C without a page of text
     values = flags.FLAGS
     app.define_help_flags()
     try:
@@ -192,7 +196,8 @@ def parse(define):
     if rest:
         stop(f"cannot read {' '.join(rest)!r}: options have the form --name=value (see --help)")
     if not values["verbosity"].present:
-        logging.set_verbosity(logging.ERROR)  # Orbax and CLU log every step they take
+        # Orbax and CLU log every step they take; what ends one is raised as well.
+        logging.set_verbosity(logging.FATAL)
     return values
 
 
@@ -281,6 +286,8 @@ def model_rules(model, images):
     fits = model.fusion == "siamese" and images.source != "pairs" and images.same_as != "picture"
     text = "False unless siamese and of classes (not of pairs that are given, nor pictures)"
     yield "model.every_pair", fits or not model.every_pair, text
+    fits = model.fusion == "siamese" or model.head == "mlp"
+    yield "model.head", fits, "mlp where both images are seen together: there is no other"
     fits = model.encoder == "resnet18" and model.fusion == "siamese"
     yield "model.pretrained", fits or not model.pretrained, "empty unless a siamese resnet18"
     learns = model.fusion == "siamese" and model.head != "euclidean"
@@ -304,11 +311,7 @@ def data_rules(images):
 
 
 def file_rules(images):
-    path = Path(images.path[:4096])
-    found = {"folder": path.is_dir, "pairs": path.is_file, "tfds": lambda: True}
-    what = {"folder": "a folder of classes", "pairs": "a CSV file", "tfds": "the name of a set"}
-    text = f"{what[images.source]} with data.source={images.source}"
-    yield "data.path", images.path != "" and found[images.source](), text
+    yield "data.path", images.path != "", f"named with data.source={images.source}"
     yield "data.channels", images.channels in (1, 3), "1 or 3"
     yield "data.same_as", images.same_as == "class", "class, where images come from files"
     fits = images.source != "pairs" or images.split != "classes"
@@ -327,8 +330,9 @@ def shape_rules(images):
     several = len([name for name in known if name in images.shapes])
     fit = several == len(images.shapes) >= 2 - identity
     yield "data.shapes", fit, f"two or more of {known}, each once"
-    fits = images.split != "classes" or identity
-    yield "data.split", fits, "shared or disjoint; data.held_out_shapes keeps kinds out of training"
+    fits = images.split != "classes" or (identity and images.shapes == ("blob",))
+    text = "shared or disjoint, or of blobs alone; data.held_out_shapes keeps kinds out of training"
+    yield "data.split", fits, text
     held_out = images.held_out_shapes
     kept = several - len(held_out)
     fit = {*held_out} <= {*images.shapes} and (not held_out or min(kept, len(held_out)) >= 2)
@@ -403,9 +407,12 @@ def save_config(config, workdir):
     """Writes config.json where it is not there already, whole or not at all."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     path, partial = workdir / "config.json", workdir / PARTIAL
-    if not path.exists() or path.read_text() != text:
-        partial.write_text(text)
-        partial.replace(path)
+    try:
+        if not path.exists() or path.read_text() != text:
+            partial.write_text(text)
+            partial.replace(path)
+    except OSError as error:
+        stop(f"{path} cannot be written: {error.strerror}")
 
 
 @contextmanager

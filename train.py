@@ -8,9 +8,11 @@ The step is the only clock: batches, learning rate and resume are functions of (
 """
 
 if __name__ == "__main__":  # first: a mistake is answered before JAX and TensorFlow load
+    import pretrained
     import settings
 
     COMMAND = settings.train_command()
+    pretrained.resolve(COMMAND[0].model)
 
 import ctypes
 import itertools
@@ -66,39 +68,40 @@ def train_and_evaluate(config, workdir):
         settings.save_config(config, workdir)
         # XLA compiles on one core for a while; meanwhile TensorFlow and others load on another.
         Thread(target=import_slow, daemon=True).start()
-        checkpoints = stack.enter_context(checkpoint.open_checkpoints(workdir, **config.checkpoint))
+        checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = checkpoint.restore(checkpoints, state)
         mark_start(workdir, int(state.step))
-        writer = stack.enter_context(open_writer(workdir))
-        introduce(config, workdir, state, writer)
-        note_versions(workdir)
+        write = stack.enter_context(open_writer(workdir))
+        introduce(config, workdir, state, write)
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         train_step = make_train_step(config, model, optimizer)
         if int(state.step) < config.num_steps:
+            note_versions(workdir, int(state.step))
             train_step = compile_step(config, train_step, state)
         stack.enter_context(finishing_steps())
         for step, current, metrics in train(config, train_step, state, bar):
+            signalled = bool(SIGNALS)  # once: one may come at any moment
             metrics["learning_rate"] = float(
                 schedule((step - 1) // settings.accumulated_steps(config))
             )
-            writer.write_scalars(step, {f"train/{name}": value for name, value in metrics.items()})
+            write("scalars", step, {f"train/{name}": value for name, value in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
-            if due or SIGNALS:
+            if due or signalled:
                 host_state = jax.device_get(jax_utils.unreplicate(current))
             if due:
                 validation = evaluate(config, score, host_state.variables, "validation")
-                writer.write_scalars(step, scalars("validation", validation))
-                bar.write(describe(step, "validation", validation))
-                writer.flush()  # first: resuming from the checkpoint leaves no gap
+                write("scalars", step, scalars("validation", validation))  # no gap on resuming:
+                bar.write(describe(step, "validation", validation))  # curves before the checkpoint
                 checkpoint.save(checkpoints, host_state, validation.metrics)
-            elif SIGNALS:
-                writer.flush()
+            elif signalled:
                 checkpoint.save(checkpoints, host_state, {"loss": math.inf})  # never the best
-            if SIGNALS:
-                checkpoints.wait_until_finished()
+            if signalled or (due and SIGNALS):
+                checkpoint.wait(checkpoints)
                 leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
-        checkpoints.wait_until_finished()
+        checkpoint.wait(checkpoints)
         step, variables = checkpoint.restore_model(checkpoints, "best", state.variables)
+    if SIGNALS:
+        leave(SIGNALS[0], "training is complete; the same command writes its report")
     splits = ("validation", "test")
     found = {s: evaluate(config, score, variables, s, MOST_PAIRS) for s in splits}
     write_report(config, workdir, step, found)
@@ -314,13 +317,14 @@ def mark_start(workdir, step):
     writer.close()
 
 
-def introduce(config, workdir, state, writer):
+def introduce(config, workdir, state, write):
     """Says what is trained and from where; TensorBoard gets config and parameter table, once."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"{workdir}: {count:,} parameters, {config.model.dtype}, on {len(devices)} x "
-        f"{devices[0].device_kind}; {f'resumed at step {step}' if step else 'from the start'}"
+        f"{devices[0].device_kind}; {f'resumed at step {step}' if step else 'from the start'}",
+        flush=True,
     )
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
@@ -329,10 +333,10 @@ def introduce(config, workdir, state, writer):
 
         table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
         texts = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
-        writer.write_texts(0, {name: f"<pre>{text}</pre>" for name, text in texts.items()})
+        write("texts", 0, {name: f"<pre>{text}</pre>" for name, text in texts.items()})
 
 
-SIGNALS = []  # SIGINT or SIGTERM, once one came
+SIGNALS = []  # the one that came while steps were trained
 
 
 @contextmanager
@@ -341,12 +345,18 @@ def finishing_steps():
 
     def note(number, _):
         SIGNALS.append(number)
-        signal.signal(number, leave_at_once)
+        for each in before:
+            signal.signal(each, leave_at_once)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    SIGNALS.clear()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def leave_at_once(number, _):
@@ -355,8 +365,7 @@ def leave_at_once(number, _):
 
 
 def leave(number, text):
-    print(f"\ninterrupted: {text}", file=sys.stderr)
-    sys.stdout.flush()
+    os.write(2, f"\ninterrupted: {text}\n".encode())  # print may be in the middle of a line
     os._exit(128 + number)
 
 

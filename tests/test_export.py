@@ -7,11 +7,12 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, run, tiny_config, tiny_options
+from conftest import ENVIRONMENT, ROOT, run, tiny_config
 
 import evaluate
 import export
 import settings
+import train
 from model import create_model, init_variables
 
 LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -20,11 +21,11 @@ LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), r
 @pytest.fixture(scope="module")
 def light_run(tmp_path_factory):
     """The folder in which runs/light was trained, with a tiny network, and exported."""
-    folder = tmp_path_factory.mktemp("export")
-    options = tiny_options(model__encoder="cnn", num_steps=4)
-    for program, more in (("train.py", options), ("export.py", ["--numpy"])):
-        finished = run(program, "--workdir=runs/light", *more, cwd=folder)
-        assert finished.returncode == 0, finished.stderr
+    folder, config = tmp_path_factory.mktemp("export"), tiny_config()
+    config.model.encoder, config.num_steps = "cnn", 4
+    workdir = folder / "runs" / "light"
+    train.train_and_evaluate(config, workdir)
+    export.main(settings.load_config(workdir), workdir, "best", True)
     return folder
 
 
@@ -62,7 +63,10 @@ def test_shapes_threshold_and_step_are_written_beside(light_run):
     facts = json.loads((light_run / "runs/light/export/export.json").read_text())
     assert facts["images"].startswith("uint8 [n, 32, 32, 1]")
     assert facts["features"] == "float32 [n, 8]"
-    assert facts["threshold"] == 0.5 and facts["platforms"] == ["cpu", "cuda"]
+    assert facts["threshold"] == {"logit": 0, "probability": 0.5} and facts["platforms"] == [
+        "cpu",
+        "cuda",
+    ]
     assert facts["config"]["model"]["encoder"] == "cnn"
 
 
@@ -85,9 +89,10 @@ def test_numpys_arrays_give_the_same_for_every_head(head, pictures):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_networks_that_see_both_images_are_one_file(pictures):
+@pytest.mark.parametrize("encoder, fusion", [("cnn", "stack"), ("vit", "joint")])
+def test_networks_that_see_both_images_are_one_file(encoder, fusion, pictures):
     config = tiny_config()
-    config.model.update({"encoder": "cnn", "fusion": "stack"})
+    config.model.update({"encoder": encoder, "fusion": fusion, "width": 32})
     model = create_model(config)
     variables = init_variables(model, config)
     parts = export.export_parts(config, model, variables)

@@ -85,6 +85,9 @@ def test_metrics_of_one_class_of_no_positive_answer_and_of_equal_scores():
     assert found["roc_auc"] is found["eer"] is found["tar_at_far_0.1"] is None
     assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
     assert "roc_auc" not in metrics.intervals(-one, one, one == 0, one)
+    few = np.array([1.0, 1, 1, 1, 1, 0]), np.ones(6), np.ones(6, bool), np.array([1.0] * 5 + [0])
+    found_few = metrics.intervals(*few)  # of many resamples all pairs are the same
+    assert "roc_auc" not in found_few and np.isfinite(list(found_few.values())).all()
     equal, label = np.zeros(4), np.array([1.0, 0, 1, 0])
     found = metrics.compute_metrics(equal, np.ones(4), equal >= 0, label, np.ones(4))
     assert found["roc_auc"] == found["eer"] == 0.5 and found["tar_at_far_0.1"] == 0
@@ -127,16 +130,16 @@ def test_wilsons_interval_and_the_rule_of_three():
 @pytest.mark.parametrize("far", [None, 0.2, 0.0])
 def test_a_fitted_threshold_is_the_best_there_is(far):
     logits, losses, _, label, weight = scored()
+    logits = 20 * logits  # no probability tells these apart
     threshold = metrics.fit_threshold(logits, label, weight, far)
-    probability = 1 / (1 + np.exp(-logits))
 
     def at(threshold):
-        found = metrics.compute_metrics(logits, losses, probability >= threshold, label, weight)
-        false = weight[(probability >= threshold) & (label == 0)].sum() / weight[label == 0].sum()
+        found = metrics.compute_metrics(logits, losses, logits >= threshold, label, weight)
+        false = weight[(logits >= threshold) & (label == 0)].sum() / weight[label == 0].sum()
         return found, false
 
-    levels = np.unique(probability)
-    edges = [0.0, *(levels[1:] + levels[:-1]) / 2, 1.0]
+    levels = np.unique(logits)
+    edges = [-1e3, *(levels[1:] + levels[:-1]) / 2, 1e3]
     if far is None:
         assert at(threshold)[0]["accuracy"] == max(at(edge)[0]["accuracy"] for edge in edges)
     else:

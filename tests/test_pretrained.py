@@ -1,12 +1,17 @@
+import hashlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import encoder_shapes, run, tiny_config, tiny_file, tiny_options
+from conftest import ENVIRONMENT, ROOT, encoder_shapes, run, tiny_config, tiny_file
 from safetensors.numpy import load_file, save_file
 
 import pretrained
 import settings
+import train
 from checkpoint import open_checkpoints, restore_model
 from configs import default
 from model import create_model, variable_shapes
@@ -155,31 +160,21 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
 
 @pytest.fixture(scope="module")
 def frozen_run(tmp_path_factory):
-    """(folder, arrays) of a frozen run, folder/run, from a repository in folder's cache."""
-    folder = tmp_path_factory.mktemp("frozen")
-    cache = folder / "hub" / "models--timm--tiny"
-    (cache / "snapshots" / "abc").mkdir(parents=True)
-    (cache / "refs").mkdir()
-    (cache / "refs" / "main").write_text("abc")
-    arrays = tiny_file(cache / "snapshots" / "abc" / "model.safetensors", 0)
-    finished = start(folder, "run", "timm/tiny")
-    assert finished.returncode == 0, finished.stderr
-    return folder, arrays
-
-
-def start(folder, name, weights):
-    """Starts train.py without network, its cache in `folder`."""
-    options = tiny_options(model__pretrained=weights, model__frozen=True, num_steps=4)
-    environment = {"HF_HOME": str(folder), "HF_HUB_OFFLINE": "1"}
-    return run("train.py", f"--workdir={folder / name}", *options, environment=environment)
+    """(workdir, its config, the file's path and arrays) of a run whose encoder is frozen."""
+    folder, config = tmp_path_factory.mktemp("frozen"), tiny_config()
+    arrays = tiny_file(folder / "a.safetensors", 0)
+    config.model.update({"frozen": True, "pretrained": str(folder / "a.safetensors")})
+    config.num_steps = 4
+    pretrained.resolve(config.model)
+    train.train_and_evaluate(config, folder / "run")
+    return folder / "run", config, folder / "a.safetensors", arrays
 
 
 def test_a_frozen_run_keeps_every_bit(frozen_run):
-    folder, arrays = frozen_run
-    config = settings.load_config(folder / "run")
-    assert config.model.pretrained.endswith("abc/model.safetensors")
+    workdir, _, _, arrays = frozen_run
+    config = settings.load_config(workdir)
     target = variable_shapes(create_model(config), config)
-    with open_checkpoints(folder / "run") as checkpoints:
+    with open_checkpoints(workdir) as checkpoints:
         _, variables = restore_model(checkpoints, "last", target)
     for kind in ("params", "batch_stats"):
         for key, leaf in settings.flatten(variables[kind]["encoder"]).items():
@@ -189,22 +184,52 @@ def test_a_frozen_run_keeps_every_bit(frozen_run):
 
 
 def test_the_file_is_known_by_its_checksum_not_its_place(frozen_run, tmp_path):
-    folder, _ = frozen_run
-    moved, other = tmp_path / "moved.safetensors", tmp_path / "other.safetensors"
-    moved.write_bytes(
-        (folder / "hub/models--timm--tiny/snapshots/abc" / pretrained.FILE).read_bytes()
+    workdir, config, path, _ = frozen_run
+    saved = settings.load_config(workdir)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert saved.model.pretrained_sha256 == found
+
+    def resume(weights):
+        given = config.copy_and_resolve_references()
+        given.model.update({"pretrained": str(weights), "pretrained_sha256": ""})
+        pretrained.resolve(given.model)
+        settings.check_workdir(given, workdir)
+
+    (tmp_path / "moved.safetensors").write_bytes(path.read_bytes())
+    resume(tmp_path / "moved.safetensors")
+    tiny_file(tmp_path / "other.safetensors", 1)
+    for weights in (tmp_path / "other.safetensors", ""):
+        with pytest.raises(SystemExit, match=f"model.pretrained_sha256 is {found} there"):
+            resume(weights)
+
+
+def find(name, home):
+    """Runs pretrained.find in a process without network, the cache under `home`."""
+    code = f"import pretrained; print(pretrained.find({name!r}))"
+    environment = ENVIRONMENT | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_a_repository_comes_from_the_cache(tmp_path):
+    cache = tmp_path / "hub" / "models--timm--tiny"
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    tiny_file(cache / "snapshots" / "abc" / "model.safetensors", 0)
+    found = find("timm/tiny", tmp_path).stdout.strip()
+    assert found == str(cache / "snapshots" / "abc" / "model.safetensors")
+
+
+def test_without_network_one_line_says_what_to_do_and_nothing_is_left(tmp_path):
+    finished = run(
+        "train.py",
+        f"--workdir={tmp_path / 'run'}",
+        "--config.model.pretrained=timm/other",
+        environment={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )
-    tiny_file(other, 1)
-    assert "resumed at step 4" in start(folder, "run", moved).stdout
-    for weights in (other, ""):
-        finished = start(folder, "run", weights)
-        assert finished.returncode == 1 and "model.pretrained_sha256 is" in finished.stderr
-
-
-def test_without_network_one_line_says_what_to_do(tmp_path):
-    refused = start(tmp_path, "run", "timm/other")
-    assert refused.returncode == 1 and not (tmp_path / "run").exists()
-    (line,) = refused.stderr.strip().splitlines()
+    assert finished.returncode == 1 and not (tmp_path / "run").exists()
+    (line,) = finished.stderr.strip().splitlines()
     assert "download https://huggingface.co/timm/other/resolve/main/model.safetensors" in line
 
 

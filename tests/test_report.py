@@ -112,7 +112,8 @@ def test_latents_are_those_of_the_images(continuous, tiny):
 @pytest.mark.parametrize(
     "values, text",
     [
-        ([], ""),
+        ([None, None], ""),
+        ([None, 0.5, 1.0], "0.7500 (0.5000 to 1.0000), 2 of 3"),
         ([0.5, 1.0, 0.75], "0.7500 (0.5000 to 1.0000)"),
         ([1.0, 1.0], "1.0000"),
         ([1200.0, 1400.4], "1,300 (1,200 to 1,400)"),
@@ -123,13 +124,39 @@ def test_the_mean_and_the_range_of_several_numbers(values, text):
     assert report.spread(values) == text
 
 
-def test_other_versions_are_warned_of(tmp_path, capsys):
-    report.note_versions(tmp_path)
-    report.note_versions(tmp_path)
+def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys):
+    report.note_versions(tmp_path, 0)
+    report.note_versions(tmp_path, 4)
     assert capsys.readouterr().err == ""
-    path = tmp_path / "versions.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"jax": "0.0.1", "python": "2"}))
-    report.note_versions(tmp_path)
+    path, now = tmp_path / "versions.json", report.made_with()
+    assert json.loads(path.read_text()) == {"0": now}
+    path.write_text(json.dumps({"0": now | {"jax": "0.0.1", "python": "2"}}))
+    report.note_versions(tmp_path, 8)
     warning = capsys.readouterr().err
     assert "python was 2, is" in warning and "jax was 0.0.1, is" in warning
     assert warning.count("\n") == 1 and "numpy" not in warning
+    assert list(json.loads(path.read_text())) == ["0", "8"]
+    assert report.last_versions(tmp_path) == now
+    path.write_text("[]")
+    assert report.last_versions(tmp_path) == now
+
+
+def test_curves_that_cannot_be_written_are_warned_of_once(tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    with report.open_writer(tmp_path / "file") as write:
+        for step in range(3):
+            write("scalars", step, {"loss": 1.0})
+    assert capsys.readouterr().err.count("no more curves") == 1
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
+    tiny.model.update({"encoder": "cnn", "stage_sizes": (1,), "width": width})
+    model = create_model(tiny)
+    score = evaluate.make_scorer(model)
+    found = evaluate.evaluate(tiny, score, init_variables(model, tiny), "test")
+    figures = report.draw_figures(tiny, tmp_path, found)
+    assert ("embeddings" in figures) == (width == 2)
+    for figure in figures.values():
+        png, pixels = report.render(figure)
+        assert png.startswith(b"\x89PNG") and pixels.std() > 1

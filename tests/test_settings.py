@@ -80,8 +80,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source": "folder"}, "data.path=: must be a folder of classes with data.source=folder"),
-        ({"source": "pairs", "path": "."}, "data.path=.: must be a CSV file"),
+        ({"source": "folder"}, "data.path=: must be named with data.source=folder"),
         ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
         ({"source": "tfds", "path": "mnist", "same_as": "picture"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
@@ -113,6 +112,7 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
             "model.patch_size=5: must be a divisor of data.image_size=32",
         ),
         ({"encoder": "vit", "stage_sizes": (2,), "width": 48}, "a multiple of 32 for a vit"),
+        ({"fusion": "stack", "head": "cosine"}, "mlp where both images are seen together"),
         ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a siamese resnet18"),
         ({"fusion": "stack", "frozen": True}, "False without a head that learns"),
         ({"fusion": "stack", "every_pair": True}, "model.every_pair=True: must be False unless"),

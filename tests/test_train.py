@@ -5,6 +5,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,35 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
     assert (workdir / "config.json").read_bytes() == before
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
     assert f"process {os.getpid()} on" in refused.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 700 kB; a function that gives it room."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no right to mount a small disk")
+    grow = ["mount", "-o", "remount,size=20m", str(tmp_path)]
+    yield tmp_path, lambda: subprocess.run(grow, check=True)
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_path_factory):
+    disk, give_room = small_disk
+    options = tiny_options(num_steps=24)
+    for _ in range(2):
+        stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
+        assert stopped.returncode == 1
+        *_, line = stopped.stderr.strip().splitlines()
+        assert "a checkpoint cannot be written: no space left on the device" in line
+        assert "Traceback" not in stopped.stderr
+    give_room()
+    finished = run("train.py", f"--workdir={disk / 'run'}", *options)
+    assert finished.returncode == 0 and "resumed at step" in finished.stdout
+    whole = tmp_path_factory.mktemp("whole") / "run"
+    assert run("train.py", f"--workdir={whole}", *options).returncode == 0
+    assert digest(disk / "run") == digest(whole)
 
 
 TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)

@@ -1,0 +1,53 @@
+import importlib
+
+import numpy as np
+import pytest
+
+import nuisances
+import shapes
+from configs import default
+
+
+@pytest.mark.parametrize("name", ["default", "heldout", "unseen", "identity"])
+def test_one_nuisance_more_at_each_step(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.eval.num_pairs = 300
+    steps = dict(nuisances.ladder(config))
+    expected = ["identical", "+ translation", "+ scale", "+ rotation", "+ mirror"]
+    expected += [] if config.data.match_area else ["+ outline"]
+    expected += [] if name == "identity" else ["+ unseen kinds"]
+    assert list(steps) == expected
+    varied = {
+        "identical": set(),
+        "+ translation": {"row", "column"},
+        "+ scale": {"size"},
+        "+ rotation": {"angle"},
+        "+ mirror": {"mirror"},
+        "+ outline": {"outline"},
+    }
+    allowed = set()
+    for step, pairs in steps.items():
+        assert pairs.label.mean() == 0.5
+        alike = (pairs.images[pairs.first] == pairs.images[pairs.second]).all(axis=(1, 2, 3))
+        one, other = (pairs.members[places] for places in (pairs.first, pairs.second))
+        np.testing.assert_array_equal(one == other, pairs.label == 1)
+        if step == "identical":
+            np.testing.assert_array_equal(alike, pairs.label == 1)
+        else:
+            assert alike[pairs.label == 1].mean() < 0.2
+        allowed |= varied.get(step, set())
+        for field in ("row", "column", "size", "angle", "mirror", "outline"):
+            values = getattr(pairs.latents, field)[pairs.members == pairs.members[0]]
+            assert len(np.unique(values)) == 1 or field in allowed
+            assert len(np.unique(values)) > 1 or field not in allowed
+        low, high = shapes.size_range(config.data)
+        for kind, name_of_kind in enumerate(config.data.shapes):
+            sizes = pairs.latents.size[pairs.latents.shape == kind]
+            if step != "+ unseen kinds" and len(sizes):
+                assert low[kind] <= sizes.min() and sizes.max() <= high[kind], name_of_kind
+
+
+def test_unseen_kinds_are_unseen():
+    config = default.get_config()
+    *_, (name, pairs) = nuisances.ladder(config)
+    assert name == "+ unseen kinds" and len(np.unique(pairs.members)) == 6
