@@ -10,6 +10,7 @@ import numpy as np
 
 import data
 import settings
+from figures import new_figure
 from shapes import is_continuous
 
 TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
@@ -228,11 +229,7 @@ def images_of_classes(config, split, pairs):
 
 def draw(config, facts, rules):
     """A sheet of samples by class and of pairs, beside the bars of the rules."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no display needed
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 7.5), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(14, 7.5)
     sheet, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     top, bottom = sheet.subfigures(2, 1)
     show_classes(config, top)

@@ -34,9 +34,10 @@ import checkpoint
 import data
 import nuisances
 import settings
+from figures import curve
 from metrics import compute_metrics, fit_threshold, mcnemar, wilson
 from model import create_model, pair_losses, variable_shapes
-from report import curve, import_slow, write_report, write_table
+from report import import_slow, write_report, write_table
 from settings import stop
 
 MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 4 GB

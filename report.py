@@ -6,9 +6,8 @@ Everything goes to workdir/evaluation. The page is one file that asks nothing of
 import base64
 import contextlib
 import html
+import importlib
 import importlib.metadata
-import io
-import itertools
 import json
 import os
 import platform
@@ -19,15 +18,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.special import expit
 
-import data
+import figures
 import metrics
 from settings import stop
-
-MOST_KINDS = 12  # classes that are told apart in figures
-MOST_POINTS = 2000  # of the embedding map
-GREEN_AND_RED = ("tab:green", "tab:red")
 
 
 def write_report(config, workdir, step, evaluations):
@@ -49,7 +43,8 @@ def write_files(config, workdir, step, evaluations):
     values |= {"intervals": bounds} if bounds else {}
     (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     pictures = {
-        name: render(figure) for name, figure in draw_figures(config, workdir, evaluation).items()
+        name: figures.render(figure)
+        for name, figure in figures.draw_figures(config, workdir, evaluation).items()
     }
     for name, (png, _) in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
@@ -141,10 +136,8 @@ def open_writer(folder):
 
 def import_slow():
     """Imports what takes seconds, for a thread beside what XLA compiles on one core."""
-    import matplotlib.figure  # noqa: F401
-    import scipy.stats  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-
+    for name in ("matplotlib.figure", "scipy.stats", "sklearn.metrics"):
+        importlib.import_module(name)
     import_metric_writers()
 
 
@@ -155,18 +148,6 @@ def import_metric_writers():
     from clu import metric_writers
 
     return metric_writers
-
-
-def curve(workdir, *tags):
-    """[(step, value)] of each of the run's curves for TensorBoard."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
-
-    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
-    events.Reload()
-    known = events.Tags()["tensors"]
-    found = [events.Tensors(tag) if tag in known else [] for tag in tags]
-    return [[(e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in f] for f in found]
 
 
 def write_table(path, rows):
@@ -192,222 +173,6 @@ def spread(values):
     mean, low, high = (form.format(f(values)) for f in (np.mean, min, max))
     return mean if low == high else f"{mean} ({low} to {high})"
 
-
-# --- figures ---
-
-
-def new_figure(width, height):
-    """A figure of so many inches, drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no display needed
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def render(figure):
-    """The picture of a figure: (PNG bytes, pixels uint8 [height, width, 3])."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png")
-    return file.getvalue(), np.asarray(figure.canvas.buffer_rgba())[..., :3]
-
-
-def draw_figures(config, workdir, evaluation):
-    """{name: Figure} of all that there is to show of an evaluation."""
-    figures = {"pairs": draw_pairs(evaluation), "training": draw_training(workdir)}
-    if len(np.unique(evaluation.pairs.label)) == 2:
-        figures["decisions"] = draw_decisions(evaluation)
-    names = kind_names(config, evaluation.pairs)
-    if names is not None and evaluation.features.ndim == 2 and min(evaluation.features.shape) > 1:
-        figures["embeddings"] = draw_embeddings(evaluation, names)
-    tables = breakdown(evaluation, names)
-    if tables:
-        figures["breakdown"] = draw_breakdown(tables)
-    return figures
-
-
-def draw_decisions(evaluation):
-    """ROC, DET, reliability diagram, and how the probabilities are distributed."""
-    from scipy.stats import norm  # not at the top: slow to import
-    from sklearn.metrics import roc_curve
-
-    logits, _, _, label = evaluation.scores
-    weight, probability = evaluation.pairs.weight, expit(logits)
-    far, tar, _ = roc_curve(label, logits, sample_weight=weight)
-    figure = new_figure(12, 3.2)
-    roc, det, reliable, counts = figure.subplots(1, 4)
-    roc.plot(far, tar, drawstyle="steps-post")
-    roc.set(title="ROC", xlabel="false accept rate", ylabel="true accept rate")
-    shown = (far > 0) & (tar < 1)
-    det.plot(norm.ppf(far[shown]), norm.ppf(1 - tar[shown]))
-    ticks = [0.001, 0.01, 0.1, 0.5]
-    for set_ticks in (det.set_xticks, det.set_yticks):
-        set_ticks(norm.ppf(ticks), [f"{tick:g}" for tick in ticks], fontsize=8)
-    limits = norm.ppf([0.0005, 0.8])
-    det.set(title="DET", xlabel="false accept rate", ylabel="false reject rate")
-    det.set(xlim=limits, ylim=limits)
-    if not shown.any():
-        det.text(0.5, 0.5, "no error at some threshold", ha="center", transform=det.transAxes)
-    expected, observed, _ = metrics.calibration(probability, label, weight)
-    reliable.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
-    reliable.plot(expected, observed, "o-", markersize=4)
-    reliable.set(title="reliability", xlabel="probability of same", ylabel="frequency of same")
-    for truth, color in zip((1, 0), GREEN_AND_RED, strict=True):
-        chosen = label == truth
-        name = "same" if truth else "different"
-        counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
-                    color=color, label=name)  # fmt: skip
-    counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
-    counts.legend()
-    return figure
-
-
-def draw_training(workdir):
-    """Loss and accuracy over the steps, of training and validation."""
-    figure = new_figure(12, 3)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        tags = [f"{kind}/{name}" for kind in ("train", "validation")]
-        for tag, points in zip(tags, curve(workdir, *tags), strict=True):
-            axes.plot(*zip(*points, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
-        axes.set(title=name, xlabel="step", yscale="log" if name == "loss" else "linear")
-        axes.legend()
-    return figure
-
-
-def kind_names(config, pairs):
-    """The class of each image as a text [n]; None where unknown."""
-    if pairs.members is None or config.data.same_as == "picture":
-        return None
-    return data.class_names(config.data, pairs.members)
-
-
-def draw_embeddings(evaluation, names):
-    """The images' features on their two principal components, a colour for each class."""
-    kinds = np.unique(names)[:MOST_KINDS]
-    chosen = np.flatnonzero(np.isin(names, kinds))
-    chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
-    features = np.float32(evaluation.features[chosen])
-    features -= features.mean(axis=0)
-    _, spreads, components = np.linalg.svd(features, full_matrices=False)
-    share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
-    figure = new_figure(6, 5)
-    axes = figure.subplots()
-    for kind in kinds:
-        points = features[names[chosen] == kind] @ components[:2].T
-        axes.scatter(*points.T, s=8, alpha=0.6, label=kind)
-    axes.set(title="features of the images", xlabel=f"first component, {100 * share[0]:.0f} %")
-    axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
-    axes.legend()
-    return figure
-
-
-def breakdown(evaluation, names):
-    """Accuracy by what is in a pair: {title: (names of rows, names of columns, float [r, c])}.
-
-    Of classes, sizes, the distance of the centres and the difference of the angles; a single row
-    where it is one number of a pair. What has a single value is left out; nan: no such pair.
-    """
-    pairs = evaluation.pairs
-    right = evaluation.scores.predicted == (pairs.label == 1)
-    weight, both, tables = pairs.weight, (pairs.first, pairs.second), {}
-
-    def add(title, places1, places2, rows, columns):
-        if len(columns) == 1:
-            return
-        shape = len(rows), len(columns)
-        cells = np.ravel_multi_index((places1, places2), shape)
-        sums = [
-            np.bincount(cells, w, np.prod(shape)).reshape(shape) for w in (weight, weight * right)
-        ]
-        if not pairs.ordered and len(rows) > 1:
-            sums = [one + one.T for one in sums]
-        with np.errstate(invalid="ignore"):
-            tables[title] = rows, columns, sums[1] / sums[0]
-
-    def in_bins(values, count):
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)))
-        if len(edges) < 2:
-            return np.zeros(len(values), int), [""]
-        bins = (np.searchsorted(edges, values, "right") - 1).clip(0, len(edges) - 2)
-        return bins, [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
-
-    if names is not None and len(np.unique(names)) <= MOST_KINDS:
-        kinds, places = np.unique(names, return_inverse=True)
-        add("classes", *(places[i] for i in both), list(kinds), list(kinds))
-    latents = pairs.latents
-    if latents is not None:
-        bins, texts = in_bins(latents.size, 5)
-        add("sizes, pixels", *(bins[i] for i in both), texts, texts)
-        down, along, turn = (
-            np.abs(field[pairs.first] - field[pairs.second])
-            for field in (latents.row, latents.column, latents.angle)
-        )
-        for title, values in {
-            "distance of the centres, pixels": np.hypot(down, along),
-            "difference of the angles, degrees": np.minimum(turn, 360 - turn),
-        }.items():
-            bins, texts = in_bins(values, 6)
-            add(title, np.zeros(len(bins), int), bins, [""], texts)
-    return tables
-
-
-def draw_breakdown(tables):
-    """Heat maps of accuracy; the worst cell decides where the colours begin."""
-    figure = new_figure(12, 3.6)
-    lowest = min(np.nanmin(table) for *_, table in tables.values())
-    widths = [max(2, len(columns)) for _, columns, _ in tables.values()]
-    grid = figure.subplots(1, len(tables), width_ratios=widths, squeeze=False)[0]
-    for axes, (title, (rows, columns, table)) in zip(grid, tables.items(), strict=True):
-        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect="auto", alpha=0.6)
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(rows)), rows, fontsize=8)
-        for (i, j), value in np.ndenumerate(table):
-            text = "" if np.isnan(value) else f"{100 * value:.1f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8 if len(rows) < 8 else 6)
-    figure.suptitle("accuracy, %")
-    return figure
-
-
-def draw_pairs(evaluation, rows=6, columns=4):
-    """A grid of pairs: the first half the most wrong and least certain ones, in this order.
-
-    The second half goes on evenly spaced to the most certain one, so that it shows all there is.
-    """
-    pairs, probability = evaluation.pairs, expit(evaluation.scores.logits)
-    order = hardest_first(pairs, probability)
-    half = rows * columns // 2
-    rest = np.linspace(half, len(order) - 1, half).astype(int)
-    shown = order if len(order) <= 2 * half else order[np.r_[:half, rest]]
-    figure = new_figure(2.2 * columns, 1.7 * rows)
-    title = f"The hardest {half} of {len(order):,} unordered pairs, then evenly to the easiest"
-    figure.suptitle(title if len(shown) < len(order) else "All unordered pairs, hardest first")
-    answers = ("different", "same")
-    for place, index in enumerate(shown, start=1):
-        axes = figure.add_subplot(rows, columns, place)
-        image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
-        gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
-        picture = np.concatenate([image1, gap, image2], axis=1).squeeze()
-        axes.imshow(picture, "gray", vmin=0, vmax=255)
-        axes.set_axis_off()
-        truth, said = int(pairs.label[index]), int(evaluation.scores.predicted[index])
-        title = f"{answers[truth]}, said {answers[said]}\np(same) = {probability[index]:.3f}"
-        axes.set_title(title, fontsize=11, color="black" if truth == said else "crimson")
-    return figure
-
-
-def hardest_first(pairs, probability):
-    """Indices of pairs by the probability given to the truth; (b, a) is left out beside (a, b)."""
-    order = np.argsort(np.where(pairs.label == 1, probability, 1 - probability), kind="stable")
-    if not pairs.ordered:
-        return order
-    unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
-    _, once = np.unique(unordered, axis=1, return_index=True)
-    return order[np.sort(once)]
-
-
-# --- the page ---
 
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -519,10 +284,10 @@ def note_versions(workdir, step):
 
 def write_embeddings(config, folder, evaluation):
     """The features of some images for TensorBoard's projector, with their classes."""
-    names = kind_names(config, evaluation.pairs)
+    names = figures.kind_names(config, evaluation.pairs)
     if names is None or evaluation.features.ndim != 2:
         return
-    step = -(-len(names) // MOST_POINTS)
+    step = -(-len(names) // figures.MOST_POINTS)
     np.savetxt(folder / "features.tsv", evaluation.features[::step], "%.6g", "\t")
     Path(folder, "classes.tsv").write_text("\n".join(names[::step]) + "\n")
     Path(folder, "projector_config.pbtxt").write_text(

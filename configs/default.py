@@ -2,7 +2,8 @@
 
     python train.py --config=configs/default.py
 
-Zero wrong of all 9,216 pairs; README.md says how long it takes and how that was measured.
+0 of 9,216 pairs wrong on seeds 0, 1 and 2; 11,308,097 parameters; 127 s from the command to the
+report. README.md says on what that was measured.
 """
 
 from ml_collections import ConfigDict

@@ -2,8 +2,9 @@
 
     python train.py --config=configs/frozen.py
 
-Accuracy 0.6450 over all 9,216 pairs, in 19 s: what random filters tell of a shape is little.
-README.md says on what that was measured.
+What random filters tell of a shape is little. 3,344, 3,300 and 2,652 of 9,216 pairs wrong on seeds
+0, 1 and 2; 130,673 parameters; 23 s from the command to the report. README.md says on what that was
+measured.
 """
 
 from configs import light

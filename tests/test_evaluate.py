@@ -12,9 +12,9 @@ from PIL import Image
 
 import data
 import evaluate
+import figures
 import metrics
 import nuisances
-import report
 import settings
 from model import create_model, init_variables, variable_shapes
 
@@ -141,8 +141,8 @@ def test_several_runs_are_one_table_with_a_row_for_all_seeds(whole_run, tmp_path
     assert second["steps to 0 wrong"] == ""  # nothing is learnt in eight steps
     layers = jax.tree.leaves(variable_shapes(create_model(config), config)["params"])
     assert first["parameters"] == f"{sum(np.prod(leaf.shape) for leaf in layers):,}"
-    assert len(report.curve(workdir, "train/pairs_per_second")[0]) == 4
-    wrong = dict(report.curve(workdir, "validation/wrong")[0])
+    assert len(figures.curve(workdir, "train/pairs_per_second")[0]) == 4
+    wrong = dict(figures.curve(workdir, "validation/wrong")[0])
     assert wrong.keys() == {4, 8} and wrong[metrics["step"]] == metrics["wrong"]
 
 

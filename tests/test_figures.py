@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+import data
+import evaluate
+import figures
+from model import create_model, init_variables
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """(config, variables, score) of an untrained network."""
+    config = tiny_config()
+    model = create_model(config)
+    return config, init_variables(model, config), evaluate.make_scorer(model)
+
+
+def test_the_grid_shows_the_most_wrong_pairs_first(scored):
+    config, variables, score = scored
+    found = evaluate.evaluate(config, score, variables, "test")
+    figure = figures.draw_pairs(found, rows=2, columns=3)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert len(titles) == 6
+    probability = 1 / (1 + np.exp(-found.scores.logits))
+    for_truth = np.where(found.pairs.label == 1, probability, 1 - probability)
+    worst = for_truth.argmin()
+    truth = "same" if found.pairs.label[worst] else "different"
+    assert titles[0].startswith(f"{truth}, said") and f"{probability[worst]:.3f}" in titles[0]
+
+
+def test_the_breakdown_is_a_count_of_the_right_answers(scored):
+    _, variables, score = scored
+    config = tiny_config()
+    config.data.split = "disjoint"
+    config.data.placement = "inside"
+    config.eval.num_pairs = 400
+    found = evaluate.evaluate(config, score, variables, "test", most=1)
+    assert not found.pairs.exact
+    names = figures.kind_names(config, found.pairs)
+    tables = figures.breakdown(found, names)
+    assert list(tables) == ["classes", "sizes, pixels", "distance of the centres, pixels"]
+    right = found.scores.predicted == (found.pairs.label == 1)
+    latents = found.pairs.latents
+    for i, one in enumerate(("circle", "square")):
+        for j, other in enumerate(("circle", "square")):
+            chosen = (names[found.pairs.first] == one) & (names[found.pairs.second] == other)
+            assert tables["classes"][2][i, j] == pytest.approx(right[chosen].mean())
+            assert (found.pairs.label[chosen] == (i == j)).all()
+    rows = [latents.row[found.pairs.first], latents.row[found.pairs.second]]
+    columns = [latents.column[found.pairs.first], latents.column[found.pairs.second]]
+    apart = np.hypot(rows[0] - rows[1], columns[0] - columns[1])
+    _, texts, table = tables["distance of the centres, pixels"]
+    assert (
+        table.shape == (1, len(texts)) and (np.diff([float(t.split()[0]) for t in texts]) > 0).all()
+    )
+    nearest = apart < np.quantile(apart, 1 / 6)
+    assert table[0, 0] == pytest.approx(right[nearest].mean(), abs=0.02)
+    whole = evaluate.evaluate(config, score, variables, "test")
+    assert whole.pairs.exact and not whole.pairs.ordered
+    table = figures.breakdown(whole, figures.kind_names(config, whole.pairs))["classes"][2]
+    np.testing.assert_array_equal(table, table.T)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_latents_are_those_of_the_images(continuous, tiny):
+    """Of drawn images the centre of the lit pixels is where the latents say."""
+    tiny.data.placement = "inside"
+    tiny.data.continuous = continuous
+    pairs = data.sample_pairs(tiny, "test", 50)
+    y, x = np.mgrid[:32, :32]
+    for image, row, column, shape, member in zip(
+        pairs.images[..., 0], pairs.latents.row, pairs.latents.column, pairs.latents.shape,
+        pairs.members, strict=True,
+    ):  # fmt: skip
+        assert shape == member
+        assert y[image > 0].mean() == pytest.approx(row, abs=1)
+        assert x[image > 0].mean() == pytest.approx(column, abs=1)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
+    tiny.model.update({"encoder": "cnn", "stage_sizes": (1,), "width": width})
+    model = create_model(tiny)
+    score = evaluate.make_scorer(model)
+    found = evaluate.evaluate(tiny, score, init_variables(model, tiny), "test")
+    drawn = figures.draw_figures(tiny, tmp_path, found)
+    assert ("embeddings" in drawn) == (width == 2)
+    for figure in drawn.values():
+        png, pixels = figures.render(figure)
+        assert png.startswith(b"\x89PNG") and pixels.std() > 1
