@@ -103,6 +103,7 @@ def test_perfect_answers_are_exactly_one():
             assert found[name] == (name != "eer"), name
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
     """Of samples of a population whose metrics are known; 95 % of 60 is 57, below 50 a miracle."""
     truth = metrics.compute_metrics(*scored(1, 200_000, ties=False))
