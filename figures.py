@@ -38,7 +38,9 @@ def draw_figures(config, workdir, evaluation):
         figures["decisions"] = draw_decisions(evaluation)
     names = kind_names(config, evaluation.pairs)
     if names is not None and evaluation.features.ndim == 2 and min(evaluation.features.shape) > 1:
-        figures["embeddings"] = draw_embeddings(evaluation, names)
+        figures["embeddings"] = draw_embeddings(
+            evaluation, names, directions=config.model.head == "cosine"
+        )
     tables = breakdown(evaluation, names)
     if tables:
         figures["breakdown"] = draw_breakdown(tables)
@@ -100,12 +102,14 @@ def kind_names(config, pairs):
     return data.class_names(config.data, pairs.members)
 
 
-def draw_embeddings(evaluation, names):
+def draw_embeddings(evaluation, names, directions):
     """The images' features on their two principal components, a colour for each class."""
     kinds = np.unique(names)[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
     chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
     features = np.float32(evaluation.features[chosen])
+    if directions:
+        features /= np.sqrt((features**2).sum(axis=1, keepdims=True) + 1e-12)
     features -= features.mean(axis=0)
     _, spreads, components = np.linalg.svd(features, full_matrices=False)
     share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
@@ -114,7 +118,8 @@ def draw_embeddings(evaluation, names):
     for kind in kinds:
         points = features[names[chosen] == kind] @ components[:2].T
         axes.scatter(*points.T, s=8, alpha=0.6, label=kind)
-    axes.set(title="features of the images", xlabel=f"first component, {100 * share[0]:.0f} %")
+    title = "directions of the features" if directions else "features of the images"
+    axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
     axes.legend()
     return figure
