@@ -98,6 +98,7 @@ def format_table(step, evaluations, bounds):
             f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(one)})",
             f"  different: {right0:,} right, {wrong0:,} called same; "
             f"same: {right1:,} right, {wrong1:,} called different",
+            f"  called same from a probability of {m['threshold']:.6g} on",
         ]
         if not m["exact"] and not m["wrong"]:
             most = 100 * metrics.most_wrong(m["pairs"])
@@ -227,7 +228,8 @@ def format_page(config, workdir, split, evaluation, table, pictures):
     return PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
-        summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}).",
+        summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}), "
+        f"called the same from a probability of {m['threshold']:.6g} on.",
         table=html.escape(table),
         c=m["confusion"],
         figures="\n".join(sections),

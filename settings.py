@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -168,12 +169,19 @@ def check_threshold(rule):
 def open_pictures(names, options):
     """The images that --images names: (names, uint8 [n, image_size, image_size, channels])."""
     paths = [Path(name) for name in names]
+    found = []
     if len(paths) == 1 and paths[0].is_dir():
-        paths = sorted(p for p in paths[0].iterdir() if p.suffix.lower() in data.images.SUFFIXES)
-    if len(paths) < 2:
-        found = ", ".join(map(str, paths)) or "no image"
-        stop(f"--images={','.join(names)}: {found}; two files, or a folder of two images or more")
-    return [str(path) for path in paths], data.images.read_images(paths, options)
+        for path in sorted(paths[0].iterdir()):
+            if path.suffix.lower() in data.images.SUFFIXES:
+                try:
+                    found.append((str(path), data.images.read_images([path], options)))
+                except SystemExit as error:
+                    print(f"warning: left out: {error}", file=sys.stderr)
+    elif len(paths) > 1:
+        found = [(str(path), data.images.read_images([path], options)) for path in paths]
+    if len(found) < 2:
+        stop(f"--images={','.join(names)}: wanted are two files, or a folder of two images or more")
+    return [name for name, _ in found], np.concatenate([image for _, image in found])
 
 
 def parse(define):

@@ -40,7 +40,7 @@ import checkpoint
 import data
 import pretrained
 import settings
-from evaluate import MOST_PAIRS, evaluate, make_scorer
+from evaluate import MOST_PAIRS, evaluate, kept_threshold, make_scorer
 from model import AXIS, create_model, init_variables, trained, training_loss
 from report import (
     describe,
@@ -103,7 +103,8 @@ def train_and_evaluate(config, workdir):
     if SIGNALS:
         leave(SIGNALS[0], "training is complete; the same command writes its report")
     splits = ("validation", "test")
-    found = {s: evaluate(config, score, variables, s, MOST_PAIRS) for s in splits}
+    threshold = kept_threshold(config, workdir, step)
+    found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
     write_report(config, workdir, step, found)
 
 
