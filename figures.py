@@ -85,10 +85,11 @@ def draw_decisions(evaluation):
 
 def draw_training(workdir):
     """Loss and accuracy over the steps, of training and validation."""
-    figure = new_figure(12, 3)
-    for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        tags = [f"{kind}/{name}" for kind in ("train", "validation")]
-        for tag, points in zip(tags, curve(workdir, *tags), strict=True):
+    figure, names = new_figure(12, 3), ("loss", "accuracy")
+    tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
+    curves = list(zip(tags, curve(workdir, *tags), strict=True))
+    for axes, name, two in zip(figure.subplots(1, 2), names, (curves[:2], curves[2:]), strict=True):
+        for tag, points in two:
             axes.plot(*zip(*points, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
         axes.set(title=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()

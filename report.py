@@ -274,7 +274,7 @@ def last_versions(workdir):
 def note_versions(workdir, step):
     """Writes what a run is trained with from this step on; warns of what is not as before."""
     kept, now = read_versions(workdir), made_with()
-    before = last_versions(workdir)
+    before = [now, *kept.values()][-1]
     changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
     if changed:
         text = "; ".join(changed)

@@ -117,7 +117,7 @@ def evaluate_command():
     if len(workdirs) > 1 and (values.images or values.ladder or values.threshold):
         stop("--images, --ladder and --threshold are about one run: name one --workdir")
     runs = [(load_config(workdir), workdir) for workdir in workdirs]
-    for folder in [*workdirs, workdirs[0].parent][: len(workdirs) + (len(workdirs) > 1)]:
+    for folder in workdirs + ([workdirs[0].parent] if len(workdirs) > 1 else []):
         check_writable(folder, f"--workdir={folder}")
     pictures = values.images and open_pictures(values.images, runs[0][0].data)
     options = runs[0][0].data

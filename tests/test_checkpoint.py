@@ -25,7 +25,7 @@ def saved(tmp_path_factory):
     with checkpoint.open_checkpoints(workdir, 2, 5) as manager:
         for step in (4, 8):
             rng = np.random.default_rng(step)
-            state = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), fresh)  # noqa: B023
+            state = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(x.dtype), fresh)
             states[step] = state.replace(step=np.int32(step))
             checkpoint.save(manager, states[step], {"loss": 1 / step})
     return workdir, states, fresh
