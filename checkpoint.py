@@ -27,11 +27,20 @@ ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends wit
 
 @contextmanager
 def opened(workdir, **keep):
-    """A context with the CheckpointManager of a run that is trained: see `open_checkpoints`."""
+    """A context with the CheckpointManager of a run that is trained: see `open_checkpoints`.
+
+    Ends the program where numbers that are not finite come up in it: training diverged.
+    """
     manager, hook = open_checkpoints(workdir, **keep), threading.excepthook
     threading.excepthook = lambda _: None  # what Orbax's threads die of is raised here again
     try:
         yield manager
+    except FloatingPointError as error:
+        wait(manager)
+        good = "no checkpoint was saved before" if manager.latest_step() is None else (
+            f"the last good checkpoint is {manager.latest_step()}")  # fmt: skip
+        stop(f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
+             "may help")  # fmt: skip
     finally:
         threading.excepthook = hook
         with explained(manager):
@@ -77,7 +86,12 @@ def validation_loss(metrics):
 
 
 def save(manager, state, metrics):
-    """Starts to save a TrainState of host arrays; it is committed in the background."""
+    """Starts to save a TrainState of host arrays; it is committed in the background.
+
+    Raises FloatingPointError if not all of them are finite, and saves nothing.
+    """
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+        raise FloatingPointError(f"step {state.step} left parameters that are not finite")
     items = split(state)
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
@@ -123,8 +137,11 @@ def restore(manager, state):
     return state
 
 
-def restore_model(manager, which, model):
-    """Restores (step, variables) of the "best", the "last" or a numbered checkpoint."""
+def restore_model(manager, which, model, mend=False):
+    """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
+
+    Ends the program if it is damaged; with `mend` it is set aside instead and the next is taken.
+    """
     steps = manager.all_steps()
     choices = {"best": manager.best_step(), "last": manager.latest_step()}
     step = choices[which] if which in choices else int(which)
@@ -135,6 +152,10 @@ def restore_model(manager, which, model):
     try:
         return step, restore_items(manager, step, model=model)["model"]
     except Damaged as error:
+        if mend:
+            set_aside(Path(manager.directory) / str(step), error)
+            manager.reload()
+            return restore_model(manager, which, model, mend)
         others = sorted(set(steps) - {step}) or "none"
         stop(f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}")
 

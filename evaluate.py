@@ -102,11 +102,14 @@ def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshol
 
 
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
-    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold."""
+    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold.
+
+    Raises FloatingPointError if an answer is not finite.
+    """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     features, logits = score(variables, pairs)
     if not np.isfinite(logits).all():
-        stop("the answers are not finite; training diverged, lower the learning rate")
+        raise FloatingPointError("answers to the pairs are not finite")
     losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
@@ -306,4 +309,7 @@ def measure_run(config, workdir, score, which, split):
 
 
 if __name__ == "__main__":
-    main(*COMMAND)
+    try:
+        main(*COMMAND)
+    except FloatingPointError as error:
+        stop(error)

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def write_files(config, workdir, step, evaluations):
     page = format_page(config, workdir, split, evaluation, table, pictures)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
-    with open_writer(folder) as write:
+    with open_writer(folder) as (write, _):
         for name, one in evaluations.items():
             write("scalars", step, scalars(name, one))
         write("images", step, {f"{split}/{name}": p[None] for name, (_, p) in pictures.items()})
@@ -107,39 +108,56 @@ def format_table(step, evaluations, bounds):
 
 
 @contextlib.contextmanager
-def open_writer(folder):
-    """A context with write(kind, step, values), for TensorBoard, by CLU: kind as "scalars".
+def open_writer(folder, start=None):
+    """A context with write(kind, step, values), kind as "scalars", and flush(), for TensorBoard.
 
+    A thread writes, by CLU, whose TensorFlow takes seconds to load; flush() waits for it.
     Where it fails, for want of room say, it warns once and writes no more: training goes on.
-    Synchronous, so that failures show where they happen.
+    `start`: the step that a training goes on from.
     """
     writers = []
 
     def attempt(function, *arguments):
         try:
-            return function(*arguments)
+            function(*arguments)
         except Exception as error:  # TensorFlow's own kinds
             writers.clear()
             reason = " ".join(str(error).split())[:200]
             print(f"warning: no more curves in {folder}: {reason}", file=sys.stderr)
 
-    def write(kind, step, values):
-        for writer in tuple(writers):
-            attempt(getattr(writer, f"write_{kind}"), step, values)
-            attempt(writer.flush)
+    def create():
+        if start is not None:
+            mark_start(folder, start)
+        writers.append(import_metric_writers().create_default_writer(folder, asynchronous=False))
 
-    create = partial(import_metric_writers().create_default_writer, asynchronous=False)
-    writers += [writer for writer in [attempt(create, folder)] if writer]
-    yield write
-    for writer in tuple(writers):
-        attempt(writer.close)
+    def put(kind, step, values):
+        for writer in writers:
+            getattr(writer, f"write_{kind}")(step, values)
+            writer.flush()
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(attempt, create)
+        try:
+            yield partial(thread.submit, attempt, put), lambda: thread.submit(int).result()
+        finally:
+            thread.submit(lambda: [attempt(writer.close) for writer in tuple(writers)])
+
+
+def mark_start(folder, step):
+    """Tells TensorBoard's readers that points after this step, of a killed run, come again."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    writer.close()
 
 
 def import_slow():
-    """Imports what takes seconds, for a thread beside what XLA compiles on one core."""
-    for name in ("matplotlib.figure", "scipy.stats", "sklearn.metrics"):
-        importlib.import_module(name)
+    """Imports what takes seconds, for a thread beside the start of a program."""
     import_metric_writers()
+    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
+        importlib.import_module(name)
 
 
 def import_metric_writers():

@@ -5,13 +5,18 @@ Every mistake ends in `SystemExit` with one line: what was given, what is allowe
 """
 
 import fcntl
+import importlib.metadata
 import json
 import math
 import os
 import platform
+import re
 import signal
 import sys
+import warnings
+import zlib
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,6 +29,7 @@ import shapes
 from configs import default
 
 OPTIONS = {"config", "workdir", "step", "split", "threshold", "images", "ladder", "numpy", "output"}
+OPTIONS |= {"cache"}
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # A resumed run may change these: the parameters do not depend on them, only which are kept.
@@ -37,8 +43,10 @@ def train_command():
     def define():
         config_flags.DEFINE_config_file("config", default.__file__, "What to train.")
         flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
+        define_cache()
 
     values = parse(define)
+    keep_compiled(values.cache)
     config, name = named_config(values)
     workdir = named_workdir(f"runs/{name}" if values.workdir is None else values.workdir)
     check_workdir(config, workdir)
@@ -109,8 +117,10 @@ def evaluate_command():
                             "far:RATE: fitted on validation and kept.")  # fmt: skip
         flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
         flags.DEFINE_bool("ladder", False, "Which nuisance breaks it: one more at each step.")
+        define_cache()
 
     values = parse(define)
+    keep_compiled(values.cache)
     workdirs = [named_workdir(name) for name in values.workdir or ()] or [newest_run(Path("runs"))]
     check_step(values.step)
     check_threshold(values.threshold)
@@ -137,8 +147,10 @@ def export_command():
         flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
         flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
         flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a siamese cnn.")
+        define_cache()
 
     values = parse(define)
+    keep_compiled(values.cache)
     workdir = named_workdir(values.workdir) if values.workdir else newest_run(Path("runs"))
     check_step(values.step)
     config = load_config(workdir)
@@ -207,6 +219,52 @@ def parse(define):
         # Orbax and CLU log every step they take; what ends one is raised as well.
         logging.set_verbosity(logging.FATAL)
     return values
+
+
+def define_cache():
+    text = "Folder that keeps compiled programs for the next start; --cache= keeps none."
+    flags.DEFINE_string("cache", None, text)
+
+
+def keep_compiled(folder):
+    """Has JAX, which reads these variables when it loads, keep compiled programs for later starts.
+
+    By default in the user's cache folder, by version and machine: a program is good for the
+    instructions and the number of threads that it was compiled for.
+    """
+    if folder == "":
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        return
+    if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    key = f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
+    folder = Path(folder or caches / "same-or-different" / key).absolute()
+    check_writable(folder, f"--cache={folder}")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
+
+
+def machine():
+    """A text that tells processors of other instructions or of another number of cores apart."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    known = sorted({line for line in text.splitlines() if re.match("flags|Features", line)})
+    return f"{cores}-cores-{zlib.crc32(repr(known or text).encode()):08x}"
+
+
+def empty_cache(folder, show, message, *where, **options):
+    """Shows a warning; one of the cache empties it: a full disk leaves a part of a program there,
+    which could not be read at any later start."""
+    if "persistent compilation cache" not in str(message):
+        show(message, *where, **options)
+    else:
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
+        print(f"warning: {' '.join(str(message).split())[:200]}; emptied {folder}", file=sys.stderr)
 
 
 def named_workdir(name):

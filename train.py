@@ -58,6 +58,7 @@ def train_and_evaluate(config, workdir):
     Validation and test are evaluated with the checkpoint of lowest validation loss. A run that was
     interrupted and resumed ends with the same bits as one that was not.
     """
+    Thread(target=import_slow, daemon=True).start()
     keep_freed_memory()
     config = resolve(config)
     settings.check_workdir(config, workdir)
@@ -66,12 +67,9 @@ def train_and_evaluate(config, workdir):
     with ExitStack() as stack:
         stack.enter_context(settings.lock(workdir))  # before anything in there is written
         settings.save_config(config, workdir)
-        # XLA compiles on one core for a while; meanwhile TensorFlow and others load on another.
-        Thread(target=import_slow, daemon=True).start()
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = checkpoint.restore(checkpoints, state)
-        mark_start(workdir, int(state.step))
-        write = stack.enter_context(open_writer(workdir))
+        write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
         introduce(config, workdir, state, write)
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         train_step = make_train_step(config, model, optimizer)
@@ -88,18 +86,19 @@ def train_and_evaluate(config, workdir):
             due = step % config.eval_every_steps == 0 or step == config.num_steps
             if due or signalled:
                 host_state = jax.device_get(jax_utils.unreplicate(current))
-            if due:
-                validation = evaluate(config, score, host_state.variables, "validation")
-                write("scalars", step, scalars("validation", validation))  # no gap on resuming:
-                bar.write(describe(step, "validation", validation))  # curves before the checkpoint
-                checkpoint.save(checkpoints, host_state, validation.metrics)
-            elif signalled:
-                checkpoint.save(checkpoints, host_state, {"loss": math.inf})  # never the best
+                found = {"loss": math.inf}  # never the best
+                if due:
+                    validation = evaluate(config, score, host_state.variables, "validation")
+                    write("scalars", step, scalars("validation", validation))
+                    bar.write(describe(step, "validation", validation))
+                    found = validation.metrics
+                flush()  # no gap on resuming: curves before the checkpoint
+                checkpoint.save(checkpoints, host_state, found)
             if signalled or (due and SIGNALS):
                 checkpoint.wait(checkpoints)
                 leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
         checkpoint.wait(checkpoints)
-        step, variables = checkpoint.restore_model(checkpoints, "best", state.variables)
+        step, variables = checkpoint.restore_model(checkpoints, "best", state.variables, mend=True)
     if SIGNALS:
         leave(SIGNALS[0], "training is complete; the same command writes its report")
     splits = ("validation", "test")
@@ -243,6 +242,8 @@ def train(config, train_step, state, bar):
     The state comes back replicated over the devices and is given away to the next step. Metrics are
     those of the steps since the last yield; pairs per second leave out what the caller does. After
     a signal the step that runs is the last, and is yielded.
+
+    Raises FloatingPointError at a step whose metrics are not finite.
     """
     start, end = int(state.step), config.num_steps
     host = jax.process_index(), jax.process_count()
@@ -252,16 +253,17 @@ def train(config, train_step, state, bar):
         workers=min(8, os.cpu_count()),
     )
     intervals = (config.log_every_steps, config.eval_every_steps)
-    due = [s for s in range(start + 1, end + 1) if s == end or any(s % i == 0 for i in intervals)]
+    steps = range(start + 1, end + 1)
+    due = (s for s in steps if s == end or any(s % i == 0 for i in intervals))
     state = jax_utils.replicate(state)
-    for done, until in itertools.pairwise([start, *due]):
+    for done, until in itertools.pairwise(itertools.chain([start], due)):
         history, began = [], time.perf_counter()
         for batch in itertools.islice(batches, until - done):
             state, metrics = train_step(state, batch)
             history.append(metrics)
-            jax.block_until_ready(history[-2:-1])  # one step ahead of the device, no further
             bar.update()
-            if SIGNALS:
+            history[-2:-1] = jax.device_get(history[-2:-1])  # one step ahead of the device, no more
+            if SIGNALS or not all(map(is_finite, history[-2:-1])):
                 break
         history = jax.device_get(history)
         rate = config.batch_size * len(history) / (time.perf_counter() - began)
@@ -277,11 +279,13 @@ def to_devices(batch, devices=None):
 
 
 def summarize(history, done, rate, bar):
-    """Metrics of the steps after the first `done` as one; ends the run where one is not finite."""
+    """Metrics of the steps after the first `done` as one; FloatingPointError if not finite."""
     for step, metrics in enumerate(history, done + 1):
-        if not all(math.isfinite(value) for value in metrics.values()):
-            text = ", ".join(f"{name} {value}" for name, value in metrics.items())
-            settings.stop(f"step {step} diverged ({text}): lower --config.optimizer.learning_rate")
+        if not is_finite(metrics):
+            names = ("loss", "gradient_norm")
+            text = ", ".join(f"{name} {metrics[name]:g}" for name in names)
+            batch = f'data.make_batch(config, "train", {step - 1})'
+            raise FloatingPointError(f"step {step} diverged on {batch}: {text}")
     sums = {name: float(sum(metrics[name] for metrics in history)) for name in history[0]}
     metrics = {
         "loss": sums["loss"] / sums["count"],
@@ -296,6 +300,10 @@ def summarize(history, done, rate, bar):
     return metrics
 
 
+def is_finite(metrics):
+    return all(math.isfinite(value) for value in metrics.values())
+
+
 def progress_bar(config, step):
     """A bar where stderr is a terminal; elsewhere it stays silent and plain lines are printed."""
     form = "{n_fmt}/{total_fmt} steps |{bar:20}| {desc} [{elapsed}<{remaining}]"
@@ -306,16 +314,6 @@ def progress_bar(config, step):
         disable=not sys.stderr.isatty(),
         dynamic_ncols=True,
     )
-
-
-def mark_start(workdir, step):
-    """Tells TensorBoard's readers that points after this step, of a killed run, come again."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(workdir))
-    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    writer.close()
 
 
 def introduce(config, workdir, state, write):

@@ -68,7 +68,7 @@ def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys)
 
 def test_curves_that_cannot_be_written_are_warned_of_once(tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
-    with report.open_writer(tmp_path / "file") as write:
+    with report.open_writer(tmp_path / "file") as (write, _):
         for step in range(3):
             write("scalars", step, {"loss": 1.0})
     assert capsys.readouterr().err.count("no more curves") == 1
