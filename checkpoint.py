@@ -11,6 +11,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -77,7 +78,12 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         cleanup_tmp_directories=write,  # what a kill left half-written
         read_only=not write,
     )
-    return ocp.CheckpointManager(folder, options=options)
+    try:
+        return ocp.CheckpointManager(folder, options=options)
+    except FileNotFoundError:
+        if write or not folder.exists():
+            raise
+        return open_checkpoints(workdir)  # a training beside has removed a checkpoint meanwhile
 
 
 def validation_loss(metrics):
@@ -140,7 +146,8 @@ def restore(manager, state):
 def restore_model(manager, which, model, mend=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    Ends the program if it is damaged; with `mend` it is set aside instead and the next is taken.
+    Ends the program if it is damaged; with `mend` it is set aside instead and the next is taken, as
+    is one that a training beside removes meanwhile.
     """
     steps = manager.all_steps()
     choices = {"best": manager.best_step(), "last": manager.latest_step()}
@@ -152,8 +159,10 @@ def restore_model(manager, which, model, mend=False):
     try:
         return step, restore_items(manager, step, model=model)["model"]
     except Damaged as error:
+        path = Path(manager.directory) / str(step)
         if mend:
-            set_aside(Path(manager.directory) / str(step), error)
+            set_aside(path, error)
+        if is_gone(path):
             manager.reload()
             return restore_model(manager, which, model, mend)
         others = sorted(set(steps) - {step}) or "none"
@@ -166,8 +175,6 @@ class Damaged(Exception):
 
 def restore_items(manager, step, **targets):
     """Restores items as NumPy arrays and checks each bit of them against the checksums."""
-    if not (Path(manager.directory) / str(step) / "checksums").exists():
-        stop(f"checkpoint {step} in {manager.directory} has no checksums: of an older version")
     sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
     try:
         saved, intact = sums["items"], sums["sha256"] == text_digest(sums["items"])
@@ -242,8 +249,14 @@ def check_metrics(folder, write):
             intact = False
         if not intact and write:
             set_aside(path.parent, "its metrics")
-        elif not intact:
+        elif not intact and not is_gone(path.parent):
             stop(f"checkpoint {path.parent} is damaged (its metrics); training sets it aside")
+
+
+def is_gone(path):
+    """Whether a checkpoint that could not be read is there no more a moment later."""
+    time.sleep(0.2)  # removing takes a while
+    return not path.exists()
 
 
 def set_aside(path, reason):

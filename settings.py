@@ -32,6 +32,13 @@ OPTIONS = {"config", "workdir", "step", "split", "threshold", "images", "ladder"
 OPTIONS |= {"cache"}
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
+# From 1 to these: beyond them nothing could be meant but what no machine can hold.
+MOST = dict.fromkeys(("num_steps", "log_every_steps", "eval_every_steps"), 2**31 - 1)
+MOST |= dict.fromkeys(("batch_size", "optimizer.nominal_batch_size"), 2**20)
+MOST |= dict.fromkeys(("checkpoint.keep_latest", "checkpoint.keep_best"), 2**20)
+MOST |= {"eval.num_pairs": 10**7, "data.num_identities": 10**6, "data.image_size": 4096}
+MOST |= {"model.width": 4096, "model.head_features": 2**16}
+
 # A resumed run may change these: the parameters do not depend on them, only which are kept.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
 NEUTRAL += ("model.pretrained",)  # where the file lies; its checksum may not change
@@ -309,8 +316,9 @@ def rules(config):
     """Yields (key, whether its value makes sense, which values do)."""
     images, optimizer = config.data, config.optimizer
     yield "seed", config.seed < 2**32, "below 2**32"
-    for key in ("batch_size", "num_steps", "log_every_steps", "eval_every_steps"):
-        yield key, config[key] >= 1, "at least 1"
+    values = flatten(config.to_dict())
+    for key, most in MOST.items():
+        yield key, 1 <= values[key] <= most, f"from 1 to {most:,}"
     yield from data_rules(images)
     yield from model_rules(config.model, images)
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
@@ -320,21 +328,18 @@ def rules(config):
     yield "optimizer.final_learning_rate", lowers, text
     for key in ("momentum", "beta2"):
         yield f"optimizer.{key}", optimizer[key] < 1, "below 1"
-    yield "optimizer.nominal_batch_size", optimizer.nominal_batch_size >= 1, "at least 1"
     steps = accumulated_steps(config)
     text = f"a multiple of the {steps} batches that optimizer.nominal_batch_size accumulates"
     yield "num_steps", config.num_steps % steps == 0, text
     yield "eval.threshold", 0 < config.eval.threshold < 1, "between 0 and 1"
-    yield "eval.num_pairs", config.eval.num_pairs >= 1, "at least 1"
-    yield "checkpoint.keep_latest", config.checkpoint.keep_latest >= 1, "at least 1"
-    yield "checkpoint.keep_best", config.checkpoint.keep_best >= 1, "at least 1"
 
 
 def model_rules(model, images):
     """The part of `rules` about config.model."""
     stages = model.stage_sizes
-    whole = all(isinstance(s, int) and s >= 1 for s in stages)
-    yield "model.stage_sizes", len(stages) >= 1 and whole, "one whole number of blocks per stage"
+    whole = all(isinstance(s, int) and 1 <= s <= 100 for s in stages)
+    text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
+    yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
     choices = {
         "fusion": ("siamese", "stack", "joint"),
         "encoder": ("resnet18", "resnet18_small", "cnn", "vit"),
@@ -358,8 +363,6 @@ def model_rules(model, images):
     yield "model.pretrained", fits or not model.pretrained, "empty unless a siamese resnet18"
     learns = model.fusion == "siamese" and model.head != "euclidean"
     yield "model.frozen", learns or not model.frozen, "False without a head that learns"
-    for key in ("width", "head_features"):
-        yield f"model.{key}", model[key] >= 1, "at least 1"
     yield "model.margin", model.margin > 0, "above 0"
     dtypes = ("auto", "float32", "bfloat16")
     yield "model.dtype", model.dtype in dtypes, f"one of {dtypes}"
@@ -369,7 +372,6 @@ def data_rules(images):
     """The part of `rules` about config.data."""
     sources = ("shapes", *data.images.LISTS)
     yield "data.source", images.source in sources, f"one of {sources}"
-    yield "data.image_size", 1 <= images.image_size <= 4096, "from 1 to 4096"
     yield "data.p_same", images.p_same <= 1, "from 0 to 1"
     splits = ("shared", "disjoint", "classes")
     yield "data.split", images.split in splits, f"one of {splits}"
@@ -404,7 +406,7 @@ def shape_rules(images):
     fit = {*held_out} <= {*images.shapes} and (not held_out or min(kept, len(held_out)) >= 2)
     yield "data.held_out_shapes", fit, "of data.shapes two or more, and two or more not"
     fits = images.num_identities >= (6 if identity else 1)
-    yield "data.num_identities", fits, "at least 1, and 6 with data.same_as=identity"
+    yield "data.num_identities", fits, "at least 6 with data.same_as=identity"
     whole = all(isinstance(s, int) and 1 <= s < images.max_size for s in images.min_sizes)
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
     yield "data.min_sizes", len(images.min_sizes) == len(images.shapes) and whole, text

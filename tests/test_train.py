@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from threading import Thread
 
 import jax
 import numpy as np
@@ -101,7 +103,10 @@ def test_the_same_command_on_a_complete_run_says_so_and_evaluates_again(whole_ru
 
 
 def test_killed_and_resumed_is_the_same_bits_and_one_curve(whole_run, tmp_path):
-    """As another run, too: what was killed and resumed equals one that was not."""
+    """As another run, too: what was killed and resumed equals one that was not.
+
+    And nothing is unpickled meanwhile, no file written elsewhere, nothing asked of a network.
+    """
     workdir = tmp_path / "a run with spaces"
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={workdir}", *tiny_options()]
     seed = time.time_ns()
@@ -115,7 +120,10 @@ def test_killed_and_resumed_is_the_same_bits_and_one_curve(whole_run, tmp_path):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-    finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    (tmp_path / "temporary").mkdir()
+    environment = ENVIRONMENT | {"TMPDIR": str(tmp_path / "temporary")}
+    watched = [sys.executable, str(ROOT / "tests" / "watched.py"), "train.py", *command[2:]]
+    finished = subprocess.run(watched, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
     assert digest(workdir) == digest(whole_run[0])
     for tag in ("train/loss", "validation/loss"):
@@ -241,28 +249,92 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
     assert f"process {os.getpid()} on" in refused.stderr
 
 
+@pytest.mark.slow
+def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole_run, tmp_path):
+    """Ten times, and ten more while the first is training: then within 2 s."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes["env"] = ENVIRONMENT
+    for turn in range(10):
+        command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / str(turn)}"]
+        command += tiny_options()
+        both = [subprocess.Popen(command, **pipes) for _ in range(2)]
+        answers = [process.communicate()[1] for process in both]
+        if both[1].returncode == 0:
+            both, answers = both[::-1], answers[::-1]
+        assert [process.returncode for process in both] == [0, 1], answers
+        assert f"process {both[0].pid} on" in answers[1] and answers[1].count("\n") == 1
+        assert digest(tmp_path / str(turn)) == digest(whole_run[0])
+    command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'long'}"]
+    command += tiny_options(num_steps=10**6)
+    first = subprocess.Popen(command, **pipes)
+    assert "from the start" in first.stdout.readline()
+    for _ in range(10):
+        began = time.monotonic()
+        second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+        assert time.monotonic() - began < 2
+        assert second.returncode == 1 and f"process {first.pid} on" in second.stderr
+    first.kill()  # what is left of its lock does not keep another one out
+    third = subprocess.Popen(command, **pipes)
+    assert "parameters" in third.stdout.readline()
+    third.kill()
+
+
+@pytest.mark.slow
+def test_an_evaluation_may_read_beside_a_training(tmp_path):
+    """Which saves and removes checkpoints all the time meanwhile; its bits are what they are."""
+    options = [f"--workdir={tmp_path / 'run'}", *tiny_options(num_steps=2000, eval_every_steps=2)]
+    command = [sys.executable, str(ROOT / "train.py"), *options]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    while "step 4: validation" not in process.stdout.readline():
+        assert process.poll() is None
+    Thread(target=process.stdout.read).start()
+    target = checkpoint.split(setup()[0])["model"]
+    for evaluation in range(300):
+        which = "last" if evaluation % 2 else "best"
+        with checkpoint.open_checkpoints(tmp_path / "run") as checkpoints:
+            step, _ = checkpoint.restore_model(checkpoints, which, target)
+        assert step % 2 == 0
+    evaluated = run("evaluate.py", f"--workdir={tmp_path / 'run'}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert process.poll() is None, "training ended too early to say anything"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+
+
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 700 kB; a function that gives it room."""
+    """A disk of 700 kB; a function that mounts it with other options."""
     mount = ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(tmp_path)]
     if not shutil.which("mount") or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no right to mount a small disk")
-    grow = ["mount", "-o", "remount,size=20m", str(tmp_path)]
-    yield tmp_path, lambda: subprocess.run(grow, check=True)
+    yield (
+        tmp_path,
+        lambda options: subprocess.run(
+            ["mount", "-o", f"remount,{options}", str(tmp_path)], check=True
+        ),
+    )
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 @pytest.mark.slow
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_path_factory):
-    disk, give_room = small_disk
+    disk, remount = small_disk
     options = tiny_options(num_steps=24)
-    for _ in range(2):
+    for turn in range(3):
         stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
         assert stopped.returncode == 1
         *_, line = stopped.stderr.strip().splitlines()
-        assert "a checkpoint cannot be written: no space left on the device" in line
+        assert "no space left on the device" in line.lower()
         assert "Traceback" not in stopped.stderr
-    give_room()
+        if turn == 1:  # then not a byte is free
+            with suppress(OSError):
+                (disk / "other").write_bytes(bytes(2**20))
+    (disk / "other").unlink()
+    remount("ro")
+    stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
+    assert stopped.returncode == 1 and "not a folder that can be written to" in stopped.stderr
+    assert stopped.stderr.count("\n") == 1
+    remount("rw,size=20m")
     finished = run("train.py", f"--workdir={disk / 'run'}", *options)
     assert finished.returncode == 0 and "resumed at step" in finished.stdout
     whole = tmp_path_factory.mktemp("whole") / "run"

@@ -4,11 +4,11 @@
 
 Each run has a tiny network and a checkpoint every other step. It is killed (SIGKILL) or told to end
 (SIGTERM) after a random time, start-up and saving included, and started again. Reference: one run
-without faults. Prints a table; exits 1 unless every run ended with the reference's bits.
+without faults. Prints a table; exits 1 unless every run ended with the reference's bits and curves,
+without a gap, and no step was lost to SIGTERM.
 """
 
 import argparse
-import itertools
 import random
 import re
 import signal
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
@@ -23,7 +24,8 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from conftest import ENVIRONMENT, ROOT, tiny_options
 from test_train import curve, digest
 
-OPTIONS = tiny_options(num_steps=60, log_every_steps=1, eval_every_steps=2)
+STEPS = 160
+OPTIONS = tiny_options(num_steps=STEPS, log_every_steps=1, eval_every_steps=2)
 
 
 def start(workdir):
@@ -34,64 +36,62 @@ def start(workdir):
 
 
 def torture(workdir, faults, chance, longest):
-    """Ends a run so many times and then lets it finish; returns what happened, one row a fault."""
-    rows = []
-    for _ in range(faults):
-        kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+    """Ends a run so many times and then lets it finish: [(signal, steps done and lost)], exit code.
+
+    A run that is complete before is left alone.
+    """
+    found, lasts = [], []
+    for fault in range(faults + 1):
         process = start(workdir)
-        time.sleep(chance.uniform(0, longest))
-        process.send_signal(kind)
-        printed, errors = process.communicate()
-        began = re.search(r"resumed at step (\d+)", printed)
+        if fault < faults:
+            kind = chance.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM])
+            time.sleep(chance.uniform(0, longest))
+            process.send_signal(kind)
+        printed, _ = process.communicate()
+        began = re.search(r"resumed at step (\d+)|from the start", printed)
         reached = [int(step) for step in re.findall(r"^step (\d+):", printed, re.MULTILINE)]
-        rows.append((kind.name, int(began[1]) if began else 0, max(reached, default=0), errors))
+        lasts.append((int(began[1] or 0) if began else None, max(reached, default=None)))
         if process.returncode == 0:
             break
-    process = start(workdir)
-    printed, errors = process.communicate()
-    began = re.search(r"resumed at step (\d+)", printed)
-    rows.append(("none", int(began[1]) if began else 0, 60, errors))
-    return rows, process.returncode
+        found.append(kind.name)
+    lost, done = [], 0
+    for resumed, reached in lasts:  # a start that was ended early may have come to neither
+        lost.append(0 if resumed is None else max(0, done - resumed))
+        done = next(step for step in (reached, resumed, done) if step is not None)
+    return list(zip(found, lost[1:], strict=False)), process.returncode
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0)
-    parser.add_argument("--faults", type=int, default=10, help="of each run")
+    parser.add_argument("--faults", type=int, default=20, help="of each run, at most")
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**32)
     options = parser.parse_args()
     chance, end = random.Random(options.seed), time.monotonic() + 60 * options.minutes
     print(f"seed {options.seed}", flush=True)
-    total = {"SIGKILL": 0, "SIGTERM": 0}
-    runs = lost = mismatches = 0
+    faults, lost, mismatches, runs = Counter(), Counter(), 0, 0
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        assert start(Path(folder) / "whole").wait() == 0
-        longest = time.monotonic() - began
-        expected = digest(Path(folder) / "whole")
+        for _ in range(2):  # the second finds compiled programs, as those that follow
+            whole, began = Path(folder) / f"whole{_}", time.monotonic()
+            assert start(whole).wait() == 0
+            longest = time.monotonic() - began
+        expected = digest(whole), curve(whole, "train/loss"), curve(whole, "validation/loss")
         while time.monotonic() < end:
             workdir = Path(folder) / f"run{runs}"
             rows, code = torture(workdir, options.faults, chance, longest)
             runs += 1
-            for (kind, _, reached, _), (_, resumed, _, _) in itertools.pairwise(rows):
-                total[kind] += 1
-                lost += max(0, reached - resumed) if kind == "SIGTERM" else 0
-            steps = [step for step, _ in curve(workdir, "validation/loss")]
-            right = code == 0 and digest(workdir) == expected and steps == list(range(2, 61, 2))
+            for kind, steps in rows:
+                faults[kind] += 1
+                lost[kind] += steps
+            found = digest(workdir), curve(workdir, "train/loss"), curve(workdir, "validation/loss")
+            right = code == 0 and found == expected
             mismatches += not right
-            print(
-                f"run {runs}: {len(rows) - 1} faults, {'same bits' if right else rows}", flush=True
-            )
-    print(f"\n{'faults':<30}{'count':>8}")
-    for kind, count in total.items():
-        print(f"{kind:<30}{count:>8}")
-    for name, count in {
-        "runs": runs,
-        "runs with other bits or curves": mismatches,
-        "steps lost to SIGTERM": lost,
-    }.items():
-        print(f"{name:<30}{count:>8}")
-    return 1 if mismatches or lost else 0
+            print(f"run {runs}: {rows}, {'same bits' if right else 'OTHER BITS'}", flush=True)
+    print(f"\n{'':<20}{'SIGKILL':>10}{'SIGTERM':>10}")
+    for name, counts in (("faults", faults), ("steps done again", lost)):
+        print(f"{name:<20}{counts['SIGKILL']:>10}{counts['SIGTERM']:>10}")
+    print(f"{'runs':<20}{runs:>10}\n{'other bits or curves':<20}{mismatches:>10}")
+    return 1 if mismatches or lost["SIGTERM"] else 0
 
 
 if __name__ == "__main__":
