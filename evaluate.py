@@ -45,6 +45,7 @@ MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
 IMAGES_AT_ONCE = 256
 THRESHOLD = "threshold.json"
 PAIRS_AT_ONCE = 4096
+BAR = {"leave": False, "disable": not sys.stderr.isatty()}
 
 
 def main(runs, options):
@@ -166,7 +167,7 @@ def in_blocks(function, size, *arrays):
     n = len(arrays[0])
     size = min(size, n)
     results = []
-    for start in tqdm(range(0, n, size), leave=False, delay=2, disable=not sys.stderr.isatty()):
+    for start in tqdm(range(0, n, size), delay=2, **BAR):
         rows = slice(start, start + size)
         if start + size > n:
             rows = np.arange(start, start + size) % n  # the last is filled up with the first rows
@@ -218,6 +219,7 @@ def compare_pictures(score, variables, threshold, names, images):
         texts = (f"{expit(number):.6f}" for number in (logits[0, 1], threshold))
         print("{}: probability of same {}, threshold {}".format(answer, *texts))
         return
+    print(f"probabilities of same; same from {expit(threshold):.6f} on", file=sys.stderr)
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["", *names])
     for name, row in zip(names, expit(logits), strict=True):
@@ -226,6 +228,7 @@ def compare_pictures(score, variables, threshold, names, images):
 
 def climb_nuisances(config, score, variables, threshold):
     """Prints the accuracy on pairs with one nuisance more in each line."""
+    print(f"{'one more each':<16}accuracy of {config.eval.num_pairs:,} pairs")
     for name, pairs in nuisances.ladder(config):
         found = evaluate_pairs(config, score, variables, pairs, threshold)
         right = found.scores.predicted == (pairs.label == 1)
@@ -241,13 +244,14 @@ def compare_runs(runs, which, split):
     """
     rows = {}
     for config, workdir in runs:
+        load_variables(config, workdir, create_model(config), which)  # first, what cannot be read
         same = settings.flatten(config.to_dict())
         key = json.dumps({k: v for k, v in same.items() if k not in ("seed", *settings.NEUTRAL)})
         rows.setdefault(key, []).append((config, workdir))
     table = []
     for row in rows.values():
         score = make_scorer(create_model(row[0][0]))
-        measured = [measure_run(*run, score, which, split) for run in tqdm(row, leave=False)]
+        measured = [measure_run(*run, score, which, split) for run in tqdm(row, **BAR)]
         names = [workdir.name for _, workdir in row]
         name = re.sub(r"[-_]?\d+$", "", names[0]) if len(row) > 1 else names[0]
         columns = {k: [one[k] for one in measured] for k in measured[0]}
@@ -271,7 +275,7 @@ def difference(one, other, which, split):
         right.append(found.scores.predicted == (pairs.label == 1))
     only1, only2, p = mcnemar(*right)
     return (
-        f"of {len(pairs.label):,} pairs {one[1].name} alone is right on {only1:,}, "
+        f"of {len(pairs.label):,} drawn {split} pairs {one[1].name} alone is right on {only1:,}, "
         f"{other[1].name} alone on {only2:,}: McNemar's p = {p:.2g}"
     )
 

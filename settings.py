@@ -188,9 +188,12 @@ def check_threshold(rule):
 def open_pictures(names, options):
     """The images that --images names: (names, uint8 [n, image_size, image_size, channels])."""
     paths = [Path(name) for name in names]
+    missing = [str(path) for path in paths if not path.exists()]
+    if missing:
+        stop(f"--images: no such file or folder: {', '.join(missing)}")
     found = []
     if len(paths) == 1 and paths[0].is_dir():
-        for path in sorted(paths[0].iterdir()):
+        for path in sorted(paths[0].rglob("*")):
             if path.suffix.lower() in data.images.SUFFIXES:
                 try:
                     found.append((str(path), data.images.read_images([path], options)))

@@ -24,7 +24,7 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 from conftest import ENVIRONMENT, ROOT, tiny_options
 from test_train import curve, digest
 
-STEPS = 160
+STEPS = 80
 OPTIONS = tiny_options(num_steps=STEPS, log_every_steps=1, eval_every_steps=2)
 
 
