@@ -105,13 +105,13 @@ def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshol
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
     """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold.
 
-    Raises FloatingPointError if an answer is not finite.
+    Raises FloatingPointError if an answer or its loss is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     features, logits = score(variables, pairs)
-    if not np.isfinite(logits).all():
-        raise FloatingPointError("answers to the pairs are not finite")
     losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
+    if not np.isfinite([logits, losses]).all():
+        raise FloatingPointError("answers to the pairs, or their losses, are not finite")
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
     orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)

@@ -123,3 +123,32 @@ def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
         assert (manager.best_step(), manager.latest_step()) == (8, 9)
     metrics = tmp_path / "run" / "checkpoints" / "9" / "metrics" / "metrics"
     assert json.loads(metrics.read_text()) == {"loss": float("inf")}
+
+
+def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
+    whole, states, fresh = saved
+    shutil.copytree(whole, tmp_path / "run")
+    model = checkpoint.split(fresh)["model"]
+    with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
+        assert manager.best_step() == 8
+        for path in (tmp_path / "run" / "checkpoints" / "8" / "model" / "d").iterdir():
+            damage(path, "flipped")
+        step, variables = checkpoint.restore_model(manager, "best", model, mend=True)
+    assert step == 4
+    assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert names == {"4", "8.damaged"}
+
+
+def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
+    whole, states, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    params = jax.tree.map(lambda leaf: leaf.copy(), states[8].params)
+    jax.tree.leaves(params)[-1].flat[-1] = np.inf
+    with (
+        pytest.raises(SystemExit, match=r"step 9 .* not finite; the last good checkpoint is 8;"),
+        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
+    ):
+        state = states[8].replace(step=np.int32(9), params=params)
+        checkpoint.save(manager, state, {"loss": 0.5})
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}

@@ -11,6 +11,7 @@ from conftest import ROOT, TINY, run, tiny_config
 import settings
 from configs import default
 
+SLOW = pytest.mark.slow
 BAD_SEED = json.dumps(tiny_config().to_dict() | {"seed": -1})
 
 
@@ -262,3 +263,11 @@ def test_a_kill_while_the_config_was_written_is_no_obstacle(tmp_path):
     settings.check_workdir(tiny_config(), tmp_path)
     settings.save_config(tiny_config(), tmp_path)
     assert settings.load_config(tmp_path).to_dict() == tiny_config().to_dict()
+
+
+@pytest.mark.parametrize("count, trained", [(150, 0), pytest.param(2000, 20, marks=SLOW)])
+def test_random_command_lines_are_taken_or_answered_in_one_line(count, trained):
+    command = [sys.executable, str(ROOT / "tests" / "random_configs.py")]
+    options = [f"--count={count}", f"--train={trained}"]
+    finished = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
