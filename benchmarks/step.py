@@ -1,0 +1,193 @@
+"""The training step and the evaluation against the same network in PyTorch, in turns.
+
+    pip install -r benchmarks/requirements.txt
+    python benchmarks/step.py --config=configs/default.py --rounds=5 --steps=20
+    python benchmarks/step.py --config=configs/light.py --config.batch_size=512
+
+Two processes, of which one works at a time: A B A B. Both start with the same weights and must come
+to the same loss and the same answers first. Batches lie ready on the device. Also what there was of
+memory at most, imports included.
+"""
+
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+from ml_collections import config_flags
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import data
+import pretrained
+import settings
+from configs import default
+
+CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "What to train.")
+ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn.")
+COMPILED = flags.DEFINE_bool("compiled", False, "Whether PyTorch's network is compiled.")
+WORKER = flags.DEFINE_string("worker", None, "For the program itself.")
+BATCHES = 8
+
+
+def main(_):
+    config = CONFIG.value
+    settings.check(config)
+    kind = config.model.fusion, config.model.head in ("mlp", "cosine"), config.optimizer.name
+    if kind != ("siamese", True, "adam") or config.model.encoder == "vit":
+        settings.stop(
+            "measured are siamese resnets and cnns with the mlp or the cosine head, by adam"
+        )
+    if WORKER.value:
+        work(config, *WORKER.value.split(":"))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        workers = {name: start(name, folder) for name in ("jax", "torch")}  # jax writes the weights
+        first = {name: json.loads(ask(worker, "check")) for name, worker in workers.items()}
+        check(first, config)
+        times = {(what, name): [] for what in ("steps", "evaluate") for name in workers}
+        for turn in range(ROUNDS.value + 1):
+            for (what, name), found in times.items():
+                found += [float(ask(workers[name], what))] if turn else []  # the first warms up
+                time.sleep(0.3)  # threads of the other one go to sleep
+        memory = {name: int(ask(worker, "memory")) for name, worker in workers.items()}
+        for worker in workers.values():
+            worker.communicate()
+    report(config, first, times, memory)
+
+
+def report(config, first, times, memory):
+    about, model = first["jax"], config.model
+    print(f"{about['device']}, {model.encoder} with {model.head}, batch {config.batch_size}, "
+          f"{about['dtype']}; jax {about['version']}, torch {first['torch']['version']}"
+          f"{', compiled' if COMPILED.value else ''}")  # fmt: skip
+    for what, unit in (("steps", STEPS.value), ("evaluate", 1)):
+        ours, theirs = (times[what, name] for name in ("jax", "torch"))
+        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
+        ours, theirs = (1000 * statistics.median(one) / unit for one in (ours, theirs))
+        name = "step" if what == "steps" else "evaluation"
+        print(f"{name:<12} jax {ours:8.1f} ms   torch {theirs:8.1f} ms   torch / jax {ratio:.2f}")
+    print(
+        f"{'memory':<12} jax {memory['jax'] / 1e6:8.0f} MB   torch {memory['torch'] / 1e6:8.0f} MB"
+    )
+
+
+def check(first, config):
+    """Ends the program unless both compute the same: losses of three steps, answers before them."""
+    bound = 1e-3 if first["jax"]["dtype"] == "float32" else 5e-2
+    for key in ("losses", "answers"):
+        ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
+        if not np.allclose(ours, theirs, rtol=bound, atol=bound):
+            settings.stop(f"{key} differ: {ours} and {theirs}")
+
+
+def start(name, folder):
+    command = [sys.executable, *sys.argv, f"--worker={name}:{folder}"]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    ask(worker, "ready")
+    return worker
+
+
+def ask(worker, question):
+    worker.stdin.write(question + "\n")
+    worker.stdin.flush()
+    return worker.stdout.readline()
+
+
+def work(config, name, folder):
+    """Answers the questions on stdin, a line each."""
+    weights = Path(folder, "weights.npz")
+    prepare = {"jax": with_jax, "torch": with_torch}[name]
+    about, step, evaluate, place = prepare(config, weights)
+    batches = [place(data.make_batch(config, "train", i)) for i in range(BATCHES)]
+    for question in sys.stdin:
+        began = time.perf_counter()
+        if question == "check\n":
+            answers = np.float64(evaluate()[:5]).tolist()
+            print(
+                json.dumps(about | {"answers": answers, "losses": [step(b) for b in batches[:3]]})
+            )
+        elif question == "memory\n":
+            print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1] + "000")
+        elif question == "steps\n":
+            for i in range(STEPS.value):
+                loss = step(batches[i % BATCHES], wait=i == STEPS.value - 1)
+            assert np.isfinite(loss)
+            print(time.perf_counter() - began)
+        elif question == "evaluate\n":
+            evaluate()
+            print(time.perf_counter() - began)
+        else:
+            print("ready")
+        sys.stdout.flush()
+
+
+def with_jax(config, weights):
+    import jax
+    from flax import jax_utils
+    from flax.traverse_util import flatten_dict
+
+    import train
+    from evaluate import make_scorer
+    from model import create_model
+
+    train.keep_freed_memory()
+    config = train.resolve(config)
+    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
+    state = train.create_state(config, model, optimizer)
+    named = {
+        pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
+    }
+    np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
+    compiled = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
+    score, held = make_scorer(model), [jax_utils.replicate(state)]
+    pairs = validation_pairs(config)
+
+    def step(batch, wait=True):
+        held[0], metrics = compiled(held[0], batch)
+        return float(metrics["loss"]) / config.batch_size if wait else None
+
+    device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
+    about = {"version": jax.__version__, "device": device, "dtype": config.model.dtype}
+    return about, step, lambda: score(state.variables, pairs)[1], train.to_devices
+
+
+def with_torch(config, weights):
+    import torch
+    import torch_siamese
+
+    if config.model.dtype == "auto":
+        config.model.dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    arrays = dict(np.load(weights))
+    train_step, score, place = torch_siamese.prepare(config, arrays, COMPILED.value)
+    pairs = validation_pairs(config)
+
+    def step(batch, wait=True):
+        loss = train_step(*batch)
+        return loss.item() if wait else None
+
+    return {"version": torch.__version__}, step, lambda: score(pairs), place
+
+
+def validation_pairs(config):
+    listed = data.enumerate_pairs(config.data, "validation", 10**6, ordered=False)
+    return listed or data.sample_pairs(config, "validation", config.eval.num_pairs)
+
+
+def to_torch(array):
+    """Kernels [height, width, in, out] and [in, out] as PyTorch has them."""
+    order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))
+    return np.ascontiguousarray(array.transpose(order))
+
+
+if __name__ == "__main__":
+    app.run(main)
