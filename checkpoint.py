@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 import sys
 import threading
 import time
@@ -103,7 +104,10 @@ def save(manager, state, metrics):
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
     args |= {"checksums": ocp.args.JsonSave({"items": sums, "sha256": text_digest(sums)})}
     args = ocp.args.Composite(**args)
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
     with explained(manager):
+        if shutil.disk_usage(manager.directory).free < needed:  # Orbax would fail with a page
+            raise OSError("No space left")
         manager.save(int(state.step), args=args, metrics=metrics)
 
 

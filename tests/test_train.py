@@ -287,7 +287,8 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
     while "step 4: validation" not in process.stdout.readline():
         assert process.poll() is None
-    Thread(target=process.stdout.read).start()
+    reader = Thread(target=process.stdout.read)
+    reader.start()
     target = checkpoint.split(setup()[0])["model"]
     for evaluation in range(300):
         which = "last" if evaluation % 2 else "best"
@@ -298,6 +299,8 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     assert process.poll() is None, "training ended too early to say anything"
     process.send_signal(signal.SIGTERM)
+    reader.join()
+    process.stdout.close()
     assert process.wait() == 128 + signal.SIGTERM
 
 
