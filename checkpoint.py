@@ -2,7 +2,8 @@
 
 Each holds `model` (params and batch_stats), all that an evaluation reads; `training` (step and
 optimizer state), which resuming adds; and `checksums` of both. Host arrays are saved, so
-that a checkpoint can be restored on any number of devices.
+that a checkpoint can be restored on any number of devices. Of several processes the first alone
+reads and writes, and judges what is damaged; the others get the bits from it and need no disk.
 """
 
 import hashlib
@@ -33,6 +34,9 @@ def opened(workdir, **keep):
 
     Ends the program where numbers that are not finite come up in it: training diverged.
     """
+    if jax.process_index():
+        yield None
+        return
     manager, hook = open_checkpoints(workdir, **keep), threading.excepthook
     threading.excepthook = lambda _: None  # what Orbax's threads die of is raised here again
     try:
@@ -67,6 +71,8 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     throw away the newest).
     """
     write, folder = keep_latest is not None, workdir / "checkpoints"
+    if write:
+        folder.mkdir(exist_ok=True)
     check_metrics(folder, write)
     policies = [
         LatestN(n=keep_latest),
@@ -78,6 +84,8 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         preservation_policy=AnyPreservationPolicy(policies) if write else None,
         cleanup_tmp_directories=write,  # what a kill left half-written
         read_only=not write,
+        create=False,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(active_processes={0}),
     )
     try:
         return ocp.CheckpointManager(folder, options=options)
@@ -99,6 +107,8 @@ def save(manager, state, metrics):
     """
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"step {state.step} left parameters that are not finite")
+    if manager is None:
+        return
     items = split(state)
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
@@ -113,8 +123,9 @@ def save(manager, state, metrics):
 
 def wait(manager):
     """Waits until what is being saved is committed."""
-    with explained(manager):
-        manager.wait_until_finished()
+    if manager is not None:
+        with explained(manager):
+            manager.wait_until_finished()
 
 
 def split(state):

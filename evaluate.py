@@ -13,12 +13,13 @@ train.py calls the same functions at each validation. "Same" is the positive cla
 if __name__ == "__main__":  # first: a mistake is answered before JAX and TensorFlow load
     import settings
 
-    COMMAND = settings.evaluate_command()
+    COMMAND, CLUSTER = settings.evaluate_command(), settings.cluster()
 
 import csv
 import importlib
 import json
 import re
+import signal
 import sys
 from functools import partial
 from threading import Thread
@@ -32,11 +33,12 @@ from tqdm import tqdm
 
 import checkpoint
 import data
+import hosts
 import nuisances
 import settings
 from figures import curve
 from metrics import compute_metrics, fit_threshold, mcnemar, wilson
-from model import create_model, pair_losses, variable_shapes
+from model import AXIS, create_model, pair_losses, variable_shapes
 from report import import_slow, write_report, write_table
 from settings import stop
 
@@ -53,7 +55,8 @@ def main(runs, options):
 
     options: step ("best", "last" or a number), split, threshold, pictures, ladder.
     """
-    Thread(target=import_slow, daemon=True).start()  # meanwhile: it takes seconds
+    if jax.process_index() == 0:
+        Thread(target=import_slow, daemon=True).start()  # meanwhile: it takes seconds
     if len(runs) > 1:
         compare_runs(runs, options.step, options.split)
         return
@@ -68,14 +71,20 @@ def main(runs, options):
         climb_nuisances(config, score, variables, threshold)
     else:
         found = evaluate(config, score, variables, options.split, MOST_PAIRS, threshold)
-        write_report(config, workdir, step, {options.split: found})
+        if jax.process_index() == 0:
+            write_report(config, workdir, step, {options.split: found})
 
 
 def load_variables(config, workdir, model, which):
     """(step, variables) of a checkpoint."""
     target = variable_shapes(model, config)
-    with checkpoint.open_checkpoints(workdir) as checkpoints:
-        return checkpoint.restore_model(checkpoints, which, target)
+
+    def restore():
+        with checkpoint.open_checkpoints(workdir) as checkpoints:
+            return checkpoint.restore_model(checkpoints, which, target)
+
+    step, variables = hosts.from_first(restore, (np.int64(0), target))
+    return int(step), variables
 
 
 class Evaluation(NamedTuple):
@@ -141,31 +150,47 @@ def evaluation_pairs(config, split, most):
 
 
 def make_scorer(model):
-    """Returns score(variables, pairs) -> (features [n, ...], logits float64 [pairs])."""
+    """Returns score(variables, pairs) -> (features [n, ...], logits float64 [pairs]).
 
-    @jax.jit
+    Every device of every process takes an equal part of each block; every process gets it all.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    whole, rows = jax.P(), jax.P(AXIS)
+    everywhere = jax.NamedSharding(mesh, whole)
+    place = partial(jax.make_array_from_process_local_data, everywhere)
+    blocks = partial(in_blocks, parts=jax.device_count())
+
+    def over_devices(function, *specs):
+        parts = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
+        return jax.jit(parts, out_shardings=everywhere)
+
     def encode(variables, images):
         return model.apply(variables, images, method="encode")
 
-    @jax.jit
     def compare(variables, features, first, second):
         return model.apply(variables, features[first], features[second], method="compare")
 
+    encode = over_devices(encode, whole, rows)
+    compare = over_devices(compare, whole, whole, rows, rows)
+
     def score(variables, pairs):
-        variables = jax.device_put(variables)
-        features = in_blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
-        compare_features = partial(compare, variables, jax.device_put(features))
+        variables = place(variables)
+        features = blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
+        compare_features = partial(compare, variables, place(features))
         size = PAIRS_AT_ONCE if features.ndim == 2 else IMAGES_AT_ONCE  # images: a whole network
-        logits = in_blocks(compare_features, size, pairs.first, pairs.second)
+        logits = blocks(compare_features, size, pairs.first, pairs.second)
         return features, np.float64(logits)
 
     return score
 
 
-def in_blocks(function, size, *arrays):
-    """function(*arrays) in blocks of rows, all of one size so that it compiles once."""
+def in_blocks(function, size, *arrays, parts=1):
+    """function(*arrays) in blocks of rows, all of one size so that it compiles once.
+
+    A block has so many parts of at most `size` rows.
+    """
     n = len(arrays[0])
-    size = min(size, n)
+    size = min(size, -(-n // parts)) * parts
     results = []
     for start in tqdm(range(0, n, size), delay=2, **BAR):
         rows = slice(start, start + size)
@@ -192,7 +217,8 @@ def choose_threshold(config, workdir, step, score, variables, rule):
         stop(f"--threshold={rule}: validation has pairs of one kind only")
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
     kept = {"logit": threshold, "probability": expit(threshold), "rule": rule, "step": step}
-    (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
+    if jax.process_index() == 0:
+        (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
     print(f"threshold {expit(threshold):.6f}, fitted on validation ({rule}), kept in {THRESHOLD}")
     return threshold
 
@@ -256,7 +282,8 @@ def compare_runs(runs, which, split):
         name = re.sub(r"[-_]?\d+$", "", names[0]) if len(row) > 1 else names[0]
         columns = {k: [one[k] for one in measured] for k in measured[0]}
         table.append({"run": name, "seeds": str(len(row))} | columns)
-    write_table(runs[0][1].parent / "comparison.md", table)
+    if jax.process_index() == 0:
+        write_table(runs[0][1].parent / "comparison.md", table)
     firsts = [row[0] for row in rows.values()]
     for run in firsts[1:]:
         print(difference(firsts[0], run, which, split))
@@ -313,7 +340,12 @@ def measure_run(config, workdir, score, which, split):
 
 
 if __name__ == "__main__":
-    try:
-        main(*COMMAND)
-    except FloatingPointError as error:
-        stop(error)
+    runs, options = COMMAND
+    values = {f"--{key}": str(value) for key, value in vars(options).items() if key != "pictures"}
+    values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
+    with hosts.joined(CLUSTER, values):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
+        try:
+            main(runs, options)
+        except FloatingPointError as error:
+            stop(error)

@@ -113,8 +113,10 @@ def open_writer(folder, start=None):
 
     A thread writes, by CLU, whose TensorFlow takes seconds to load; flush() waits for it.
     Where it fails, for want of room say, it warns once and writes no more: training goes on.
-    `start`: the step that a training goes on from.
+    `start`: the step that a training goes on from. Of several processes the first alone writes.
     """
+    import jax  # not at the top: NumPy's part needs none
+
     writers = []
 
     def attempt(function, *arguments):
@@ -136,7 +138,8 @@ def open_writer(folder, start=None):
             writer.flush()
 
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(attempt, create)
+        if jax.process_index() == 0:
+            thread.submit(attempt, create)
         try:
             yield partial(thread.submit, attempt, put), lambda: thread.submit(int).result()
         finally:

@@ -17,6 +17,7 @@ import warnings
 import zlib
 from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +30,8 @@ import shapes
 from configs import default
 
 OPTIONS = {"config", "workdir", "step", "split", "threshold", "images", "ladder", "numpy", "output"}
-OPTIONS |= {"cache"}
+OPTIONS |= {"cache", "coordinator", "num_processes", "process_id"}
+OPTIONS |= {"join_seconds", "heartbeat_seconds"}
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # From 1 to these: beyond them nothing could be meant but what no machine can hold.
@@ -51,13 +53,14 @@ def train_command():
         config_flags.DEFINE_config_file("config", default.__file__, "What to train.")
         flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
         define_cache()
+        define_cluster()
 
     values = parse(define)
     keep_compiled(values.cache)
     config, name = named_config(values)
     workdir = named_workdir(f"runs/{name}" if values.workdir is None else values.workdir)
     check_workdir(config, workdir)
-    if (workdir / LOCK).exists():
+    if cluster() is None and (workdir / LOCK).exists():
         with lock(workdir):  # a training there is named before anything takes time
             pass
     open_splits(config)
@@ -125,9 +128,11 @@ def evaluate_command():
         flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
         flags.DEFINE_bool("ladder", False, "Which nuisance breaks it: one more at each step.")
         define_cache()
+        define_cluster()
 
     values = parse(define)
     keep_compiled(values.cache)
+    cluster()
     workdirs = [named_workdir(name) for name in values.workdir or ()] or [newest_run(Path("runs"))]
     check_step(values.step)
     check_threshold(values.threshold)
@@ -166,6 +171,54 @@ def export_command():
         stop(f"--numpy: for a siamese cnn, this is a {' '.join(kind)}; leave the option out")
     check_writable(workdir / "export", f"--workdir={workdir}")
     return config, workdir, values.step, values.numpy
+
+
+def define_cluster():
+    """Flags about several processes that work together."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where several processes work "
+                        "together; SLURM, Open MPI and Kubernetes name it themselves.")  # fmt: skip
+    flags.DEFINE_integer("num_processes", None, "How many there are.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+    flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.")
+    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent before all end.")
+
+
+def cluster():
+    """How to join other processes: address (arguments of jax.distributed.initialize) and seconds.
+
+    None where this process works alone.
+    """
+    values = flags.FLAGS
+    names = ("coordinator", "num_processes", "process_id")
+    missing = [name for name in names if values[name].value is None]
+    for name, least in (("join_seconds", 1), ("heartbeat_seconds", 10), ("num_processes", 1)):
+        if values[name].value is not None and values[name].value < least:
+            stop(f"--{name}={values[name].value}: must be at least {least}")
+    seconds = {name: values[name].value for name in ("join_seconds", "heartbeat_seconds")}
+    if len(missing) == 3:
+        return SimpleNamespace(address={}, **seconds) if managed(os.environ) else None
+    if missing:
+        stop(f"{', '.join(names)} belong together: --{', --'.join(missing)} missing")
+    host, _, port = values.coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        stop(f"--coordinator={values.coordinator}: must be host:port, as in 10.0.0.1:4321")
+    if not 0 <= values.process_id < values.num_processes:
+        stop(f"--process_id={values.process_id}: must be from 0 to {values.num_processes - 1}")
+    address = {"coordinator_address": values.coordinator, "num_processes": values.num_processes}
+    address |= {"process_id": values.process_id, "cluster_detection_method": "deactivate"}
+    return SimpleNamespace(address=address, **seconds)
+
+
+def managed(environment):
+    """Whether SLURM, Open MPI or Kubernetes started this as one of several processes.
+
+    JAX's own detection would join in an interactive step of one process, too, with one GPU.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if environment.get(name, "1") != "1":
+            return True
+    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return indexed and find_spec("kubernetes") is not None  # which JAX asks the cluster with
 
 
 def check_step(step):

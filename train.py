@@ -11,7 +11,7 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
     import pretrained
     import settings
 
-    COMMAND = settings.train_command()
+    COMMAND, CLUSTER = settings.train_command(), settings.cluster()
     pretrained.resolve(COMMAND[0].model)
 
 import ctypes
@@ -30,14 +30,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import jax_utils, struct
 from flax import linen as nn
+from flax import struct
 from jax import lax
+from jax.experimental import multihost_utils
 from jax.flatten_util import ravel_pytree
 from tqdm import tqdm
 
 import checkpoint
 import data
+import hosts
 import pretrained
 import settings
 from evaluate import MOST_PAIRS, evaluate, kept_threshold, make_scorer
@@ -58,34 +60,35 @@ def train_and_evaluate(config, workdir):
     Validation and test are evaluated with the checkpoint of lowest validation loss. A run that was
     interrupted and resumed ends with the same bits as one that was not.
     """
-    Thread(target=import_slow, daemon=True).start()
     keep_freed_memory()
-    config = resolve(config)
-    settings.check_workdir(config, workdir)
+    config, first = resolve(config), jax.process_index() == 0
+    if first:  # this process alone touches the run's folder
+        Thread(target=import_slow, daemon=True).start()
+        settings.check_workdir(config, workdir)
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score, state = make_scorer(model), create_state(config, model, optimizer)
     with ExitStack() as stack:
-        stack.enter_context(settings.lock(workdir))  # before anything in there is written
-        settings.save_config(config, workdir)
+        if first:
+            stack.enter_context(settings.lock(workdir))  # before anything in there is written
+            settings.save_config(config, workdir)
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
-        state = checkpoint.restore(checkpoints, state)
+        state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
         introduce(config, workdir, state, write)
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         train_step = make_train_step(config, model, optimizer)
         if int(state.step) < config.num_steps:
-            note_versions(workdir, int(state.step))
             train_step = compile_step(config, train_step, state)
         stack.enter_context(finishing_steps())
         for step, current, metrics in train(config, train_step, state, bar):
-            signalled = bool(SIGNALS)  # once: one may come at any moment
+            interrupted = bool(SIGNALS)  # once: one may come at any moment
             metrics["learning_rate"] = float(
                 schedule((step - 1) // settings.accumulated_steps(config))
             )
             write("scalars", step, {f"train/{name}": value for name, value in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
-            if due or signalled:
-                host_state = jax.device_get(jax_utils.unreplicate(current))
+            if due or interrupted:
+                host_state = to_host(current)
                 found = {"loss": math.inf}  # never the best
                 if due:
                     validation = evaluate(config, score, host_state.variables, "validation")
@@ -94,17 +97,21 @@ def train_and_evaluate(config, workdir):
                     found = validation.metrics
                 flush()  # no gap on resuming: curves before the checkpoint
                 checkpoint.save(checkpoints, host_state, found)
-            if signalled or (due and SIGNALS):
+            if interrupted or (due and SIGNALS):
                 checkpoint.wait(checkpoints)
+                hosts.part()
                 leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
         checkpoint.wait(checkpoints)
-        step, variables = checkpoint.restore_model(checkpoints, "best", state.variables, mend=True)
+        best = partial(checkpoint.restore_model, checkpoints, "best", state.variables, mend=True)
+        step, variables = hosts.from_first(best, (np.int64(0), state.variables))
     if SIGNALS:
+        hosts.part()
         leave(SIGNALS[0], "training is complete; the same command writes its report")
     splits = ("validation", "test")
-    threshold = kept_threshold(config, workdir, step)
+    threshold = kept_threshold(config, workdir, int(step))
     found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
-    write_report(config, workdir, step, found)
+    if first:
+        write_report(config, workdir, int(step), found)
 
 
 class TrainState(struct.PyTreeNode):
@@ -141,7 +148,7 @@ def keep_freed_memory():
 def resolve(config):
     """Returns a copy with "auto" replaced by what this machine computes with."""
     config = config.copy_and_resolve_references()
-    devices = jax.local_device_count()
+    devices = jax.device_count()
     if config.batch_size % devices:
         text = f"must be divisible by the number of devices ({devices})"
         settings.stop(f"--config.batch_size={config.batch_size}: {text}")
@@ -223,17 +230,26 @@ def make_train_step(config, model, optimizer):
 
 
 def mean_over_devices(tree):
-    """Averages over AXIS in one piece: leaf by leaf would cost one message each."""
+    """Averages over AXIS; in one piece, since leaf by leaf would cost a message each.
+
+    But for GPUs: there XLA gathers leaves into messages of 30 MB and sends them while it computes.
+    """
     if lax.axis_size(AXIS) == 1:
         return tree
+    if jax.default_backend() == "gpu":
+        return lax.pmean(tree, AXIS)
     vector, unravel = ravel_pytree(tree)
     return unravel(lax.pmean(vector, AXIS))
 
 
 def compile_step(config, train_step, state):
-    """Compiles a pmapped step ahead, so that no step's time contains it."""
-    batch = to_devices(data.make_batch(config, "train", 0))
-    return train_step.lower(jax_utils.replicate(state), batch).compile()
+    """Compiles a pmapped step ahead, so that no step's time contains it.
+
+    Unlike the pmapped one it takes and gives arrays over the devices of all processes.
+    """
+    count = jax.local_device_count()
+    batch = split(own_part(config, 0), count)
+    return train_step.lower(copies(state, count), batch).compile()
 
 
 def train(config, train_step, state, bar):
@@ -246,16 +262,15 @@ def train(config, train_step, state, bar):
     Raises FloatingPointError at a step whose metrics are not finite.
     """
     start, end = int(state.step), config.num_steps
-    host = jax.process_index(), jax.process_count()
     batches = data.prefetch(
-        lambda step: to_devices(data.make_batch(config, "train", step, *host)),
+        lambda step: to_devices(own_part(config, step)),
         range(start, end),
         workers=min(8, os.cpu_count()),
     )
     intervals = (config.log_every_steps, config.eval_every_steps)
     steps = range(start + 1, end + 1)
     due = (s for s in steps if s == end or any(s % i == 0 for i in intervals))
-    state = jax_utils.replicate(state)
+    state = on_devices(copies(state, jax.local_device_count()))
     for done, until in itertools.pairwise(itertools.chain([start], due)):
         history, began = [], time.perf_counter()
         for batch in itertools.islice(batches, until - done):
@@ -263,19 +278,45 @@ def train(config, train_step, state, bar):
             history.append(metrics)
             bar.update()
             history[-2:-1] = jax.device_get(history[-2:-1])  # one step ahead of the device, no more
-            if SIGNALS or not all(map(is_finite, history[-2:-1])):
+            if signalled(done + len(history)) or not all(map(is_finite, history[-2:-1])):
                 break
         history = jax.device_get(history)
         rate = config.batch_size * len(history) / (time.perf_counter() - began)
         yield done + len(history), state, summarize(history, done, rate, bar)
 
 
+def own_part(config, step):
+    """The part of a step's batch that is this process's."""
+    return data.make_batch(config, "train", step, jax.process_index(), jax.process_count())
+
+
 def to_devices(batch, devices=None):
-    """Splits a batch over this process's devices, in the layout that pmap takes."""
-    devices = devices or jax.local_devices()
-    sharding = jax.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), jax.P(AXIS))
-    parts = (field.reshape(len(devices), -1, *field.shape[1:]) for field in batch)
-    return data.Batch(*(jax.device_put(part, sharding) for part in parts))
+    """Places a process's part of a batch on its devices, or on some of all devices."""
+    devices = devices or jax.devices()
+    local = sum(device.process_index == jax.process_index() for device in devices)
+    return on_devices(split(batch, local), devices)
+
+
+def split(batch, count):
+    """A batch with a leading axis of so many devices, in the layout that pmap takes."""
+    return data.Batch(*(field.reshape(count, -1, *field.shape[1:]) for field in batch))
+
+
+def copies(state, count):
+    """A state with a leading axis of so many devices."""
+    return jax.tree.map(lambda leaf: np.stack([leaf] * count), state)
+
+
+def on_devices(tree, devices=None):
+    """Places arrays [devices of this process, ...] as its part of [all devices, ...]."""
+    mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), (AXIS,))
+    return jax.make_array_from_process_local_data(jax.NamedSharding(mesh, jax.P(AXIS)), tree)
+
+
+def to_host(state):
+    """One of a state's copies, as host arrays; its buffers are its own, the next step takes those
+    of the state."""
+    return jax.device_get(jax.tree.map(lambda leaf: leaf.addressable_data(0)[0], state))
 
 
 def summarize(history, done, rate, bar):
@@ -311,13 +352,13 @@ def progress_bar(config, step):
         total=config.num_steps,
         initial=step,
         bar_format=form,
-        disable=not sys.stderr.isatty(),
+        disable=jax.process_index() > 0 or not sys.stderr.isatty(),
         dynamic_ncols=True,
     )
 
 
 def introduce(config, workdir, state, write):
-    """Says what is trained and from where; TensorBoard gets config and parameter table, once."""
+    """Says and notes what is trained and from where; TensorBoard gets config and table, once."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
@@ -327,6 +368,8 @@ def introduce(config, workdir, state, write):
     )
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
+    elif jax.process_index() == 0:
+        note_versions(workdir, step)
     if step == 0:
         from clu import parameter_overview
 
@@ -338,18 +381,32 @@ def introduce(config, workdir, state, write):
 SIGNALS = []  # the one that came while steps were trained
 
 
+def signalled(step):
+    """Whether a signal came and this step is to be the last: of several processes the same step."""
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+        SIGNALS.append(signal.SIGTERM)
+    return bool(SIGNALS)
+
+
 @contextmanager
 def finishing_steps():
-    """In here a first signal is only noted, so that the step that runs ends and is saved."""
+    """In here a first signal is only noted, so that the step that runs ends and is saved.
+
+    Where there are several processes JAX handles SIGTERM and tells the others.
+    """
 
     def note(number, _):
-        SIGNALS.append(number)
+        if alone:
+            SIGNALS.append(number)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
         for each in before:
             signal.signal(each, leave_at_once)
 
     SIGNALS.clear()
+    alone = jax.process_count() == 1
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+    for number in before if alone else (signal.SIGINT,):
         signal.signal(number, note)
     try:
         yield
@@ -371,4 +428,5 @@ def leave(number, text):
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave_at_once)
-    train_and_evaluate(*COMMAND)
+    with hosts.joined(CLUSTER, settings.flatten(COMMAND[0].to_dict())):
+        train_and_evaluate(*COMMAND)
