@@ -1,0 +1,320 @@
+"""Several processes on this machine, each started as a user would start it."""
+
+import functools
+import json
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from conftest import ENVIRONMENT, ROOT, run, tiny_config, tiny_options
+from test_train import curve, leaves
+
+import checkpoint
+import data
+import evaluate
+import settings
+import train
+from model import create_model
+
+LONG = {"num_steps": 20, "log_every_steps": 1, "eval_every_steps": 5}
+LONG |= {"model.encoder": "cnn"}  # which compiles sooner
+WORKER = """
+import sys; sys.path.insert(0, {root!r})
+import json, os, signal
+from functools import partial
+import settings
+command, cluster = settings.train_command(), settings.cluster()
+import jax
+import checkpoint, hosts, train
+from model import create_model
+from pathlib import Path
+config, workdir = command
+with hosts.joined(cluster, {{}}):
+    config, results = train.resolve(config), Path({results!r})
+    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
+    state = train.create_state(config, model, optimizer)
+    workdir.mkdir(exist_ok=True)
+    with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as manager:
+        state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
+        found = {{"restored": checkpoint.digest(state), "losses": []}}
+        config.num_steps = int(state.step) + {steps}
+        step = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
+        for _, current, metrics in train.train(config, step, state, train.progress_bar(config, 0)):
+            found["losses"].append(metrics["loss"])
+            host_state = train.to_host(current)
+            checkpoint.save(manager, host_state, {{"loss": 1.0}})
+        found["left"] = checkpoint.digest(host_state)
+    (results / f"{{jax.process_index()}}.json").write_text(json.dumps(found))
+"""
+
+
+def start(count, *command, devices=1, heartbeat=30, environments=None):
+    """Starts a program as so many processes, by flags or by what each environment says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    started = []
+    for i in range(count):
+        flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
+        flags = [] if environments else [*flags, f"--heartbeat_seconds={heartbeat}"]
+        own = environments[i] if environments else {}
+        environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | own
+        line = [sys.executable, *command, *flags]
+        started.append(subprocess.Popen(line, env=environment, cwd=ROOT, **pipes))
+    return started
+
+
+def finish(processes, timeout=120):
+    """[(exit code, output, errors)] once all have ended; none is left behind."""
+    try:
+        ended = [process.communicate(timeout=timeout) for process in processes]
+        return [(p.returncode, *texts) for p, texts in zip(processes, ended, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def until(process, text):
+    while not (printed := process.stdout.readline()).startswith(text):
+        assert printed, process.stderr.read()
+
+
+def work(processes, devices, steps, folder, **changes):
+    """Trains some steps and returns what each process saw: digests of the state, losses."""
+    code = WORKER.format(root=str(ROOT), results=str(folder), steps=steps)
+    options = [f"--workdir={folder / 'run'}", *tiny_options(**LONG | changes)]
+    ended = finish(start(processes, "-c", code, *options, devices=devices))
+    assert [code for code, *_ in ended] == [0] * processes, ended
+    return [json.loads((folder / f"{i}.json").read_text()) for i in range(processes)]
+
+
+@functools.cache
+def one_process():
+    """(state after one step, losses of 20 steps) of one process with one device."""
+    config = tiny_config()
+    config.update_from_flattened_dict(LONG)
+    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
+    train_step, first, losses = train.make_train_step(config, model, optimizer), None, []
+    device = jax.devices()[:1]
+    state = train.on_devices(train.copies(train.create_state(config, model, optimizer), 1), device)
+    for step in range(20):
+        batch = train.to_devices(data.make_batch(config, "train", step), device)
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]) / config.batch_size)
+        first = first or train.to_host(state)
+    return first, losses
+
+
+def left(workdir):
+    """(step, digest) of a run's newest checkpoint."""
+    with checkpoint.open_checkpoints(workdir) as manager:
+        state = checkpoint.restore(manager, one_process()[0])
+    return int(state.step), checkpoint.digest(state)
+
+
+def check_learnt(found, folder):
+    """The same gradient and losses as one process; the same bits on all."""
+    first, losses = one_process()
+    np.testing.assert_allclose(found[-1]["losses"], losses, rtol=1e-2)
+    assert len({one["left"] for one in found}) == 1
+    with checkpoint.open_checkpoints(folder / "run") as manager:
+        other = checkpoint.restore_items(manager, 1, **checkpoint.split(first))["training"]
+    for a, b in leaves(first.opt_state, other["opt_state"]):  # first moment: gradient, scaled
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-12
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """(what two processes found in 20 steps without faults, their folder)."""
+    folder = tmp_path_factory.mktemp("two")
+    return work(2, 1, 20, folder), folder
+
+
+def test_two_processes_learn_what_one_does(two):
+    check_learnt(*two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes, devices", [(4, 1), (2, 2), (2, 4)])
+def test_several_processes_learn_what_one_does(processes, devices, tmp_path):
+    check_learnt(work(processes, devices, 20, tmp_path), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """A run of two processes of which one was killed: (workdir, how they ended, and at last)."""
+    workdir = tmp_path_factory.mktemp("resumed") / "run"
+    command = ["train.py", f"--workdir={workdir}", *tiny_options(**LONG)]
+    first, second = start(2, *command)
+    until(first, "step 7:")
+    second.kill()
+    return workdir, finish([first, second], timeout=25), finish(start(2, *command))
+
+
+def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(two, resumed):
+    workdir, ((code, _, errors), _), ((last, printed, _), _) = resumed
+    assert (code, last) == (1, 0)
+    assert re.fullmatch(r"error: lost host 1 \(.+\); the same command .* resumes\n", errors)
+    assert "on 2 x cpu; resumed at step 5" in printed
+    whole = two[0][0]
+    assert left(workdir) == (20, whole["left"])
+    losses = [loss for _, loss in curve(workdir, "train/loss")]
+    np.testing.assert_allclose(losses, whole["losses"], rtol=1e-6)
+
+
+def test_the_first_process_alone_writes_and_speaks(resumed):
+    workdir, _, ((_, first, _), (code, second, errors)) = resumed
+    assert (code, errors) == (0, "") and "roc_auc" in first and "step" not in second
+    assert len(list(workdir.glob("events*"))) == 4  # two starts' marks and curves
+    assert (workdir / "evaluation" / "report.html").exists()
+
+
+def test_several_processes_evaluate_to_the_same_numbers(resumed):
+    """As four devices of one process do, of which each takes another part of the pairs."""
+    workdir, *_ = resumed
+    config = settings.load_config(workdir)
+    model = create_model(config)
+    found = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    step, variables = evaluate.load_variables(config, workdir, model, str(found["step"]))
+    here = evaluate.evaluate(config, evaluate.make_scorer(model), variables, "test").metrics
+    assert step == found["step"] and here["pairs"] == found["pairs"] == 9216
+    for name in ("loss", "accuracy", "roc_auc", "brier", "eer", "wrong"):
+        assert here[name] == pytest.approx(found[name], rel=1e-5), name
+
+
+@pytest.mark.slow
+def test_sigterm_on_one_has_all_save_the_same_step(tmp_path):
+    options = tiny_options(num_steps=4000, log_every_steps=1, eval_every_steps=4000)
+    processes = start(2, "train.py", f"--workdir={tmp_path / 'run'}", *options)
+    until(processes[0], "step 3:")
+    processes[1].send_signal(signal.SIGTERM)
+    ended = finish(processes)
+    assert [code for code, *_ in ended] == [128 + signal.SIGTERM] * 2
+    pattern = r"interrupted: saved at step (\d+); the same command resumes there\n"
+    steps = {re.search(pattern, errors)[1] for _, _, errors in ended}
+    assert steps == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+
+
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+SLURM |= {"SLURM_STEP_NUM_TASKS": "2"}
+OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "77824.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
+NAMES = {"slurm": ("SLURM_PROCID", "SLURM_LOCALID")}
+NAMES |= {"open mpi": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")}
+
+
+@pytest.mark.parametrize("launcher, shared", [("slurm", SLURM), ("open mpi", OPEN_MPI)])
+def test_launchers_are_recognised_and_another_config_is_refused_by_all(launcher, shared, tmp_path):
+    own = [shared | dict.fromkeys(NAMES[launcher], str(i)) for i in range(2)]
+    own[1] |= {"JAX_NUM_CPU_DEVICES": "2"}
+    ended = finish(start(2, "train.py", f"--workdir={tmp_path / 'run'}", environments=own))
+    assert [code for code, *_ in ended] == [1, 1]
+    for _, _, errors in ended:
+        assert re.fullmatch(
+            r"error: all hosts must be started alike: number of devices is 1 on host 0 \(.+\), "
+            r"2 on host 1 \(.+\)\n",
+            errors,
+        )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "environment, several",
+    [
+        ({}, False),
+        (SLURM, True),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # srun --pty in an allocation for two
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, False),  # sbatch, no srun
+        (OPEN_MPI, True),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, False),
+    ],
+)
+def test_alone_in_an_allocation_is_alone(environment, several):
+    assert settings.managed(environment) == several
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_where_the_others_are_missing_one_line_says_so(process, tmp_path):
+    flags = ["--coordinator=127.0.0.1:1025", "--num_processes=2", f"--process_id={process}"]
+    options = [f"--workdir={tmp_path / 'run'}", *tiny_options(), *flags, "--join_seconds=1"]
+    refused = run("train.py", *options)
+    assert refused.returncode == 1 and not (tmp_path / "run").exists()
+    assert "not all processes joined the coordinator (127.0.0.1:1025) in 1 s" in refused.stderr
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "flags, text",
+    [
+        ("--process_id=0", "--coordinator, --num_processes missing"),
+        ("--coordinator=a --num_processes=2 --process_id=0", "must be host:port"),
+        ("--coordinator=a:65536 --num_processes=2 --process_id=0", "must be host:port"),
+        ("--coordinator=a:1 --num_processes=2 --process_id=2", "must be from 0 to 1"),
+        ("--coordinator=a:1 --num_processes=0 --process_id=0", "must be at least 1"),
+        ("--heartbeat_seconds=9", "must be at least 10"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, text, tmp_path):
+    refused = run("train.py", f"--workdir={tmp_path / 'run'}", *flags.split())
+    assert refused.returncode == 1 and not (tmp_path / "run").exists()
+    assert text in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_evaluate_over_two_processes_of_two_devices(resumed):
+    workdir, *_ = resumed
+    options = ["evaluate.py", f"--workdir={workdir}", "--split=validation"]
+    assert run(*options).returncode == 0
+    one = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert [code for code, *_ in finish(start(2, *options, devices=2))] == [0, 0]
+    several = json.loads((workdir / "evaluation" / "metrics.json").read_text())
+    assert several.keys() == one.keys() and several["confusion"] == one["confusion"]
+    assert several["loss"] == pytest.approx(one["loss"], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_checkpoints_move_between_all_numbers_of_processes_and_devices(tmp_path):
+    """Each shape takes over the bits that the one before it left, on every process."""
+    changes = {"batch_size": 16, "optimizer.nominal_batch_size": 16}
+    shapes, before = [(p, d) for p in (1, 2, 4) for d in (1, 2, 4)], None
+    random.Random(0).shuffle(shapes)
+    for shape in [*shapes, shapes[0]]:
+        found = work(*shape, 2, tmp_path, **changes)
+        assert before is None or {one["restored"] for one in found} == {before}, shape
+        (before,) = {one["left"] for one in found}
+        print(shape, before[:8])
+
+
+@pytest.mark.slow
+def test_whichever_process_is_killed_whenever_no_bit_is_lost(resumed, tmp_path):
+    command = ["train.py", f"--workdir={tmp_path / 'run'}", *tiny_options(**LONG)]
+    command += ["--join_seconds=20"]
+    seed = time.time_ns()
+    print(f"random.Random({seed})")
+    chance, kills, rounds = random.Random(seed), 0, 0
+    while kills < 10:
+        rounds += 1
+        if (tmp_path / "run" / "checkpoints" / "20").exists():
+            assert left(tmp_path / "run") == left(resumed[0])
+            (tmp_path / "run").rename(tmp_path / f"complete {rounds}")
+        processes = start(2, *command)
+        time.sleep(chance.uniform(0, 12))
+        victim = chance.randrange(2)
+        killed = processes[victim].poll() is None
+        processes[victim].kill()
+        began = time.monotonic()
+        code, _, errors = finish(processes, timeout=40)[1 - victim]
+        kills += killed
+        print(f"host {victim}: other ended with {code} after {time.monotonic() - began:.1f} s")
+        print(errors[-300:])
+        assert code != 0 or not killed
+    assert finish(start(2, *command))[0][0] == 0
+    assert left(tmp_path / "run") == left(resumed[0])
