@@ -25,7 +25,7 @@ from settings import stop
 
 TROUBLE = "trouble"  # the key under which a host tells the others what it ends of
 GRACE = 5  # seconds in which every host that lives answers a roll call
-NAMES, ENDING = [], Event()
+NAMES, ENDING, COMPLETE = [], Event(), Event()
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def joined(cluster, values):
     except Exception as error:  # of a collective with a lost host, of many kinds
         find_coordinator()
         tell("")
-        time.sleep(2 * GRACE)  # the roll call ends this process, if a host is lost
+        COMPLETE.wait(cluster.heartbeat_seconds)  # a roll call ends this process if a host is lost
         traceback.print_exc()
         fail(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
@@ -110,6 +110,8 @@ def watch(seconds):
         try:
             wait = 1000 * GRACE if text == "" else 600 * seconds
             client.wait_at_barrier("roll call", wait)
+            if text == "":
+                COMPLETE.set()
         except JaxRuntimeError as error:
             end(lost(error))
 
