@@ -311,10 +311,10 @@ def test_whichever_process_is_killed_whenever_no_bit_is_lost(resumed, tmp_path):
         killed = processes[victim].poll() is None
         processes[victim].kill()
         began = time.monotonic()
-        code, _, errors = finish(processes, timeout=40)[1 - victim]
-        kills += killed
-        print(f"host {victim}: other ended with {code} after {time.monotonic() - began:.1f} s")
+        code, _, errors = finish(processes)[1 - victim]
+        kills, seconds = kills + killed, time.monotonic() - began
+        print(f"host {victim} killed: the other ended with {code} after {seconds:.1f} s")
         print(errors[-300:])
-        assert code != 0 or not killed
+        assert not killed or (code != 0 and seconds < 35)  # the heartbeat, and some
     assert finish(start(2, *command))[0][0] == 0
     assert left(tmp_path / "run") == left(resumed[0])
