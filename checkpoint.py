@@ -30,7 +30,7 @@ ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends wit
 
 @contextmanager
 def opened(workdir, **keep):
-    """A context with the CheckpointManager of a run that is trained: see `open_checkpoints`.
+    """A context with the CheckpointManager of a run that is trained, in the first process alone.
 
     Ends the program where numbers that are not finite come up in it: training diverged.
     """
