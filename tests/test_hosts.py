@@ -41,6 +41,8 @@ with hosts.joined(cluster, {{}}):
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
     workdir.mkdir(exist_ok=True)
+    if jax.process_index() == 0:
+        settings.save_config(config, workdir)
     with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as manager:
         state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
