@@ -13,7 +13,6 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
-from flax import jax_utils
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -54,7 +53,7 @@ def main(_):
 
 
 def time_bare(config, step, state, batches):
-    state = jax_utils.replicate(state)
+    state = train.on_devices(train.copies(state, jax.local_device_count()))
     jax.block_until_ready(state)
     began = time.perf_counter()
     for index in range(STEPS.value):

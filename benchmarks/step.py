@@ -133,7 +133,6 @@ def work(config, name, folder):
 
 def with_jax(config, weights):
     import jax
-    from flax import jax_utils
     from flax.traverse_util import flatten_dict
 
     import train
@@ -149,7 +148,8 @@ def with_jax(config, weights):
     }
     np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
     compiled = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
-    score, held = make_scorer(model), [jax_utils.replicate(state)]
+    held = [train.on_devices(train.copies(state, jax.local_device_count()))]
+    score = make_scorer(model)
     pairs = validation_pairs(config)
 
     def step(batch, wait=True):

@@ -213,7 +213,8 @@ def test_the_ladder_is_printed(scratch_run, capsys):
     model = create_model(config)
     _, variables = evaluate.load_variables(config, scratch_run, model, "best")
     evaluate.climb_nuisances(config, evaluate.make_scorer(model), variables, 0.0)
-    lines = capsys.readouterr().out.splitlines()
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.endswith("accuracy of 60 pairs")
     assert [line[:16].strip() for line in lines] == [name for name, _ in nuisances.ladder(config)]
     assert all(0 <= float(line[16:22]) <= 1 for line in lines)
 
@@ -223,8 +224,8 @@ def test_the_ladder_is_printed(scratch_run, capsys):
     [
         (["--threshold=2"], "a number between 0 and 1, accuracy, or far:RATE"),
         (["--threshold=far:-1"], "a number between 0 and 1, accuracy, or far:RATE"),
-        (["--images=nothing.png,other.png"], "nothing.png cannot be read"),
-        (["--images=nothing.png"], "two files, or a folder of two images or more"),
+        (["--images=nothing.png,other.png"], "no such file or folder: nothing.png, other.png"),
+        (["--images=nothing.png"], "no such file or folder: nothing.png"),
         (["--images=."], "two files, or a folder of two images or more"),
     ],
 )

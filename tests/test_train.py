@@ -277,6 +277,8 @@ def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole
     third = subprocess.Popen(command, **pipes)
     assert "parameters" in third.stdout.readline()
     third.kill()
+    for process in (first, third):
+        process.communicate()
 
 
 @pytest.mark.slow
@@ -285,7 +287,7 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
     options = [f"--workdir={tmp_path / 'run'}", *tiny_options(num_steps=2000, eval_every_steps=2)]
     command = [sys.executable, str(ROOT / "train.py"), *options]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
-    while "step 4: validation" not in process.stdout.readline():
+    while "step 20: validation" not in process.stdout.readline():
         assert process.poll() is None
     reader = Thread(target=process.stdout.read)
     reader.start()
