@@ -112,7 +112,8 @@ def save(manager, state, metrics):
     items = split(state)
     args = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
-    args |= {"checksums": ocp.args.JsonSave({"items": sums, "sha256": text_digest(sums)})}
+    sums = {"items": sums, "metrics": metrics}
+    args |= {"checksums": ocp.args.JsonSave(sums | {"sha256": text_digest(sums)})}
     args = ocp.args.Composite(**args)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
     with explained(manager):
@@ -192,7 +193,8 @@ def restore_items(manager, step, **targets):
     """Restores items as NumPy arrays and checks each bit of them against the checksums."""
     sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
     try:
-        saved, intact = sums["items"], sums["sha256"] == text_digest(sums["items"])
+        saved, wanted = sums["items"], {key: sums[key] for key in ("items", "metrics")}
+        intact = sums["sha256"] == text_digest(wanted)
     except (KeyError, TypeError):
         intact = False
     if not intact:
@@ -259,7 +261,10 @@ def check_metrics(folder, write):
         if not path.parent.name.isdecimal():
             continue
         try:
-            intact = isinstance(json.loads((path / "metrics").read_text())["loss"], float)
+            metrics = json.loads((path / "metrics").read_text())
+            intact = isinstance(metrics["loss"], float)
+            sums = json.loads((path.parent / "checksums" / "metadata").read_text())
+            intact = intact and metrics == sums["metrics"]
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             intact = False
         if not intact and write:

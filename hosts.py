@@ -39,7 +39,7 @@ def joined(cluster, values):
         yield
         return
     join(cluster)
-    agree(values)
+    agree(values, cluster.join_seconds)
     Thread(target=watch, args=(cluster.heartbeat_seconds,), daemon=True).start()
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
@@ -81,13 +81,15 @@ def join(cluster):
         late.cancel()
 
 
-def agree(values):
+def agree(values, seconds):
     """Ends the program on all hosts, naming the keys, unless they were started with the same."""
     client, count = global_state.client, jax.process_count()
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
     client.key_value_set(f"host/{jax.process_index()}", json.dumps([platform.node(), values]))
-    found = [json.loads(client.blocking_key_value_get(f"host/{i}", 10**5)) for i in range(count)]
+    found = [
+        json.loads(client.blocking_key_value_get(f"host/{i}", 1000 * seconds)) for i in range(count)
+    ]
     NAMES[:] = [f"host {i} ({name})" for i, (name, _) in enumerate(found)]
     first = found[0][1]
     for name, (_, other) in zip(NAMES, found, strict=True):
@@ -153,7 +155,8 @@ def fail(text):
 
 def tell(text):
     with suppress(JaxRuntimeError):  # of a host that is lost itself
-        global_state.client.key_value_set(TROUBLE, text, allow_overwrite=True)
+        # No text only has the roll called: it takes the place of none.
+        global_state.client.key_value_set(TROUBLE, text, allow_overwrite=bool(text))
 
 
 def end(text):

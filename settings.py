@@ -15,7 +15,7 @@ import signal
 import sys
 import warnings
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -295,15 +295,21 @@ def keep_compiled(folder):
     By default in the user's cache folder, by version and machine: a program is good for the
     instructions and the number of threads that it was compiled for.
     """
+    if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        base = Path(folder or base / "same-or-different").absolute()
+        if folder != "":
+            check_writable(base, f"--cache={base}")
+    except (RuntimeError, SystemExit):  # no home, or none to write to
+        if folder is not None:
+            raise
+        folder = ""
     if folder == "":
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return
-    if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    key = f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
-    folder = Path(folder or caches / "same-or-different" / key).absolute()
-    check_writable(folder, f"--cache={folder}")
+    folder = base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
@@ -320,14 +326,17 @@ def machine():
 
 
 def empty_cache(folder, show, message, *where, **options):
-    """Shows a warning; one of the cache empties it: a full disk leaves a part of a program there,
-    which could not be read at any later start."""
+    """Shows a warning; one of the cache empties it.
+
+    A full disk or a kill leaves a part of a program, which could not be read at any later start.
+    """
     if "persistent compilation cache" not in str(message):
         show(message, *where, **options)
-    else:
-        for path in folder.iterdir():
-            path.unlink(missing_ok=True)
-        print(f"warning: {' '.join(str(message).split())[:200]}; emptied {folder}", file=sys.stderr)
+        return
+    for path in folder.glob("*-cache"):  # JAX's own
+        with suppress(OSError):
+            path.unlink()
+    print(f"warning: {' '.join(str(message).split())[:200]}; emptied {folder}", file=sys.stderr)
 
 
 def named_workdir(name):
@@ -542,16 +551,21 @@ def save_config(config, workdir):
 @contextmanager
 def lock(workdir):
     """Keeps a second training out of a folder; the kernel gives it up when its holder dies."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / LOCK, "a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / LOCK, "a+")
+    except OSError as error:
+        stop(f"--workdir={workdir}: {error.strerror}")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
             stop(f"--workdir={workdir}: {file.read()} is training there; name another folder")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
+        with suppress(OSError):  # of a full disk: it is a name for others only
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
         yield
 
 

@@ -70,6 +70,7 @@ def train_and_evaluate(config, workdir):
     with ExitStack() as stack:
         if first:
             stack.enter_context(settings.lock(workdir))  # before anything in there is written
+            settings.check_workdir(config, workdir)  # what another one may have left meanwhile
             settings.save_config(config, workdir)
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)

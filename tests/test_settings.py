@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run, tiny_config
@@ -271,3 +273,29 @@ def test_random_command_lines_are_taken_or_answered_in_one_line(count, trained):
     options = [f"--count={count}", f"--train={trained}"]
     finished = subprocess.run([*command, *options], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
+
+
+def test_a_cache_that_cannot_be_read_is_emptied_of_programs_alone(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    shown = []
+    monkeypatch.setattr(warnings, "showwarning", lambda *details: shown.append(details))
+    settings.keep_compiled(str(tmp_path / "mine"))
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    assert folder.parent == tmp_path / "mine" and "jaxlib" in folder.name
+    folder.mkdir(parents=True)
+    for name in ("step-cache", "thesis.txt", "../thesis.txt"):
+        (folder / name).write_text("")
+    warnings.showwarning(UserWarning("another"), UserWarning, "file", 1)
+    assert (folder / "step-cache").exists() and len(shown) == 1
+    text = "Error reading persistent compilation cache entry for 'step'"
+    warnings.showwarning(UserWarning(text), UserWarning, "file", 1)
+    assert {path.name for path in folder.iterdir()} == {"thesis.txt"}
+    assert (tmp_path / "mine" / "thesis.txt").exists() and text in capsys.readouterr().err
+
+
+def test_where_no_cache_can_be_written_there_is_none(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "/dev/null"})
+    settings.keep_compiled(None)
+    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    with pytest.raises(SystemExit, match="--cache=/dev/null/x: /dev/null is not a folder"):
+        settings.keep_compiled("/dev/null/x")
