@@ -297,16 +297,15 @@ def keep_compiled(folder):
     """
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    try:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        base = Path(folder or base / "same-or-different").absolute()
-        if folder != "":
-            check_writable(base, f"--cache={base}")
-    except (RuntimeError, SystemExit):  # no home, or none to write to
-        if folder is not None:
-            raise
-        folder = ""
-    if folder == "":
+    base = Path(folder).absolute() if folder else None
+    if folder:
+        check_writable(base, f"--cache={base}")
+    elif folder is None:
+        with suppress(RuntimeError, SystemExit):  # no home, or none to write to
+            caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+            check_writable(caches, "cache")
+            base = caches / "same-or-different"
+    if base is None:
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         return
     folder = base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"

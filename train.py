@@ -64,13 +64,12 @@ def train_and_evaluate(config, workdir):
     config, first = resolve(config), jax.process_index() == 0
     if first:  # this process alone touches the run's folder
         Thread(target=import_slow, daemon=True).start()
-        settings.check_workdir(config, workdir)
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score, state = make_scorer(model), create_state(config, model, optimizer)
     with ExitStack() as stack:
         if first:
             stack.enter_context(settings.lock(workdir))  # before anything in there is written
-            settings.check_workdir(config, workdir)  # what another one may have left meanwhile
+            settings.check_workdir(config, workdir)  # again: another one may have come before
             settings.save_config(config, workdir)
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)

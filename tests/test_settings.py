@@ -297,5 +297,6 @@ def test_where_no_cache_can_be_written_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "/dev/null"})
     settings.keep_compiled(None)
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
+    settings.keep_compiled("")
     with pytest.raises(SystemExit, match="--cache=/dev/null/x: /dev/null is not a folder"):
         settings.keep_compiled("/dev/null/x")
