@@ -7,13 +7,15 @@
 Images are uint8 [batch, height, width, channels], 0 ... 255; they become floats on the device.
 """
 
-from functools import partial, reduce
+from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+
+from convolution import convolve, max_pool
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 
@@ -317,7 +319,7 @@ def layers(dtype, train):
         conv_general_dilated=convolve,
     )
     norm = partial(
-        nn.BatchNorm,
+        BatchNorm,
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
@@ -325,6 +327,13 @@ def layers(dtype, train):
         axis_name=AXIS if train else None,
     )
     return conv, norm
+
+
+class BatchNorm(nn.BatchNorm):
+    """Of [pixels, channels]: XLA sums over the one axis of a matrix far faster than over three."""
+
+    def __call__(self, x):
+        return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 class BasicBlock(nn.Module):
@@ -346,49 +355,3 @@ class BasicBlock(nn.Module):
             x = self.conv(self.features, (1, 1), strides=strides, padding=0, name="downsample_0")(x)
             x = self.norm(name="downsample_1")(x)
         return nn.relu(x + y)
-
-
-def convolve(x, kernel, strides, padding, **options):
-    """`lax.conv_general_dilated` as `nn.Conv` calls it; on CPU as one matrix product.
-
-    XLA's CPU convolutions and most of all their gradients run far below the speed of its matrix
-    products. Patches [n, height, width, taps * channels] times the kernel [taps * channels,
-    features] are the same sums. Taps that meet nothing but padding are left out, exactly: on a
-    1x1 map that leaves one of a 3x3 kernel's nine.
-    """
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    rows, columns = map(taps, x.shape[1:3], kernel.shape[:2], strides, padding)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    x = jnp.concatenate([x[:, row] for row in rows.values()], axis=-1)
-    x = jnp.concatenate([x[:, :, column] for column in columns.values()], axis=-1)
-    kernel = kernel[min(rows) : max(rows) + 1, min(columns) : max(columns) + 1]
-    return x @ kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
-
-
-def taps(size, kernel_size, stride, padding):
-    """One axis of a convolution: {tap: slice of the padded axis that it is multiplied with}.
-
-    From the first tap to the last that meets any of the `size` pixels between the padding.
-    """
-    low, high = padding
-    count = (size + low + high - kernel_size) // stride + 1
-    met = [t for t in range(kernel_size) for i in range(count) if 0 <= t + stride * i - low < size]
-    kept = range(min(met), max(met) + 1) if met else range(1)
-    return {tap: slice(tap, tap + stride * (count - 1) + 1, stride) for tap in kept}
-
-
-def max_pool(x):
-    """3x3 max-pool of stride 2 and padding 1 of non-negative maps [n, height, width, channels].
-
-    On CPU as maxima of strided slices, columns first: XLA's own gradient takes 15 times as long.
-    The same gradient: of equal maxima the first in reading order receives it.
-    """
-    if jax.default_backend() != "cpu":
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    for axis in (2, 1):
-        size = x.shape[axis] - 2
-        parts = [lax.slice_in_dim(x, tap, tap + size, 2, axis) for tap in range(3)]
-        x = reduce(lambda first, other: jnp.where(first >= other, first, other), parts)
-    return x

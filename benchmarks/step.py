@@ -5,7 +5,7 @@
     python benchmarks/step.py --config=configs/light.py --config.batch_size=512
 
 Two processes, of which one works at a time: A B A B. Both start with the same weights and must come
-to the same loss and the same answers first. Batches lie ready on the device. Also what there was of
+to the same loss, gradient norm and answers first. Batches lie ready on the device. Also what there was of
 memory at most, imports included.
 """
 
@@ -82,9 +82,9 @@ def report(config, first, times, memory):
 
 
 def check(first, config):
-    """Ends the program unless both compute the same: losses of three steps, answers before them."""
-    bound = 1e-3 if first["jax"]["dtype"] == "float32" else 5e-2
-    for key in ("losses", "answers"):
+    """Ends the program unless both compute the same, to what deep networks make of rounding."""
+    bound = 1e-2 if first["jax"]["dtype"] == "float32" else 5e-2
+    for key in ("loss", "gradient_norm", "answers"):
         ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
         if not np.allclose(ours, theirs, rtol=bound, atol=bound):
             settings.stop(f"{key} differ: {ours} and {theirs}")
@@ -113,15 +113,14 @@ def work(config, name, folder):
         began = time.perf_counter()
         if question == "check\n":
             answers = np.float64(evaluate()[:5]).tolist()
-            print(
-                json.dumps(about | {"answers": answers, "losses": [step(b) for b in batches[:3]]})
-            )
+            loss, norm = step(batches[0])
+            print(json.dumps(about | {"answers": answers, "loss": loss, "gradient_norm": norm}))
         elif question == "memory\n":
             print(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1] + "000")
         elif question == "steps\n":
             for i in range(STEPS.value):
-                loss = step(batches[i % BATCHES], wait=i == STEPS.value - 1)
-            assert np.isfinite(loss)
+                found = step(batches[i % BATCHES], wait=i == STEPS.value - 1)
+            assert np.isfinite(found).all()
             print(time.perf_counter() - began)
         elif question == "evaluate\n":
             evaluate()
@@ -154,7 +153,8 @@ def with_jax(config, weights):
 
     def step(batch, wait=True):
         held[0], metrics = compiled(held[0], batch)
-        return float(metrics["loss"]) / config.batch_size if wait else None
+        if wait:
+            return float(metrics["loss"]) / config.batch_size, float(metrics["gradient_norm"])
 
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     about = {"version": jax.__version__, "device": device, "dtype": config.model.dtype}
@@ -168,12 +168,13 @@ def with_torch(config, weights):
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     arrays = dict(np.load(weights))
-    train_step, score, place = torch_siamese.prepare(config, arrays, COMPILED.value)
+    train_step, gradient_norm, score, place = torch_siamese.prepare(config, arrays, COMPILED.value)
     pairs = validation_pairs(config)
 
     def step(batch, wait=True):
         loss = train_step(*batch)
-        return loss.item() if wait else None
+        if wait:
+            return loss.item(), gradient_norm().item()
 
     return {"version": torch.__version__}, step, lambda: score(pairs), place
 

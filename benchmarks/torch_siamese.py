@@ -103,7 +103,8 @@ class BasicBlock(nn.Module):
 
 
 def prepare(config, arrays, compiled):
-    """Returns train_step(image1, image2, label) -> loss, evaluate(pairs) -> logits, place(batch).
+    """Returns train_step(image1, image2, label) -> loss, gradient_norm() of the step before,
+    evaluate(pairs) -> logits and place(batch).
 
     arrays: the weights, {PyTorch's name: array}.
     """
@@ -137,6 +138,9 @@ def prepare(config, arrays, compiled):
         optimizer.step()
         return loss
 
+    def gradient_norm():
+        return torch.nn.utils.get_total_norm([p.grad for p in network.parameters()])
+
     @torch.inference_mode()
     def evaluate(pairs):
         network.eval()
@@ -150,4 +154,4 @@ def prepare(config, arrays, compiled):
     def place(batch):
         return [torch.from_numpy(field).to(device) for field in batch[:3]]
 
-    return train_step, evaluate, place
+    return train_step, gradient_norm, evaluate, place

@@ -1,0 +1,138 @@
+"""Convolutions and max-pooling that are fast on CPU; on accelerators they are XLA's own."""
+
+from functools import partial, reduce
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def convolve(x, kernel, strides, padding, **options):
+    """`lax.conv_general_dilated` as `nn.Conv` calls it: the same sums, on CPU in other ways.
+
+    There XLA's forward pass is fast unless maps or kernels are small; its gradients, but for that
+    of the input at stride 1, run at a tenth of the speed of a matrix product and less.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    return convolve_on_cpu(x, kernel, tuple(strides), tuple(padding))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve_on_cpu(x, kernel, strides, padding):
+    way = convolve_directly if suits_xla(x, kernel, strides, padding) else multiply_patches
+    return way(x, kernel, strides, padding)
+
+
+def forward(x, kernel, strides, padding):
+    return convolve_on_cpu(x, kernel, strides, padding), (x, kernel)
+
+
+def backward(strides, padding, operands, gradient):
+    """The gradient of the input by convolutions of stride 1, that of the kernel by one product."""
+    x, kernel = operands
+    way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
+    _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
+    patches, kept = to_patches(x, kernel.shape, strides, padding)
+    weights, kernel_gradient = jax.vjp(lambda kernel: to_matrix(kernel, kept), kernel)
+    # The transpose of what is wanted is what is fast: its rows are those of the smaller operand.
+    product = gradient.reshape(-1, gradient.shape[-1]).T @ patches.reshape(-1, len(weights))
+    return *input_gradient(gradient), *kernel_gradient(product.T)
+
+
+convolve_on_cpu.defvjp(forward, backward)
+
+
+def suits_xla(x, kernel, strides, padding):
+    """Whether XLA's convolution is at least as fast as a product; measured, on two cores.
+
+    Not below 4x4 pixels, where it can take 30 times as long, nor for a pixel's or a few weights.
+    """
+    rows, columns = map(output_size, x.shape[1:3], kernel.shape[:2], strides, padding)
+    return min(rows, columns) >= 4 and min(kernel.shape[:2]) > 1 and kernel.size > 512
+
+
+def output_size(size, kernel_size, stride, padding):
+    return (size + sum(padding) - kernel_size) // stride + 1
+
+
+def convolve_directly(x, kernel, strides, padding):
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
+
+
+def convolve_phases(x, kernel, strides, padding):
+    """A strided convolution as the sum of unstrided ones, of every so manieth pixel and tap."""
+    rows, columns = (
+        [*found] for found in map(phases, x.shape[1:3], kernel.shape[:2], strides, padding)
+    )
+    return sum(
+        convolve_directly(x[:, i, j], kernel[k, m], (1, 1), (pad_rows, pad_columns))
+        for i, k, pad_rows in rows
+        for j, m, pad_columns in columns
+    )
+
+
+def phases(size, kernel_size, stride, padding):
+    """One axis of it: the slices of pixels and taps that meet, and the padding."""
+    count = output_size(size, kernel_size, stride, padding)
+    for first in range(min(stride, size)):
+        low, tap = divmod(first + padding[0], stride)
+        if tap < kernel_size:
+            pixels, taps = len(range(first, size, stride)), len(range(tap, kernel_size, stride))
+            pad = low, count + taps - 1 - low - pixels
+            yield slice(first, None, stride), slice(tap, None, stride), pad
+
+
+def multiply_patches(x, kernel, strides, padding):
+    """Patches [n, height, width, taps * channels] times the kernel [taps * channels, features]."""
+    patches, kept = to_patches(x, kernel.shape, strides, padding)
+    return patches @ to_matrix(kernel, kept)
+
+
+def to_patches(x, kernel_shape, strides, padding):
+    """The pixels that each output pixel sees, [n, height, width, columns * rows * channels].
+
+    Also the slices of the kernel's rows and columns that they are multiplied with. Taps that meet
+    nothing but padding are left out, exactly: on a 1x1 map that leaves one of a 3x3 kernel's nine.
+    """
+    rows, columns = map(taps, x.shape[1:3], kernel_shape[:2], strides, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    x = jnp.concatenate([x[:, row] for row in rows.values()], axis=-1)
+    x = jnp.concatenate([x[:, :, column] for column in columns.values()], axis=-1)
+    return x, tuple(slice(min(kept), max(kept) + 1) for kept in (rows, columns))
+
+
+def to_matrix(kernel, kept):
+    """A kernel's kept taps as the matrix that patches are multiplied with."""
+    return kernel[kept].swapaxes(0, 1).reshape(-1, kernel.shape[-1])
+
+
+def taps(size, kernel_size, stride, padding):
+    """One axis of a convolution: {tap: slice of the padded axis that it is multiplied with}.
+
+    From the first tap to the last that meets any of the `size` pixels between the padding.
+    """
+    low, _ = padding
+    count = output_size(size, kernel_size, stride, padding)
+    met = [t for t in range(kernel_size) for i in range(count) if 0 <= t + stride * i - low < size]
+    kept = range(min(met), max(met) + 1) if met else range(1)
+    return {tap: slice(tap, tap + stride * (count - 1) + 1, stride) for tap in kept}
+
+
+def max_pool(x):
+    """3x3 max-pool of stride 2 and padding 1 of non-negative maps [n, height, width, channels].
+
+    On CPU as maxima of strided slices, columns first: XLA's own gradient takes 15 times as long.
+    The same gradient: of equal maxima the first in reading order receives it.
+    """
+    if jax.default_backend() != "cpu":
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    for axis in (2, 1):
+        size = x.shape[axis] - 2
+        parts = [lax.slice_in_dim(x, tap, tap + size, 2, axis) for tap in range(3)]
+        x = reduce(lambda first, other: jnp.where(first >= other, first, other), parts)
+    return x
