@@ -5,8 +5,8 @@
     python benchmarks/step.py --config=configs/light.py --config.batch_size=512
 
 Two processes, of which one works at a time: A B A B. Both start with the same weights and must come
-to the same loss, gradient norm and answers first. Batches lie ready on the device. Also what there was of
-memory at most, imports included.
+to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
+memory that there was, imports included.
 """
 
 import json
@@ -82,7 +82,12 @@ def report(config, first, times, memory):
 
 
 def check(first, config):
-    """Ends the program unless both compute the same, to what deep networks make of rounding."""
+    """Ends the program unless both compute the same.
+
+    But for the bound: a ReLU whose input is nearer to 0 than rounding passes its gradient in one
+    and not in the other. In `default` one or two of layer4's do, which moves the gradient by 2 %
+    and its norm by 0.2 %; in float64 all gradients agree to 1e-13.
+    """
     bound = 1e-2 if first["jax"]["dtype"] == "float32" else 5e-2
     for key in ("loss", "gradient_norm", "answers"):
         ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
