@@ -21,6 +21,11 @@ def convolve(x, kernel, strides, padding, **options):
     return convolve_on_cpu(x, kernel, tuple(strides), tuple(padding))
 
 
+def convolve_copies(x, kernel, strides, padding, **options):
+    """`convolve` of channels that are all the same: of one, with the sum of the kernels of all."""
+    return convolve(x[..., :1], kernel.sum(axis=2, keepdims=True), strides, padding, **options)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve_on_cpu(x, kernel, strides, padding):
     way = convolve_directly if suits_xla(x, kernel, strides, padding) else multiply_patches
@@ -32,15 +37,23 @@ def forward(x, kernel, strides, padding):
 
 
 def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1, that of the kernel by one product."""
+    """The gradient of the input by convolutions of stride 1, that of the kernel by products."""
     x, kernel = operands
     way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
-    patches, kept = to_patches(x, kernel.shape, strides, padding)
-    weights, kernel_gradient = jax.vjp(lambda kernel: to_matrix(kernel, kept), kernel)
-    # The transpose of what is wanted is what is fast: its rows are those of the smaller operand.
-    product = gradient.reshape(-1, gradient.shape[-1]).T @ patches.reshape(-1, len(weights))
-    return *input_gradient(gradient), *kernel_gradient(product.T)
+    taps = all_taps(x, kernel, strides, padding)
+    weights, kernel_gradient = jax.vjp(lambda kernel: to_matrix(kernel, taps), kernel)
+
+    def multiply(part):
+        x, gradient = part
+        patches = to_patches(x, padding, taps).reshape(-1, len(weights))
+        product = gradient.reshape(len(patches), -1).T @ patches
+        # XLA would compute its transpose, which is slower, but where the result is what is large.
+        return lax.optimization_barrier(product) if len(patches) >= 1024 else product
+
+    count = parts(gradient, weights)
+    split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
+    return *input_gradient(gradient), *kernel_gradient(lax.map(multiply, split).sum(axis=0).T)
 
 
 convolve_on_cpu.defvjp(forward, backward)
@@ -86,35 +99,48 @@ def phases(size, kernel_size, stride, padding):
             yield slice(first, None, stride), slice(tap, None, stride), pad
 
 
+CACHE = 10_000_000  # bytes of patches that are fast to read again; measured, on two cores
+
+
+def parts(maps, weights):
+    """In how many equal parts of the images patches are made for a product that reads them once."""
+    size = maps[..., 0].size * len(weights) * weights.dtype.itemsize
+    counts = (count for count in range(1, len(maps)) if len(maps) % count == 0)
+    return next((count for count in counts if size <= CACHE * count), len(maps))
+
+
 def multiply_patches(x, kernel, strides, padding):
-    """Patches [n, height, width, taps * channels] times the kernel [taps * channels, features]."""
-    patches, kept = to_patches(x, kernel.shape, strides, padding)
-    return patches @ to_matrix(kernel, kept)
+    """Patches [n, height, width, weights] times the kernel [weights, features]."""
+    taps = all_taps(x, kernel, strides, padding)
+    return to_patches(x, padding, taps) @ to_matrix(kernel, taps)
 
 
-def to_patches(x, kernel_shape, strides, padding):
-    """The pixels that each output pixel sees, [n, height, width, columns * rows * channels].
-
-    Also the slices of the kernel's rows and columns that they are multiplied with. Taps that meet
-    nothing but padding are left out, exactly: on a 1x1 map that leaves one of a 3x3 kernel's nine.
-    """
-    rows, columns = map(taps, x.shape[1:3], kernel_shape[:2], strides, padding)
+def to_patches(x, padding, taps):
+    """The pixels that each output pixel sees, [n, height, width, columns * rows * channels]."""
+    rows, columns = (axis.values() for axis in taps)
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    x = jnp.concatenate([x[:, row] for row in rows.values()], axis=-1)
-    x = jnp.concatenate([x[:, :, column] for column in columns.values()], axis=-1)
-    return x, tuple(slice(min(kept), max(kept) + 1) for kept in (rows, columns))
+    if x.shape[-1] >= 32:  # long enough to copy each pixel by itself
+        return jnp.concatenate([x[:, row, column] for column in columns for row in rows], axis=-1)
+    x = jnp.concatenate([x[:, row] for row in rows], axis=-1)
+    return jnp.concatenate([x[:, :, column] for column in columns], axis=-1)
 
 
-def to_matrix(kernel, kept):
-    """A kernel's kept taps as the matrix that patches are multiplied with."""
+def to_matrix(kernel, taps):
+    """The kernel's taps as the matrix that patches are multiplied with."""
+    kept = tuple(slice(min(axis), max(axis) + 1) for axis in taps)
     return kernel[kept].swapaxes(0, 1).reshape(-1, kernel.shape[-1])
 
 
-def taps(size, kernel_size, stride, padding):
-    """One axis of a convolution: {tap: slice of the padded axis that it is multiplied with}.
+def all_taps(x, kernel, strides, padding):
+    """Of rows and of columns {tap of the kernel: slice of the padded axis that it multiplies}.
 
-    From the first tap to the last that meets any of the `size` pixels between the padding.
+    From the first tap to the last that meets any pixel: those that meet nothing but padding are
+    left out, exactly. On a 1x1 map that leaves one of a 3x3 kernel's nine.
     """
+    return [*map(axis_taps, x.shape[1:3], kernel.shape[:2], strides, padding)]
+
+
+def axis_taps(size, kernel_size, stride, padding):
     low, _ = padding
     count = output_size(size, kernel_size, stride, padding)
     met = [t for t in range(kernel_size) for i in range(count) if 0 <= t + stride * i - low < size]

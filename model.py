@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from convolution import convolve, max_pool
+from convolution import convolve, convolve_copies, max_pool
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 
@@ -295,11 +295,13 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x, train):
         conv, norm = layers(self.dtype, train)
+        kernel, stride = (3, 1) if self.small else (7, 2)
+        options = {"padding": kernel // 2, "name": "conv1"}
         if x.shape[-1] == 1:
             x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
-        kernel, stride = (3, 1) if self.small else (7, 2)
-        conv1 = conv(self.width, (kernel,) * 2, (stride,) * 2, padding=kernel // 2, name="conv1")
-        x = nn.relu(norm(name="bn1")(conv1(x)))
+            options["conv_general_dilated"] = convolve_copies
+        x = conv(self.width, (kernel, kernel), (stride, stride), **options)(x)
+        x = nn.relu(norm(name="bn1")(x))
         x = x if self.small else max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
             for block in range(blocks):
