@@ -46,7 +46,7 @@ MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole,
 MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
 IMAGES_AT_ONCE = 256
 THRESHOLD = "threshold.json"
-PAIRS_AT_ONCE = 4096
+PAIRS_AT_ONCE = 8192
 BAR = {"leave": False, "disable": not sys.stderr.isatty()}
 
 
@@ -187,10 +187,13 @@ def make_scorer(model):
 def in_blocks(function, size, *arrays, parts=1):
     """function(*arrays) in blocks of rows, all of one size so that it compiles once.
 
-    A block has so many parts of at most `size` rows.
+    A block has so many parts of at most `size` rows: as few as the last one allows to be nearly
+    full, but in eighths, so that another n seldom needs another program.
     """
     n = len(arrays[0])
-    size = min(size, -(-n // parts)) * parts
+    blocks = -(-n // (size * parts))
+    rows = -(-n // (blocks * parts))
+    size = parts * (rows if blocks == 1 else -(-rows // (size // 8)) * (size // 8))
     results = []
     for start in tqdm(range(0, n, size), delay=2, **BAR):
         rows = slice(start, start + size)

@@ -35,8 +35,11 @@ CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "What to tr
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn.")
 COMPILED = flags.DEFINE_bool("compiled", False, "Whether PyTorch's network is compiled.")
+KEPT = flags.DEFINE_bool("kept", True, "Whether glibc keeps freed memory for PyTorch too.")
 WORKER = flags.DEFINE_string("worker", None, "For the program itself.")
 BATCHES = 8
+# What train.keep_freed_memory sets.
+KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def main(_):
@@ -67,9 +70,11 @@ def main(_):
 
 def report(config, first, times, memory):
     about, model = first["jax"], config.model
-    print(f"{about['device']}, {model.encoder} with {model.head}, batch {config.batch_size}, "
-          f"{about['dtype']}; jax {about['version']}, torch {first['torch']['version']}"
-          f"{', compiled' if COMPILED.value else ''}")  # fmt: skip
+    print(
+        f"{about['device']}, {model.encoder} with {model.head}, batch {config.batch_size}, "
+        f"{about['dtype']}; jax {about['version']}, torch {first['torch']['version']}"
+        f"{', compiled' if COMPILED.value else ''}{', memory kept' if KEPT.value else ''}"
+    )
     for what, unit in (("steps", STEPS.value), ("evaluate", 1)):
         ours, theirs = (times[what, name] for name in ("jax", "torch"))
         ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
@@ -97,7 +102,8 @@ def check(first, config):
 
 def start(name, folder):
     command = [sys.executable, *sys.argv, f"--worker={name}:{folder}"]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    worker = subprocess.Popen(command, env=os.environ | (KEEP if KEPT.value else {}), **pipes)
     ask(worker, "ready")
     return worker
 
