@@ -36,6 +36,7 @@ def forward(x, kernel, strides, padding):
     return convolve_on_cpu(x, kernel, strides, padding), (x, kernel)
 
 
+@partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(strides, padding, operands, gradient):
     """The gradient of the input by convolutions of stride 1, that of the kernel by products."""
     x, kernel = operands

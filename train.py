@@ -62,23 +62,25 @@ def train_and_evaluate(config, workdir):
     """
     keep_freed_memory()
     config, first = resolve(config), jax.process_index() == 0
-    if first:  # this process alone touches the run's folder
-        Thread(target=import_slow, daemon=True).start()
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score, state = make_scorer(model), create_state(config, model, optimizer)
     with ExitStack() as stack:
-        if first:
+        if first:  # this process alone touches the run's folder
             stack.enter_context(settings.lock(workdir))  # before anything in there is written
             settings.check_workdir(config, workdir)  # again: another one may have come before
             settings.save_config(config, workdir)
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
-        write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
-        introduce(config, workdir, state, write)
-        bar = stack.enter_context(progress_bar(config, int(state.step)))
+        introduce(config, workdir, state)
         train_step = make_train_step(config, model, optimizer)
         if int(state.step) < config.num_steps:
             train_step = compile_step(config, train_step, state)
+        if first:  # now: beside tracing it would take turns with it, beside steps it does not
+            Thread(target=import_slow, daemon=True).start()
+        write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
+        if int(state.step) == 0:
+            write("texts", 0, texts(config, state.params))
+        bar = stack.enter_context(progress_bar(config, int(state.step)))
         stack.enter_context(finishing_steps())
         for step, current, metrics in train(config, train_step, state, bar):
             interrupted = bool(SIGNALS)  # once: one may come at any moment
@@ -192,7 +194,7 @@ def create_state(config, model, optimizer):
         encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
         for kind, tree in pretrained.load(config.model.pretrained, encoder).items():
             variables[kind]["encoder"] = tree
-    opt_state = optimizer.init(trained(config, variables["params"]))
+    opt_state = jax.jit(optimizer.init)(trained(config, variables["params"]))
     return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
 
 
@@ -358,8 +360,8 @@ def progress_bar(config, step):
     )
 
 
-def introduce(config, workdir, state, write):
-    """Says and notes what is trained and from where; TensorBoard gets config and table, once."""
+def introduce(config, workdir, state):
+    """Says and notes what is trained and from where."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
@@ -371,12 +373,15 @@ def introduce(config, workdir, state, write):
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
         note_versions(workdir, step)
-    if step == 0:
-        from clu import parameter_overview
 
-        table = parameter_overview.get_parameter_overview(state.params, include_stats=False)
-        texts = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
-        write("texts", 0, {name: f"<pre>{text}</pre>" for name, text in texts.items()})
+
+def texts(config, params):
+    """The config and the table of parameters, for TensorBoard."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(params, include_stats=False)
+    found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
+    return {name: f"<pre>{text}</pre>" for name, text in found.items()}
 
 
 SIGNALS = []  # the one that came while steps were trained

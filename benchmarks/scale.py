@@ -2,8 +2,8 @@
 
     python benchmarks/scale.py --config=configs/light.py --shapes=1x1,1x2,2x1,4x1
 
-A shape is processes x devices of each. Alone: the same processes, each with its part of the batch
-and knowing nothing of the others, at the same time; what a step takes longer is communication.
+A shape is processes x devices of each. Alone: a process for each device, all at the same time, each
+with its part of the batch and none knowing of the others; what is more than that is communication.
 Input: drawing and placing one batch, which the loop does beside the step.
 """
 
@@ -30,22 +30,21 @@ def main():
     shapes = [one[9:] for one in sys.argv[1:] if one.startswith("--shapes=")] or ["1x1,1x2,2x1,4x1"]
     print(f"{'scaling':<8}{'shape':>6}{'batch':>7}{'ms/step':>9}{'pairs/s':>9}{'efficiency':>11}"
           f"{'alone ms':>10}{'communication':>15}{'input ms':>10}{'messages':>10}")  # fmt: skip
+    first = None
     for kind in ("weak", "strong"):
         one = None
         for shape in shapes[0].split(","):
             processes, devices = map(int, shape.split("x"))
             count = processes * devices
             batch = 32 * count if kind == "weak" else 32
-            found = start(processes, devices, batch, True, values)
-            alone = start(processes, devices, batch // processes, False, values)
+            found = start(processes, devices, batch, processes > 1, values)
+            alone = start(count, 1, batch // count, False, values)
             rate = 1000 * batch / found["ms"]
-            one = one or rate
+            one, first = one or rate, first or found
             print(f"{kind:<8}{shape:>6}{batch:>7}{found['ms']:>9.1f}{rate:>9,.0f}"
                   f"{rate / one / count:>11.0%}{alone['ms']:>10.1f}"
                   f"{max(0, 1 - alone['ms'] / found['ms']):>15.0%}{found['input']:>10.1f}"
                   f"{found['messages']:>10}", flush=True)  # fmt: skip
-            if kind == "weak" and count == 1:
-                first = found
     on_paper(first["ms"] / 1000, first["bytes"], found["messages"])
 
 
@@ -70,7 +69,8 @@ def start(processes, devices, batch, joined, values):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    options = [f"--config.batch_size={batch}", "--workdir=unused"]
+    sizes = [f"--config.{name}={batch}" for name in ("batch_size", "optimizer.nominal_batch_size")]
+    options = [*sizes, "--workdir=unused"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, __file__, "worker", *values, *options]
     running = []

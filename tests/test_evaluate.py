@@ -71,15 +71,18 @@ def test_a_space_too_large_to_enumerate_is_sampled(scored):
 
 
 def test_blocks_compute_every_row_once_and_in_order():
-    sizes = []
+    """In the fewest blocks, of one size, and with less than an eighth of them to spare."""
+    for n in (1, 7, 16, 17, 40, 100):
+        sizes = []
 
-    def double(rows):
-        sizes.append(len(rows))
-        return 2 * rows
+        def double(rows, sizes=sizes):
+            sizes.append(len(rows))
+            return 2 * rows
 
-    for n in (1, 7, 8, 9, 20):
-        np.testing.assert_array_equal(evaluate.in_blocks(double, 8, np.arange(n)), 2 * np.arange(n))
-    assert sizes == [1, 7, 8, 8, 8, 8, 8, 8]
+        found = evaluate.in_blocks(double, 16, np.arange(n))
+        np.testing.assert_array_equal(found, 2 * np.arange(n))
+        assert len(sizes) == -(-n // 16) and len(set(sizes)) == 1 and sizes[0] <= 16
+        assert sum(sizes) < n + 2 * len(sizes)
 
 
 def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path):
