@@ -352,3 +352,4 @@ if __name__ == "__main__":
             main(runs, options)
         except FloatingPointError as error:
             stop(error)
+    hosts.finish()

@@ -60,6 +60,17 @@ def joined(cluster, values):
         fail(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
+def finish():
+    """Ends a program whose work is done without taking JAX and TensorFlow apart, which takes 2 s.
+
+    Several processes do: they part from each other meanwhile.
+    """
+    if jax.process_count() == 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 def join(cluster):
     """Connects to the other processes; ends the program where that takes too long."""
     where = cluster.address.get("coordinator_address", "named by the environment")

@@ -436,3 +436,4 @@ if __name__ == "__main__":
         signal.signal(number, leave_at_once)
     with hosts.joined(CLUSTER, settings.flatten(COMMAND[0].to_dict())):
         train_and_evaluate(*COMMAND)
+    hosts.finish()
