@@ -4,7 +4,8 @@
 
 A shape is processes x devices of each. Alone: a process for each device, all at the same time, each
 with its part of the batch and none knowing of the others; what is more than that is communication.
-Input: drawing and placing one batch, which the loop does beside the step.
+Input: drawing and placing one batch, which the loop does beside the step. Message: a sum of 64
+numbers over the devices, with nothing else to do.
 """
 
 import json
@@ -15,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +31,8 @@ def main():
     values = [one for one in sys.argv[1:] if not one.startswith("--shapes=")]
     shapes = [one[9:] for one in sys.argv[1:] if one.startswith("--shapes=")] or ["1x1,1x2,2x1,4x1"]
     print(f"{'scaling':<8}{'shape':>6}{'batch':>7}{'ms/step':>9}{'pairs/s':>9}{'efficiency':>11}"
-          f"{'alone ms':>10}{'communication':>15}{'input ms':>10}{'messages':>10}")  # fmt: skip
+          f"{'alone ms':>10}{'communication':>15}{'input ms':>10}{'messages':>10}"
+          f"{'message ms':>12}")  # fmt: skip
     first = None
     for kind in ("weak", "strong"):
         one = None
@@ -44,7 +47,7 @@ def main():
             print(f"{kind:<8}{shape:>6}{batch:>7}{found['ms']:>9.1f}{rate:>9,.0f}"
                   f"{rate / one / count:>11.0%}{alone['ms']:>10.1f}"
                   f"{max(0, 1 - alone['ms'] / found['ms']):>15.0%}{found['input']:>10.1f}"
-                  f"{found['messages']:>10}", flush=True)  # fmt: skip
+                  f"{found['messages']:>10}{found['message']:>12.2f}", flush=True)  # fmt: skip
     on_paper(first["ms"] / 1000, first["bytes"], found["messages"])
 
 
@@ -86,10 +89,12 @@ def worker():
     """Prints the median milliseconds of a step and of its input, the gradient's bytes, messages."""
     (config, _), cluster = settings.train_command(), settings.cluster()
     import jax
+    import numpy as np
+    from jax import lax
 
     import hosts
     import train
-    from model import create_model, trained
+    from model import AXIS, create_model, trained
 
     train.keep_freed_memory()
     with hosts.joined(cluster, {}):
@@ -110,6 +115,14 @@ def worker():
             jax.block_until_ready(metrics)
             times["input"].append(1000 * (drawn - began))
             times["ms"].append(1000 * (time.perf_counter() - drawn))
+        vector = train.on_devices(np.ones((jax.local_device_count(), 64), np.float32))
+        add = jax.jit(jax.shard_map(partial(lax.psum, axis_name=AXIS), mesh=vector.sharding.mesh,
+                                    in_specs=jax.P(AXIS), out_specs=jax.P()))  # fmt: skip
+        times["message"] = []
+        for _ in range(STEPS):
+            began = time.perf_counter()
+            jax.block_until_ready(add(vector))
+            times["message"].append(1000 * (time.perf_counter() - began))
         found |= {name: statistics.median(values[5:]) for name, values in times.items()}
         print(json.dumps(found))
 
