@@ -1,4 +1,4 @@
-"""Convolutions and max-pooling that are fast on CPU; on accelerators they are XLA's own."""
+"""Convolutions and max-pooling that are fast on CPU; on accelerators XLA's own compute them."""
 
 from functools import partial, reduce
 
@@ -45,16 +45,18 @@ def backward(strides, padding, operands, gradient):
     taps = all_taps(x, kernel, strides, padding)
     weights, kernel_gradient = jax.vjp(lambda kernel: to_matrix(kernel, taps), kernel)
 
-    def multiply(part):
+    def add(total, part):
         x, gradient = part
         patches = to_patches(x, padding, taps).reshape(-1, len(weights))
         product = gradient.reshape(len(patches), -1).T @ patches
-        # XLA would compute its transpose, which is slower, but where the result is what is large.
-        return lax.optimization_barrier(product) if len(patches) >= 1024 else product
+        # XLA would compute its transpose, which is slower, unless the result is much of the data.
+        product = lax.optimization_barrier(product) if len(patches) >= 1024 else product
+        return total + product, None
 
     count = parts(gradient, weights)
     split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
-    return *input_gradient(gradient), *kernel_gradient(lax.map(multiply, split).sum(axis=0).T)
+    total, _ = lax.scan(add, jnp.zeros_like(weights.T), split)
+    return *input_gradient(gradient), *kernel_gradient(total.T)
 
 
 convolve_on_cpu.defvjp(forward, backward)
@@ -104,10 +106,13 @@ CACHE = 10_000_000  # bytes of patches that are fast to read again; measured, on
 
 
 def parts(maps, weights):
-    """In how many equal parts of the images patches are made for a product that reads them once."""
+    """In how many equal parts of the images patches are made for a product that reads them once.
+
+    So many that caches hold a part, if it is eight images or more: few images are slow again.
+    """
     size = maps[..., 0].size * len(weights) * weights.dtype.itemsize
-    counts = (count for count in range(1, len(maps)) if len(maps) % count == 0)
-    return next((count for count in counts if size <= CACHE * count), len(maps))
+    counts = [c for c in range(1, len(maps) // 8 + 1) if len(maps) % c == 0] or [1]
+    return next((count for count in counts if size <= CACHE * count), counts[-1])
 
 
 def multiply_patches(x, kernel, strides, padding):

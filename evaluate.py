@@ -187,8 +187,8 @@ def make_scorer(model):
 def in_blocks(function, size, *arrays, parts=1):
     """function(*arrays) in blocks of rows, all of one size so that it compiles once.
 
-    A block has so many parts of at most `size` rows: as few as the last one allows to be nearly
-    full, but in eighths, so that another n seldom needs another program.
+    A block has so many parts of at most `size` rows, a multiple of eight: as few blocks as there
+    can be, shared out evenly but for steps of size / 8, so that few sizes need a program.
     """
     n = len(arrays[0])
     blocks = -(-n // (size * parts))

@@ -2,10 +2,10 @@
 
     python benchmarks/scale.py --config=configs/light.py --shapes=1x1,1x2,2x1,4x1
 
-A shape is processes x devices of each. Alone: a process for each device, all at the same time, each
-with its part of the batch and none knowing of the others; what is more than that is communication.
-Input: drawing and placing one batch, which the loop does beside the step. Message: a sum of 64
-numbers over the devices, with nothing else to do.
+A shape is processes x devices of each; the first is 1x1. Alone: a process for each device, all at
+once, each with its part of the batch and none knowing of the others; what is more than that is
+communication. Input: drawing and placing one batch, which the loop does beside the step. Message: a
+sum of 64 numbers over the devices, with nothing else to do.
 """
 
 import json

@@ -77,10 +77,10 @@ def report(config, first, times, memory):
     )
     for what, unit in (("steps", STEPS.value), ("evaluate", 1)):
         ours, theirs = (times[what, name] for name in ("jax", "torch"))
-        ratio = statistics.median(b / a for a, b in zip(ours, theirs, strict=True))
         ours, theirs = (1000 * statistics.median(one) / unit for one in (ours, theirs))
         name = "step" if what == "steps" else "evaluation"
-        print(f"{name:<12} jax {ours:8.1f} ms   torch {theirs:8.1f} ms   torch / jax {ratio:.2f}")
+        print(f"{name:<12} jax {ours:8.1f} ms   torch {theirs:8.1f} ms   torch / jax "
+              f"{theirs / ours:.2f}")  # fmt: skip
     print(
         f"{'memory':<12} jax {memory['jax'] / 1e6:8.0f} MB   torch {memory['torch'] / 1e6:8.0f} MB"
     )
@@ -89,12 +89,12 @@ def report(config, first, times, memory):
 def check(first, config):
     """Ends the program unless both compute the same.
 
-    But for the bound: a ReLU whose input is nearer to 0 than rounding passes its gradient in one
-    and not in the other. In `default` one or two of layer4's do, which moves the gradient by 2 %
-    and its norm by 0.2 %; in float64 all gradients agree to 1e-13.
+    The gradient only to 1 %: a ReLU whose input is nearer to 0 than rounding passes its gradient in
+    one and not in the other. In `default` one or two of layer4's do; its norm differs by 0.2 %.
     """
-    bound = 1e-2 if first["jax"]["dtype"] == "float32" else 5e-2
-    for key in ("loss", "gradient_norm", "answers"):
+    bounds = {"loss": 1e-3, "gradient_norm": 1e-2, "answers": 1e-3}
+    for key, bound in bounds.items():
+        bound = bound if first["jax"]["dtype"] == "float32" else 5e-2
         ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
         if not np.allclose(ours, theirs, rtol=bound, atol=bound):
             settings.stop(f"{key} differ: {ours} and {theirs}")

@@ -71,7 +71,7 @@ def test_a_space_too_large_to_enumerate_is_sampled(scored):
 
 
 def test_blocks_compute_every_row_once_and_in_order():
-    """In the fewest blocks, of one size, and with less than an eighth of them to spare."""
+    """In the fewest blocks, of one size, each with less than an eighth of the limit to spare."""
     for n in (1, 7, 16, 17, 40, 100):
         sizes = []
 

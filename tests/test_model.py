@@ -8,6 +8,7 @@ from conftest import tiny_config
 from flax import linen as nn
 from jax import lax
 
+import convolution
 import data
 from configs import default, light
 from model import (
@@ -53,14 +54,19 @@ CASES = [
     ((4, 4), 2, 4, 4, 0),
     ((1, 1), 2, 1, 2, 1),
     ((6, 5), 33, 3, 1, 1),  # each pixel is copied by itself
-    ((160, 161), 8, 3, 1, 1),  # in two parts
+    ((9, 8), 33, 3, 2, 1),  # XLA's own, strided
+    ((32, 31), 11, 7, 2, 3),
 ]
 
 
+@pytest.mark.parametrize("images", [2, 24])
 @pytest.mark.parametrize("size, channels, kernel_size, stride, padding", CASES)
-def test_convolution_and_gradients_equal_xla(size, channels, kernel_size, stride, padding):
+def test_convolution_and_gradients_equal_xla(
+    size, channels, kernel_size, stride, padding, images, monkeypatch
+):
+    monkeypatch.setattr(convolution, "CACHE", 100)  # of 24 images in three parts
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(2, *size, channels)).astype(np.float32)
+    x = rng.normal(size=(images, *size, channels)).astype(np.float32)
     kernel = rng.normal(size=(kernel_size, kernel_size, channels, 5)).astype(np.float32)
     arguments = ((stride, stride), [(padding, padding)] * 2)
 
