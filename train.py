@@ -15,6 +15,7 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
     pretrained.resolve(COMMAND[0].model)
 
 import ctypes
+import gc
 import itertools
 import json
 import math
@@ -434,6 +435,7 @@ def leave(number, text):
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave_at_once)
+    gc.set_threshold(100_000)  # tracing makes a million objects; counting them took a tenth of it
     with hosts.joined(CLUSTER, settings.flatten(COMMAND[0].to_dict())):
         train_and_evaluate(*COMMAND)
     hosts.finish()
