@@ -120,7 +120,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
     features, logits = score(variables, pairs)
     losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
     if not np.isfinite([logits, losses]).all():
-        raise FloatingPointError("answers to the pairs, or their losses, are not finite")
+        raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
     orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)
