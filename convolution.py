@@ -1,5 +1,6 @@
 """Convolutions and max-pooling that are fast on CPU; on accelerators XLA's own compute them."""
 
+import math
 from functools import partial, reduce
 
 import flax.linen as nn
@@ -18,12 +19,39 @@ def convolve(x, kernel, strides, padding, **options):
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    if min(kernel.shape[:2]) > 1 and math.prod(output_sizes(x, kernel, strides, padding)) <= 9:
+        return multiply_pixels(x, kernel, strides, padding)
     return convolve_on_cpu(x, kernel, tuple(strides), tuple(padding))
 
 
 def convolve_copies(x, kernel, strides, padding, **options):
     """`convolve` of channels that are all the same: of one, with the sum of the kernels of all."""
     return convolve(x[..., :1], kernel.sum(axis=2, keepdims=True), strides, padding, **options)
+
+
+def multiply_pixels(x, kernel, strides, padding):
+    """Each output pixel by a product of its own, of the pixels that it sees and their taps.
+
+    Those that meet nothing but padding are left out, exactly: five of nine taps of a 3x3 kernel on
+    a map of 2x2, eight on one of 1x1.
+    """
+    rows, columns = (
+        [*found] for found in map(windows, x.shape[1:3], kernel.shape[:2], strides, padding)
+    )
+    products = [
+        x[:, i, j].reshape(len(x), -1) @ kernel[k, m].reshape(-1, kernel.shape[-1])
+        for i, k in rows
+        for j, m in columns
+    ]
+    return jnp.stack(products, axis=1).reshape(len(x), len(rows), len(columns), -1)
+
+
+def windows(size, kernel_size, stride, padding):
+    """One axis of it: the slices of pixels and of taps that meet, for each output pixel."""
+    for first in range(-padding[0], size + padding[1] - kernel_size + 1, stride):
+        low = min(max(first, 0), size)
+        high = max(min(first + kernel_size, size), low)
+        yield slice(low, high), slice(low - first, high - first)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -42,12 +70,11 @@ def backward(strides, padding, operands, gradient):
     x, kernel = operands
     way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
-    taps = all_taps(x, kernel, strides, padding)
-    weights, kernel_gradient = jax.vjp(lambda kernel: to_matrix(kernel, taps), kernel)
+    weights, kernel_gradient = jax.vjp(to_matrix, kernel)
 
     def add(total, part):
         x, gradient = part
-        patches = to_patches(x, padding, taps).reshape(-1, len(weights))
+        patches = to_patches(x, kernel, strides, padding).reshape(-1, len(weights))
         product = gradient.reshape(len(patches), -1).T @ patches
         # XLA would compute its transpose, which is slower, unless the result is much of the data.
         product = lax.optimization_barrier(product) if len(patches) >= 1024 else product
@@ -67,8 +94,12 @@ def suits_xla(x, kernel, strides, padding):
 
     Not below 4x4 pixels, where it can take 30 times as long, nor for a pixel's or a few weights.
     """
-    rows, columns = map(output_size, x.shape[1:3], kernel.shape[:2], strides, padding)
-    return min(rows, columns) >= 4 and min(kernel.shape[:2]) > 1 and kernel.size > 512
+    sizes = output_sizes(x, kernel, strides, padding)
+    return min(sizes) >= 4 and min(kernel.shape[:2]) > 1 and kernel.size > 512
+
+
+def output_sizes(x, kernel, strides, padding):
+    return [*map(output_size, x.shape[1:3], kernel.shape[:2], strides, padding)]
 
 
 def output_size(size, kernel_size, stride, padding):
@@ -117,13 +148,16 @@ def parts(maps, weights):
 
 def multiply_patches(x, kernel, strides, padding):
     """Patches [n, height, width, weights] times the kernel [weights, features]."""
-    taps = all_taps(x, kernel, strides, padding)
-    return to_patches(x, padding, taps) @ to_matrix(kernel, taps)
+    return to_patches(x, kernel, strides, padding) @ to_matrix(kernel)
 
 
-def to_patches(x, padding, taps):
+def to_patches(x, kernel, strides, padding):
     """The pixels that each output pixel sees, [n, height, width, columns * rows * channels]."""
-    rows, columns = (axis.values() for axis in taps)
+    counts = output_sizes(x, kernel, strides, padding)
+    rows, columns = (
+        [slice(tap, tap + stride * (count - 1) + 1, stride) for tap in range(size)]
+        for size, stride, count in zip(kernel.shape, strides, counts, strict=False)
+    )
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     if x.shape[-1] >= 32:  # long enough to copy each pixel by itself
         return jnp.concatenate([x[:, row, column] for column in columns for row in rows], axis=-1)
@@ -131,27 +165,9 @@ def to_patches(x, padding, taps):
     return jnp.concatenate([x[:, :, column] for column in columns], axis=-1)
 
 
-def to_matrix(kernel, taps):
-    """The kernel's taps as the matrix that patches are multiplied with."""
-    kept = tuple(slice(min(axis), max(axis) + 1) for axis in taps)
-    return kernel[kept].swapaxes(0, 1).reshape(-1, kernel.shape[-1])
-
-
-def all_taps(x, kernel, strides, padding):
-    """Of rows and of columns {tap of the kernel: slice of the padded axis that it multiplies}.
-
-    From the first tap to the last that meets any pixel: those that meet nothing but padding are
-    left out, exactly. On a 1x1 map that leaves one of a 3x3 kernel's nine.
-    """
-    return [*map(axis_taps, x.shape[1:3], kernel.shape[:2], strides, padding)]
-
-
-def axis_taps(size, kernel_size, stride, padding):
-    low, _ = padding
-    count = output_size(size, kernel_size, stride, padding)
-    met = [t for t in range(kernel_size) for i in range(count) if 0 <= t + stride * i - low < size]
-    kept = range(min(met), max(met) + 1) if met else range(1)
-    return {tap: slice(tap, tap + stride * (count - 1) + 1, stride) for tap in kept}
+def to_matrix(kernel):
+    """The kernel as the matrix that patches are multiplied with."""
+    return kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
 
 
 def max_pool(x):

@@ -295,6 +295,9 @@ def keep_compiled(folder):
     By default in the user's cache folder, by version and machine: a program is good for the
     instructions and the number of threads that it was compiled for.
     """
+    # XLA takes some of its own tuning (prefer-no-gather) for an instruction that the processor
+    # lacks, and would log a page at each program it loads (github.com/openxla/xla/issues/44565).
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     base = Path(folder).absolute() if folder else None

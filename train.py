@@ -200,7 +200,7 @@ def create_state(config, model, optimizer):
 
 
 def make_train_step(config, model, optimizer):
-    """Returns the pmapped step (state, batch) -> (state, metrics); the state is donated.
+    """Returns the pmapped step (state, batch) -> (state, metrics); off CPU the state is donated.
 
     Gradients and BatchNorm's statistics are means over the whole batch, so what is learnt does not
     depend on the number of devices. Metrics are float32 scalars of the batch: sums (loss, correct),
@@ -230,7 +230,10 @@ def make_train_step(config, model, optimizer):
         metrics = lax.psum(sums, AXIS) | {"gradient_norm": optax.tree.norm(flat)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return jax.pmap(train_step, axis_name=AXIS, out_axes=(0, None), donate_argnums=0)
+    # On CPU, where Adam's three results are computed one after the other, XLA would copy all of a
+    # donated state first, which took 6 % of ResNet18's step at batch 32.
+    donated = () if jax.default_backend() == "cpu" else 0
+    return jax.pmap(train_step, axis_name=AXIS, out_axes=(0, None), donate_argnums=donated)
 
 
 def mean_over_devices(tree):

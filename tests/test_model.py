@@ -53,6 +53,10 @@ CASES = [
     ((7, 6), 2, 2, 3, 0),
     ((4, 4), 2, 4, 4, 0),
     ((1, 1), 2, 1, 2, 1),
+    ((2, 2), 7, 3, 1, 1),  # each output pixel by itself
+    ((5, 6), 2, 3, 2, 1),
+    ((2, 1), 2, 2, 1, 2),  # some see nothing but padding
+    ((3, 2), 2, 4, 5, 6),
     ((6, 5), 33, 3, 1, 1),  # each pixel is copied by itself
     ((9, 8), 33, 3, 2, 1),  # XLA's own, strided
     ((32, 31), 11, 7, 2, 3),
