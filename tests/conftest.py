@@ -28,6 +28,7 @@ CACHE = {  # of compiled programs, for tests and the programs that they start
 atexit.register(shutil.rmtree, CACHE["jax_compilation_cache_dir"])
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 ENVIRONMENT |= {name.upper(): str(value) for name, value in CACHE.items()}
+del ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"]  # which JAX has set in here
 ROOT = Path(__file__).parent.parent
 
 for name, value in CACHE.items():
