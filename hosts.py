@@ -36,7 +36,11 @@ def joined(cluster, values):
     others than process 0 is dropped, but for errors.
     """
     if cluster is None:
-        yield
+        try:
+            yield
+        except SystemExit as error:
+            print(error.code, file=sys.stderr)
+            finish(1)
         return
     join(cluster)
     agree(values, cluster.join_seconds)
@@ -60,15 +64,15 @@ def joined(cluster, values):
         fail(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
-def finish():
-    """Ends a program whose work is done without taking JAX and TensorFlow apart, which takes 2 s.
+def finish(code=0):
+    """Ends a program of one process without taking JAX and TensorFlow apart.
 
-    Several processes do: they part from each other meanwhile.
+    That takes 2 s, and aborts while a thread still imports TensorFlow.
     """
     if jax.process_count() == 1:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(0)
+        os._exit(code)
 
 
 def join(cluster):
