@@ -165,8 +165,7 @@ def import_slow():
 
 def import_metric_writers():
     """Imports CLU's writers: not at the top, because the TensorFlow they load takes seconds."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # without these two
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # TensorFlow fills the screen
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says that it uses them
     from clu import metric_writers
 
     return metric_writers

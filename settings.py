@@ -297,6 +297,7 @@ def keep_compiled(folder):
     """
     # XLA takes some of its own tuning (prefer-no-gather) for an instruction that the processor
     # lacks, and would log a page at each program it loads (github.com/openxla/xla/issues/44565).
+    # TensorFlow heeds the same variable.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
