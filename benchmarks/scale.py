@@ -125,6 +125,7 @@ def worker():
             times["message"].append(1000 * (time.perf_counter() - began))
         found |= {name: statistics.median(values[5:]) for name, values in times.items()}
         print(json.dumps(found))
+    hosts.finish()
 
 
 if __name__ == "__main__":
