@@ -66,24 +66,38 @@ def forward(x, kernel, strides, padding):
 
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1, that of the kernel by products."""
+    """The gradient of the input by convolutions of stride 1; that of the kernel in parts."""
     x, kernel = operands
     way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
-    weights, kernel_gradient = jax.vjp(to_matrix, kernel)
 
     def add(total, part):
-        x, gradient = part
-        patches = to_patches(x, kernel, strides, padding).reshape(-1, len(weights))
-        product = gradient.reshape(len(patches), -1).T @ patches
-        # XLA would compute its transpose, which is slower, unless the result is much of the data.
-        product = lax.optimization_barrier(product) if len(patches) >= 1024 else product
-        return total + product, None
+        return total + correlate(*part, kernel.shape, strides, padding), None
 
-    count = parts(gradient, weights)
+    count = parts(x, gradient, kernel.shape)
     split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
-    total, _ = lax.scan(add, jnp.zeros_like(weights.T), split)
-    return *input_gradient(gradient), *kernel_gradient(total.T)
+    kernel_gradient, _ = lax.scan(add, jnp.zeros_like(kernel), split)
+    return *input_gradient(gradient), kernel_gradient
+
+
+def correlate(x, gradient, shape, strides, padding):
+    """The kernel's gradient, a convolution over rows with the output's gradient as its kernel.
+
+    Images and columns are what it sums over, a column's tap and a channel are a pixel of its input:
+    so the product has many rows, and few copies are made of the input.
+    """
+    rows, columns, channels, features = shape
+    _, height, width, _ = gradient.shape
+    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2))  # in one go with the copies it is slow
+    x = jnp.pad(x, (padding[0], (0, 0), (0, 0), padding[1]))
+    x = x[: rows + strides[0] * (height - 1)]
+    taps = [slice(tap, tap + strides[1] * (width - 1) + 1, strides[1]) for tap in range(columns)]
+    x = jnp.stack([x[..., tap] for tap in taps], axis=1)
+    x = lax.optimization_barrier(x.reshape(1, len(x), columns * channels, -1))
+    kernel = lax.optimization_barrier(gradient.swapaxes(0, 1).reshape(height, 1, -1, features))
+    options = {"rhs_dilation": (strides[0], 1), "dimension_numbers": DIMENSIONS}
+    product = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", **options)
+    return product.reshape(shape)
 
 
 convolve_on_cpu.defvjp(forward, backward)
@@ -133,16 +147,16 @@ def phases(size, kernel_size, stride, padding):
             yield slice(first, None, stride), slice(tap, None, stride), pad
 
 
-CACHE = 10_000_000  # bytes of patches that are fast to read again; measured, on two cores
+CACHE = 3_000_000  # bytes of the input's copies and the gradient that are fast to read again; measured
 
 
-def parts(maps, weights):
-    """In how many equal parts of the images patches are made for a product that reads them once.
-
-    So many that caches hold a part, if it is eight images or more: few images are slow again.
+def parts(x, gradient, shape):
+    """In how many equal parts of the images the kernel's gradient is summed: so many that caches
+    hold a part, if it is eight images or more: few images are slow again.
     """
-    size = maps[..., 0].size * len(weights) * weights.dtype.itemsize
-    counts = [c for c in range(1, len(maps) // 8 + 1) if len(maps) % c == 0] or [1]
+    copies = x.size // x.shape[2] * shape[1] * gradient.shape[2]
+    size = (copies + gradient.size) * gradient.dtype.itemsize
+    counts = [c for c in range(1, len(x) // 8 + 1) if len(x) % c == 0] or [1]
     return next((count for count in counts if size <= CACHE * count), counts[-1])
 
 
