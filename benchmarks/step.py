@@ -7,6 +7,9 @@
 Two processes, of which one works at a time: A B A B. Both start with the same weights and must come
 to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
 memory that there was, imports included.
+
+JAX's programs are kept as those of train.py are. The call that compiles them measures less: what
+the compiler leaves of memory, in pieces, takes time to find one that fits. So call it twice.
 """
 
 import json
@@ -142,6 +145,8 @@ def work(config, name, folder):
 
 
 def with_jax(config, weights):
+    settings.keep_compiled(None)  # before JAX loads
+
     import jax
     from flax.traverse_util import flatten_dict
 
