@@ -66,7 +66,7 @@ def forward(x, kernel, strides, padding):
 
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1; that of the kernel in parts."""
+    """The gradient of the input by convolutions of stride 1, that of the kernel part by part."""
     x, kernel = operands
     way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
@@ -80,11 +80,15 @@ def backward(strides, padding, operands, gradient):
     return *input_gradient(gradient), kernel_gradient
 
 
-def correlate(x, gradient, shape, strides, padding):
-    """The kernel's gradient, a convolution over rows with the output's gradient as its kernel.
+convolve_on_cpu.defvjp(forward, backward)
 
-    Images and columns are what it sums over, a column's tap and a channel are a pixel of its input:
-    so the product has many rows, and few copies are made of the input.
+
+def correlate(x, gradient, shape, strides, padding):
+    """The kernel's gradient by a convolution over rows, whose kernel is the output's gradient.
+
+    Its input has the images and columns that are summed over as channels, and as columns each
+    channel of x at each of the kernel's columns: a product of many rows, from a copy of x for each
+    of the kernel's columns, not for each of its weights.
     """
     rows, columns, channels, features = shape
     _, height, width, _ = gradient.shape
@@ -98,9 +102,6 @@ def correlate(x, gradient, shape, strides, padding):
     options = {"rhs_dilation": (strides[0], 1), "dimension_numbers": DIMENSIONS}
     product = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", **options)
     return product.reshape(shape)
-
-
-convolve_on_cpu.defvjp(forward, backward)
 
 
 def suits_xla(x, kernel, strides, padding):
@@ -147,12 +148,14 @@ def phases(size, kernel_size, stride, padding):
             yield slice(first, None, stride), slice(tap, None, stride), pad
 
 
-CACHE = 3_000_000  # bytes of the input's copies and the gradient that are fast to read again; measured
+CACHE = 3_000_000  # bytes that are fast to read again; measured, on two cores
 
 
 def parts(x, gradient, shape):
-    """In how many equal parts of the images the kernel's gradient is summed: so many that caches
-    hold a part, if it is eight images or more: few images are slow again.
+    """In how many equal parts of the images a kernel's gradient is summed.
+
+    So many that caches hold the copies of a part and its gradient, if it is eight images or more:
+    few images are slow again.
     """
     copies = x.size // x.shape[2] * shape[1] * gradient.shape[2]
     size = (copies + gradient.size) * gradient.dtype.itemsize
@@ -173,8 +176,6 @@ def to_patches(x, kernel, strides, padding):
         for size, stride, count in zip(kernel.shape, strides, counts, strict=False)
     )
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    if x.shape[-1] >= 32:  # long enough to copy each pixel by itself
-        return jnp.concatenate([x[:, row, column] for column in columns for row in rows], axis=-1)
     x = jnp.concatenate([x[:, row] for row in rows], axis=-1)
     return jnp.concatenate([x[:, :, column] for column in columns], axis=-1)
 

@@ -57,7 +57,8 @@ CASES = [
     ((5, 6), 2, 3, 2, 1),
     ((2, 1), 2, 2, 1, 2),  # some see nothing but padding
     ((3, 2), 2, 4, 5, 6),
-    ((6, 5), 33, 3, 1, 1),  # each pixel is copied by itself
+    ((3, 5), 33, 3, 1, 1),  # below 4x4, but more than nine pixels
+    ((6, 5), 33, 3, 1, 1),  # XLA's own
     ((9, 8), 33, 3, 2, 1),  # XLA's own, strided
     ((32, 31), 11, 7, 2, 3),
 ]
