@@ -66,7 +66,9 @@ def forward(x, kernel, strides, padding):
 
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1, that of the kernel part by part."""
+    """The gradient of the input by convolutions of stride 1 or by products of patches; that of the
+    kernel by `correlate`, a part of the images at a time.
+    """
     x, kernel = operands
     way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
@@ -76,31 +78,32 @@ def backward(strides, padding, operands, gradient):
 
     count = parts(x, gradient, kernel.shape)
     split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
-    kernel_gradient, _ = lax.scan(add, jnp.zeros_like(kernel), split)
-    return *input_gradient(gradient), kernel_gradient
+    kernel_gradient, _ = lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), split)
+    return *input_gradient(gradient), kernel_gradient.astype(kernel.dtype)
 
 
 convolve_on_cpu.defvjp(forward, backward)
 
 
 def correlate(x, gradient, shape, strides, padding):
-    """The kernel's gradient by a convolution over rows, whose kernel is the output's gradient.
+    """The kernel's gradient by one convolution along the rows of maps.
 
-    Its input has the images and columns that are summed over as channels, and as columns each
-    channel of x at each of the kernel's columns: a product of many rows, from a copy of x for each
-    of the kernel's columns, not for each of its weights.
+    What is summed over, images and columns of the output, are its channels; its columns are those
+    of the kernel times the channels of x; its weights are the output's gradient. So x is copied
+    once for each column of the kernel; patches have a copy for each of its taps.
     """
     rows, columns, channels, features = shape
     _, height, width, _ = gradient.shape
-    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2))  # in one go with the copies it is slow
+    # Barriers: transposing is slow in one go with the copies, and reading either more than once.
+    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2))
     x = jnp.pad(x, (padding[0], (0, 0), (0, 0), padding[1]))
-    x = x[: rows + strides[0] * (height - 1)]
+    x = x[: rows + strides[0] * (height - 1)]  # without rows that no output sees
     taps = [slice(tap, tap + strides[1] * (width - 1) + 1, strides[1]) for tap in range(columns)]
     x = jnp.stack([x[..., tap] for tap in taps], axis=1)
     x = lax.optimization_barrier(x.reshape(1, len(x), columns * channels, -1))
-    kernel = lax.optimization_barrier(gradient.swapaxes(0, 1).reshape(height, 1, -1, features))
+    weights = lax.optimization_barrier(gradient.swapaxes(0, 1).reshape(height, 1, -1, features))
     options = {"rhs_dilation": (strides[0], 1), "dimension_numbers": DIMENSIONS}
-    product = lax.conv_general_dilated(x, kernel, (1, 1), "VALID", **options)
+    product = lax.conv_general_dilated(x, weights, (1, 1), "VALID", **options)
     return product.reshape(shape)
 
 
@@ -154,8 +157,8 @@ CACHE = 3_000_000  # bytes that are fast to read again; measured, on two cores
 def parts(x, gradient, shape):
     """In how many equal parts of the images a kernel's gradient is summed.
 
-    So many that caches hold the copies of a part and its gradient, if it is eight images or more:
-    few images are slow again.
+    The fewest whose copies of x and output's gradient fit into caches, none of less than eight
+    images, which are slow again.
     """
     copies = x.size // x.shape[2] * shape[1] * gradient.shape[2]
     size = (copies + gradient.size) * gradient.dtype.itemsize

@@ -4,6 +4,7 @@
 
 Bare: the same compiled step on batches that are ready on the device, waiting once at the end. Loop:
 `train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
+Call it twice and take the second, as of step.py.
 """
 
 import statistics
@@ -11,14 +12,18 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 from absl import app, flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data
 import settings
+
+settings.keep_compiled(None)  # before JAX loads
+
+import jax
+
+import data
 import train
 from configs import default
 from model import create_model

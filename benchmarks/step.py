@@ -8,8 +8,8 @@ Two processes, of which one works at a time: A B A B. Both start with the same w
 to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
 memory that there was, imports included.
 
-JAX's programs are kept as those of train.py are. The call that compiles them measures less: what
-the compiler leaves of memory, in pieces, takes time to find one that fits. So call it twice.
+JAX's programs are kept where train.py keeps them. Call it twice and take the second: in a process
+that has compiled a step takes a tenth longer, for compiling leaves memory in pieces.
 """
 
 import json

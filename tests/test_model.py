@@ -70,10 +70,20 @@ def test_convolution_and_gradients_equal_xla(
     size, channels, kernel_size, stride, padding, images, monkeypatch
 ):
     monkeypatch.setattr(convolution, "CACHE", 100)  # of 24 images in three parts
+    kernel_sizes, arguments = (kernel_size,) * 2, ((stride, stride), [(padding, padding)] * 2)
+    assert_equals_xla(images, size, channels, kernel_sizes, arguments)
+
+
+@pytest.mark.parametrize("size", [(7, 10), (3, 4), (16, 17)])
+def test_convolution_of_unequal_axes_equals_xla(size):
+    assert_equals_xla(3, size, 2, (2, 3), ((3, 1), [(1, 0), (0, 2)]))
+    assert_equals_xla(3, size, 40, (3, 2), ((1, 2), [(0, 2), (1, 0)]))
+
+
+def assert_equals_xla(images, size, channels, kernel_sizes, arguments):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(images, *size, channels)).astype(np.float32)
-    kernel = rng.normal(size=(kernel_size, kernel_size, channels, 5)).astype(np.float32)
-    arguments = ((stride, stride), [(padding, padding)] * 2)
+    kernel = rng.normal(size=(*kernel_sizes, channels, 5)).astype(np.float32)
 
     def reference(x, kernel):
         numbers = ("NHWC", "HWIO", "NHWC")
