@@ -58,7 +58,7 @@ def main(_):
 
 
 def time_bare(config, step, state, batches):
-    state = train.on_devices(train.copies(state, jax.local_device_count()))
+    state = train.replicate(state)
     jax.block_until_ready(state)
     began = time.perf_counter()
     for index in range(STEPS.value):

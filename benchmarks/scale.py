@@ -105,7 +105,7 @@ def worker():
         gradient = jax.tree.leaves(trained(config, state.params))
         found = {"bytes": sum(leaf.nbytes for leaf in gradient)}
         found["messages"] = len(re.findall(r" all-reduce(?:-start)?\(", step.as_text()))
-        state = train.on_devices(train.copies(state, jax.local_device_count()))
+        state = train.replicate(state)
         times = {"ms": [], "input": []}
         for i in range(STEPS):
             began = time.perf_counter()
@@ -115,7 +115,8 @@ def worker():
             jax.block_until_ready(metrics)
             times["input"].append(1000 * (drawn - began))
             times["ms"].append(1000 * (time.perf_counter() - drawn))
-        vector = train.on_devices(np.ones((jax.local_device_count(), 64), np.float32))
+        ones = np.ones((jax.local_device_count(), 64), np.float32)
+        vector = train.on_devices(ones, jax.P(AXIS), jax.devices())
         add = jax.jit(jax.shard_map(partial(lax.psum, axis_name=AXIS), mesh=vector.sharding.mesh,
                                     in_specs=jax.P(AXIS), out_specs=jax.P()))  # fmt: skip
         times["message"] = []

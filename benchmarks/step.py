@@ -163,7 +163,7 @@ def with_jax(config, weights):
     }
     np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
     compiled = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
-    held = [train.on_devices(train.copies(state, jax.local_device_count()))]
+    held = [train.replicate(state)]
     score = make_scorer(model)
     pairs = validation_pairs(config)
 

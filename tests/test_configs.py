@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 from conftest import ROOT, TINY, tiny_file
-from flax import jax_utils
 
 import data
 import evaluate
@@ -34,13 +33,13 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     config = train.resolve(config)
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     started = train.create_state(config, model, optimizer)
-    before, state = started.params, jax_utils.replicate(started)
+    before, state = started.params, train.replicate(started)
     train_step = train.make_train_step(config, model, optimizer)
     for step in range(2):
         batch = train.to_devices(data.make_batch(config, "train", step))
         state, metrics = train_step(state, batch)
     assert metrics["count"] == 8 and np.isfinite(metrics["loss"])
-    state = jax.device_get(jax_utils.unreplicate(state))
+    state = train.to_host(state)
     for old, new in leaves(trained(config, before), trained(config, state.params)):
         assert (old != new).any()
     if config.model.frozen:

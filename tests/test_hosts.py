@@ -107,7 +107,7 @@ def one_process():
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     train_step, first, losses = train.make_train_step(config, model, optimizer), None, []
     device = jax.devices()[:1]
-    state = train.on_devices(train.copies(train.create_state(config, model, optimizer), 1), device)
+    state = train.replicate(train.create_state(config, model, optimizer), device)
     for step in range(20):
         batch = train.to_devices(data.make_batch(config, "train", step), device)
         state, metrics = train_step(state, batch)

@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import pytest
 from conftest import ENVIRONMENT, ROOT, run, tiny_config, tiny_options
-from flax import jax_utils
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -48,12 +47,12 @@ def run_steps(devices, steps=20):
     config = tiny_config()
     state, train_step = setup()
     devices = jax.devices()[:devices]
-    state, losses, first = jax_utils.replicate(state, devices), [], None
+    state, losses, first = train.replicate(state, devices), [], None
     for step in range(steps):
         batch = train.to_devices(data.make_batch(config, "train", step), devices)
         state, metrics = train_step(state, batch)
         losses.append(float(metrics["loss"]) / config.batch_size)
-        first = first or jax.tree.map(lambda leaf: np.asarray(leaf)[0], state)
+        first = first or train.to_host(state)
     return first, np.array(losses)
 
 
