@@ -19,7 +19,7 @@ def convolve(x, kernel, strides, padding, **options):
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if min(kernel.shape[:2]) > 1 and math.prod(output_sizes(x, kernel, strides, padding)) <= 9:
+    if min(kernel.shape[:2]) > 1 and min(output_sizes(x, kernel, strides, padding)) < 4:
         return multiply_pixels(x, kernel, strides, padding)
     return convolve_on_cpu(x, kernel, tuple(strides), tuple(padding))
 
@@ -56,8 +56,11 @@ def windows(size, kernel_size, stride, padding):
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve_on_cpu(x, kernel, strides, padding):
-    way = convolve_directly if suits_xla(x, kernel, strides, padding) else multiply_patches
-    return way(x, kernel, strides, padding)
+    if kernel.shape[:2] == (1, 1):
+        return multiply_each(x, kernel, strides, padding)
+    if kernel.size <= 512:  # as many as XLA takes longer for; measured, on two cores
+        return sum_taps(x, kernel, strides, padding)
+    return convolve_directly(x, kernel, strides, padding)
 
 
 def forward(x, kernel, strides, padding):
@@ -66,11 +69,11 @@ def forward(x, kernel, strides, padding):
 
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1 or by products of patches; that of the
-    kernel by `correlate`, a part of the images at a time.
+    """The gradient of the input by convolutions of stride 1 or by a product; that of the kernel by
+    `correlate`, a part of the images at a time.
     """
     x, kernel = operands
-    way = convolve_phases if suits_xla(x, kernel, strides, padding) else multiply_patches
+    way = multiply_each if kernel.shape[:2] == (1, 1) else convolve_phases
     _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
 
     def add(total, part):
@@ -106,13 +109,28 @@ def correlate(x, gradient, shape, strides, padding):
     return product.reshape(shape)
 
 
-def suits_xla(x, kernel, strides, padding):
-    """Whether XLA's convolution is at least as fast as a product; measured, on two cores.
+def multiply_each(x, kernel, strides, padding):
+    """A convolution by a kernel of one tap: a product for each pixel, or for every so manieth."""
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
-    Not below 4x4 pixels, where it can take 30 times as long, nor for a pixel's or a few weights.
+
+def sum_taps(x, kernel, strides, padding):
+    """A convolution of few weights, one after the other: the pixels that each one meets, times it.
+
+    XLA makes a single loop of it, which reads x and writes the result once.
     """
-    sizes = output_sizes(x, kernel, strides, padding)
-    return min(sizes) >= 4 and min(kernel.shape[:2]) > 1 and kernel.size > 512
+    counts = output_sizes(x, kernel, strides, padding)
+    rows, columns = map(tap_slices, kernel.shape[:2], strides, counts)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    views = (
+        x[:, row, column, channel, None]
+        for row in rows
+        for column in columns
+        for channel in range(x.shape[-1])
+    )
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
+    return sum(view * weight for view, weight in zip(views, weights, strict=True))
 
 
 def output_sizes(x, kernel, strides, padding):
@@ -165,28 +183,9 @@ def parts(x, gradient, shape):
     return next((count for count in counts if size <= CACHE * count), counts[-1])
 
 
-def multiply_patches(x, kernel, strides, padding):
-    """Patches [n, height, width, weights] times the kernel [weights, features]."""
-    return to_patches(x, kernel, strides, padding) @ to_matrix(kernel)
-
-
-def to_patches(x, kernel, strides, padding):
-    """The pixels that each output pixel sees, [n, height, width, columns * rows * channels]."""
-    counts = output_sizes(x, kernel, strides, padding)
-    rows, columns = map(tap_slices, kernel.shape[:2], strides, counts)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    x = jnp.concatenate([x[:, row] for row in rows], axis=-1)
-    return jnp.concatenate([x[:, :, column] for column in columns], axis=-1)
-
-
 def tap_slices(size, stride, count):
     """One axis of a kernel: the slice of padded pixels that each of its taps meets."""
     return [slice(tap, tap + stride * (count - 1) + 1, stride) for tap in range(size)]
-
-
-def to_matrix(kernel):
-    """The kernel as the matrix that patches are multiplied with."""
-    return kernel.swapaxes(0, 1).reshape(-1, kernel.shape[-1])
 
 
 def max_pool(x):
