@@ -1,6 +1,5 @@
 """Convolutions and max-pooling that are fast on CPU; on accelerators XLA's own compute them."""
 
-import math
 from functools import partial, reduce
 
 import flax.linen as nn
