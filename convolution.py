@@ -129,7 +129,9 @@ def sum_taps(x, kernel, strides, padding):
         for channel in range(x.shape[-1])
     )
     weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    return sum(view * weight for view, weight in zip(views, weights, strict=True))
+    total = sum(view * weight for view, weight in zip(views, weights, strict=True))
+    # A matrix: into sums over four axes, as BatchNorm's, XLA would draw all of this once more.
+    return lax.optimization_barrier(total.reshape(-1, total.shape[-1])).reshape(total.shape)
 
 
 def output_sizes(x, kernel, strides, padding):

@@ -22,7 +22,7 @@ def saved(tmp_path_factory):
     model = create_model(config)
     fresh = train.create_state(config, model, train.make_optimizer(config)[0])
     workdir, states = tmp_path_factory.mktemp("saved"), {}
-    with checkpoint.open_checkpoints(workdir, 2, 5) as manager:
+    with checkpoint.opened(workdir, keep_latest=2, keep_best=5) as manager:
         for step in (4, 8):
             rng = np.random.default_rng(step)
             state = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(x.dtype), fresh)
@@ -119,7 +119,7 @@ def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
         checkpoint.save(manager, states[8].replace(step=np.int32(9)), {"loss": float("inf")})
-        manager.wait_until_finished()
+        checkpoint.wait(manager)
         assert (manager.best_step(), manager.latest_step()) == (8, 9)
     metrics = tmp_path / "run" / "checkpoints" / "9" / "metrics" / "metrics"
     assert json.loads(metrics.read_text()) == {"loss": float("inf")}
