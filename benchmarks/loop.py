@@ -4,11 +4,13 @@
 
 Bare: the same compiled step on batches that are ready on the device, waiting once at the end. Loop:
 `train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
-Call it twice and take the second, as of step.py.
+Call it twice and take the second, as of step.py. Checkpoints, in the folder for temporary files: how
+long one keeps the loop waiting, and which part that is of the time between two.
 """
 
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,7 +24,9 @@ import settings
 settings.keep_compiled(None)  # before JAX loads
 
 import jax
+import numpy as np
 
+import checkpoint
 import data
 import train
 from configs import default
@@ -55,6 +59,9 @@ def main(_):
         f"bare {statistics.median(bare):,.0f} pairs/s, loop {statistics.median(loop):,.0f} pairs/s"
     )
     print(f"loop / bare: {ratio:.3f} (median of {ROUNDS.value} turns)")
+    blocked = time_checkpoint(config, state)
+    between = config.eval_every_steps * config.batch_size / statistics.median(loop)
+    print(f"a checkpoint keeps it waiting for {1000 * blocked:.0f} ms, {blocked / between:.1%}")
 
 
 def time_bare(config, step, state, batches):
@@ -73,6 +80,22 @@ def time_loop(config, step, state):
         seconds += (until - done) * config.batch_size / metrics["pairs_per_second"]
         done = until
     return done * config.batch_size / seconds
+
+
+def time_checkpoint(config, state):
+    """Seconds that the loop waits for a checkpoint while nothing else is being written: median."""
+    state, times = train.replicate(state), []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        checkpoint.opened(Path(folder), **config.checkpoint) as manager,
+    ):
+        for step in range(ROUNDS.value + 1):
+            began = time.perf_counter()
+            host_state = train.to_host(state).replace(step=np.int32(step))
+            checkpoint.save(manager, host_state, {"loss": 1.0})
+            times.append(time.perf_counter() - began)
+            checkpoint.wait(manager)
+    return statistics.median(times[1:])  # the first one warms up
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python train.py --config=configs/default.py
 
-0 of 9,216 pairs wrong on seeds 0, 1 and 2; 11,308,097 parameters; 55 to 102 s from the command
+0 of 9,216 pairs wrong on seeds 0, 1 and 2; 11,308,097 parameters; 53 to 102 s from the command
 to the report. README.md says on what that was measured.
 """
 
