@@ -4,8 +4,8 @@
 
 Bare: the same compiled step on batches that are ready on the device, waiting once at the end. Loop:
 `train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
-Call it twice and take the second, as of step.py. Checkpoints, in the folder for temporary files: how
-long one keeps the loop waiting, and which part that is of the time between two.
+Call it twice and take the second, as of step.py. Checkpoints, in the folder for temporary files:
+how long one keeps the loop waiting, and which part that is of the time between two.
 """
 
 import statistics
