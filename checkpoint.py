@@ -50,9 +50,11 @@ def opened(workdir, **keep):
         stop(f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
              "may help")  # fmt: skip
     finally:
-        wait(manager)
-        threading.excepthook = hook
-        manager.close()
+        try:
+            wait(manager)
+        finally:
+            threading.excepthook = hook
+            manager.close()
 
 
 @contextmanager
@@ -97,7 +99,10 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         handlers.add(item, ocp.args.PyTreeSave, plainly)
         handlers.add(item, ocp.args.PyTreeRestore, plainly)
     try:
-        return ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
+        manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
+        # Asking, at each save, it would tell JAX of a step that the loop has left behind.
+        manager.reached_preemption = lambda step: False
+        return manager
     except FileNotFoundError:
         if write or not folder.exists():
             raise
@@ -112,8 +117,8 @@ def validation_loss(metrics):
 def save(manager, state, metrics):
     """Starts to save a TrainState of host arrays, once the one before is committed.
 
-    Only what may end the program is done before it returns. Raises FloatingPointError if not all of
-    the arrays are finite, and saves nothing.
+    Before it returns it looks whether there is room and whether all is finite: if not it raises
+    FloatingPointError and saves nothing. The rest is a thread's, whose errors come up in `wait`.
     """
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"step {state.step} left parameters that are not finite")
@@ -124,10 +129,11 @@ def save(manager, state, metrics):
     with explained(manager):
         if shutil.disk_usage(manager.directory).free < needed:  # Orbax would fail with a page
             raise OSError("No space left")
-    WRITING.append(WRITER.submit(write, manager, state, metrics))
+    WRITING.append(WRITER.submit(save_now, manager, state, metrics))
 
 
-def write(manager, state, metrics):
+def save_now(manager, state, metrics):
+    """The thread's part: checksums, and all of Orbax."""
     items = jax.tree.map(np.asarray, split(state))  # a number would come back as another type
     args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}

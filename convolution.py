@@ -57,7 +57,7 @@ def windows(size, kernel_size, stride, padding):
 def convolve_on_cpu(x, kernel, strides, padding):
     if kernel.shape[:2] == (1, 1):
         return multiply_each(x, kernel, strides, padding)
-    if kernel.size <= 512:  # as many as XLA takes longer for; measured, on two cores
+    if kernel.size <= 512:  # up to here XLA takes longer; measured, on two cores
         return sum_taps(x, kernel, strides, padding)
     return convolve_directly(x, kernel, strides, padding)
 
@@ -92,7 +92,7 @@ def correlate(x, gradient, shape, strides, padding):
 
     What is summed over, images and columns of the output, are its channels; its columns are those
     of the kernel times the channels of x; its weights are the output's gradient. So x is copied
-    once for each column of the kernel; patches have a copy for each of its taps.
+    once for each column of the kernel, not for each of its taps.
     """
     rows, columns, channels, features = shape
     _, height, width, _ = gradient.shape
@@ -109,28 +109,30 @@ def correlate(x, gradient, shape, strides, padding):
 
 
 def multiply_each(x, kernel, strides, padding):
-    """A convolution by a kernel of one tap: a product for each pixel, or for every so manieth."""
+    """A convolution by a kernel of one tap: a product for each pixel that a stride meets."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
 
 
 def sum_taps(x, kernel, strides, padding):
-    """A convolution of few weights, one after the other: the pixels that each one meets, times it.
+    """A convolution of few weights: for each the pixels that it meets, times it; their sum.
 
     XLA makes a single loop of it, which reads x and writes the result once.
     """
+    dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype  # of the sums, as in XLA
     counts = output_sizes(x, kernel, strides, padding)
     rows, columns = map(tap_slices, kernel.shape[:2], strides, counts)
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(dtype)
     views = (
-        x[:, row, column, channel, None]
+        padded[:, row, column, channel, None]
         for row in rows
         for column in columns
         for channel in range(x.shape[-1])
     )
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1])
-    total = sum(view * weight for view, weight in zip(views, weights, strict=True))
-    # A matrix: into sums over four axes, as BatchNorm's, XLA would draw all of this once more.
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(dtype)
+    total = sum(view * weight for view, weight in zip(views, weights, strict=True)).astype(x.dtype)
+    # A matrix behind a barrier: else XLA may have BatchNorm's mean compute all this once more and
+    # sum it pixel by pixel, which made gradients of a small network 40 times less exact.
     return lax.optimization_barrier(total.reshape(-1, total.shape[-1])).reshape(total.shape)
 
 
@@ -147,15 +149,17 @@ def convolve_directly(x, kernel, strides, padding):
 
 
 def convolve_phases(x, kernel, strides, padding):
-    """A strided convolution as the sum of unstrided ones, of every so manieth pixel and tap."""
+    """A strided convolution as the sum of unstrided ones: of the pixels and taps of each phase."""
+    shape = (len(x), *output_sizes(x, kernel, strides, padding), kernel.shape[-1])
     rows, columns = (
         [*found] for found in map(phases, x.shape[1:3], kernel.shape[:2], strides, padding)
     )
-    return sum(
+    summands = (
         convolve_directly(x[:, i, j], kernel[k, m], (1, 1), (pad_rows, pad_columns))
         for i, k, pad_rows in rows
         for j, m, pad_columns in columns
     )
+    return sum(summands, jnp.zeros(shape, x.dtype))  # of none where no pixel meets a tap
 
 
 def phases(size, kernel_size, stride, padding):

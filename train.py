@@ -261,9 +261,9 @@ def compile_step(config, train_step, state):
 def train(config, train_step, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
-    The state comes back on the devices and is given away to the next step. Metrics are
-    those of the steps since the last yield; pairs per second leave out what the caller does. After
-    a signal the step that runs is the last, and is yielded.
+    The state comes back on the devices and is given away to the next step. Metrics are those of the
+    steps since the last yield; pairs per second leave out what the caller does. After a signal the
+    step that runs is the last, and is yielded.
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
@@ -314,12 +314,13 @@ def replicate(state, devices=None):
 
 
 def on_devices(tree, spec, devices):
+    """Places this process's rows on its devices; with P() the same whole on each."""
     sharding = jax.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), spec)
     return jax.make_array_from_process_local_data(sharding, tree)
 
 
 def to_host(state):
-    """A state as host arrays; copies, for the next step takes the memory of what it is given."""
+    """A state as host arrays: copies, for with views the next step could not reuse its memory."""
     return jax.tree.map(np.array, state)
 
 

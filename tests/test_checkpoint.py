@@ -1,5 +1,6 @@
 import json
 import shutil
+import threading
 from collections import Counter
 
 import jax
@@ -138,6 +139,26 @@ def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
     assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"4", "8.damaged"}
+
+
+def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path, monkeypatch):
+    whole, states, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    hook = threading.excepthook
+
+    def full(*args, **options):
+        raise OSError("No space left on device")
+
+    with (
+        pytest.raises(
+            SystemExit, match=r"cannot be written: no space left on the device; the ones"
+        ),
+        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
+    ):
+        monkeypatch.setattr(manager, "save", full)
+        checkpoint.save(manager, states[8].replace(step=np.int32(9)), {"loss": 0.5})
+    assert threading.excepthook is hook
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
 
 
 def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):

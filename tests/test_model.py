@@ -57,7 +57,7 @@ CASES = [
     ((5, 6), 2, 3, 2, 1),
     ((2, 1), 2, 2, 1, 2),  # some see nothing but padding
     ((3, 2), 2, 4, 5, 6),
-    ((3, 5), 33, 3, 1, 1),  # below 4x4, but more than nine pixels
+    ((3, 5), 33, 3, 1, 1),  # each output pixel by itself, with unequal axes
     ((6, 5), 33, 3, 1, 1),  # XLA's own
     ((9, 8), 33, 3, 2, 1),  # XLA's own, strided
     ((32, 31), 11, 7, 2, 3),
@@ -78,6 +78,27 @@ def test_convolution_and_gradients_equal_xla(
 def test_convolution_of_unequal_axes_equals_xla(size):
     assert_equals_xla(3, size, 2, (2, 3), ((3, 1), [(1, 0), (0, 2)]))
     assert_equals_xla(3, size, 40, (3, 2), ((1, 2), [(0, 2), (1, 0)]))
+
+
+@pytest.mark.parametrize("size, kernel_sizes", [((1, 8), (1, 3)), ((8, 1), (3, 1))])
+def test_convolution_equals_xla_where_some_pixels_meet_no_tap(size, kernel_sizes):
+    padding = [(k // 2, k // 2) for k in kernel_sizes]
+    assert_equals_xla(2, size, 3, kernel_sizes, ((2, 2), padding))
+    assert_equals_xla(2, size, 3, kernel_sizes, ((2, 2), [(1, 1), (1, 1)]))
+
+
+@pytest.mark.parametrize("size, channels, kernel_size", [(16, 3, 3), (16, 40, 3), (2, 6, 3)])
+def test_in_bfloat16_sums_are_as_exact_as_the_numbers(size, channels, kernel_size):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(4, size, size, channels)), jnp.bfloat16)
+    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, channels, 5)), jnp.bfloat16)
+    found = convolve(x, kernel, (1, 1), [(1, 1), (1, 1)])
+    assert found.dtype == jnp.bfloat16
+    numbers = ("NHWC", "HWIO", "NHWC")
+    exact = lax.conv_general_dilated(
+        *(a.astype(jnp.float32) for a in (x, kernel)), (1, 1), "SAME", dimension_numbers=numbers
+    )
+    assert np.abs(found.astype(jnp.float32) - exact).max() <= 2**-8 * np.abs(exact).max()
 
 
 def assert_equals_xla(images, size, channels, kernel_sizes, arguments):
