@@ -232,8 +232,7 @@ def make_train_step(config, model, optimizer):
         metrics = lax.psum(sums, AXIS) | {"gradient_norm": optax.tree.norm(flat)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    axes = {"in_axes": (None, 0), "out_axes": None}
-    return jax.pmap(train_step, axis_name=AXIS, donate_argnums=0, **axes)
+    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
 
 def mean_over_devices(tree):
