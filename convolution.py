@@ -117,19 +117,19 @@ def multiply_each(x, kernel, strides, padding):
 def sum_taps(x, kernel, strides, padding):
     """A convolution of few weights: for each the pixels that it meets, times it; their sum.
 
-    XLA makes a single loop of it, which reads x and writes the result once.
+    XLA makes a single loop of it, which reads x and writes the result once. Sums are of float32, as
+    in XLA's own.
     """
-    dtype = jnp.float32 if x.dtype.itemsize < 4 else x.dtype  # of the sums, as in XLA
     counts = output_sizes(x, kernel, strides, padding)
     rows, columns = map(tap_slices, kernel.shape[:2], strides, counts)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(dtype)
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
     views = (
         padded[:, row, column, channel, None]
         for row in rows
         for column in columns
         for channel in range(x.shape[-1])
     )
-    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(dtype)
+    weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(jnp.float32)
     total = sum(view * weight for view, weight in zip(views, weights, strict=True)).astype(x.dtype)
     # A matrix behind a barrier: else XLA may have BatchNorm's mean compute all this once more and
     # sum it pixel by pixel, which made gradients of a small network 40 times less exact.
