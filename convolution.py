@@ -72,8 +72,11 @@ def backward(strides, padding, operands, gradient):
     `correlate`, a part of the images at a time.
     """
     x, kernel = operands
-    way = multiply_each if kernel.shape[:2] == (1, 1) else convolve_phases
-    _, input_gradient = jax.vjp(lambda x: way(x, kernel, strides, padding), x)
+    if kernel.shape[:2] == (1, 1):
+        _, transpose = jax.vjp(lambda x: multiply_each(x, kernel, strides, padding), x)
+        (input_gradient,) = transpose(gradient)
+    else:
+        input_gradient = convolve_back(gradient, kernel, x.shape, strides, padding)
 
     def add(total, part):
         return total + correlate(*part, kernel.shape, strides, padding), None
@@ -81,7 +84,7 @@ def backward(strides, padding, operands, gradient):
     count = parts(x, gradient, kernel.shape)
     split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
     kernel_gradient, _ = lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), split)
-    return *input_gradient(gradient), kernel_gradient.astype(kernel.dtype)
+    return input_gradient, kernel_gradient.astype(kernel.dtype)
 
 
 convolve_on_cpu.defvjp(forward, backward)
@@ -148,28 +151,33 @@ def convolve_directly(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
 
 
-def convolve_phases(x, kernel, strides, padding):
-    """A strided convolution as the sum of unstrided ones: of the pixels and taps of each phase."""
-    shape = (len(x), *output_sizes(x, kernel, strides, padding), kernel.shape[-1])
+def convolve_back(gradient, kernel, shape, strides, padding):
+    """The gradient of a convolution's input, from its output's: of each phase of the pixels, those
+    that a stride leads from one to the other, by a convolution with the taps that they meet.
+    """
     rows, columns = (
-        [*found] for found in map(phases, x.shape[1:3], kernel.shape[:2], strides, padding)
+        [*found] for found in map(phases, shape[1:3], kernel.shape[:2], strides, padding)
     )
-    summands = (
-        convolve_directly(x[:, i, j], kernel[k, m], (1, 1), (pad_rows, pad_columns))
-        for i, k, pad_rows in rows
-        for j, m, pad_columns in columns
-    )
-    return sum(summands, jnp.zeros(shape, x.dtype))  # of none where no pixel meets a tap
+    total = jnp.zeros(shape, gradient.dtype)  # and so it stays where no pixel meets a tap
+    for i, k, pad_rows in rows:
+        for j, m, pad_columns in columns:
+            # Turned in memory, by the barrier: what only labels say XLA convolves slowly in loops.
+            turned = lax.optimization_barrier(kernel[k, m][::-1, ::-1].swapaxes(2, 3))
+            part = convolve_directly(gradient, turned, (1, 1), (pad_rows, pad_columns))
+            spread = zip((i, j), shape[1:3], part.shape[1:3], strides, strict=True)
+            holes = [(p.start, size - 1 - p.start - s * (n - 1), s - 1) for p, size, n, s in spread]
+            total += lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *holes, (0, 0, 0)))
+    return total
 
 
 def phases(size, kernel_size, stride, padding):
-    """One axis of it: the slices of pixels and taps that meet, and the padding."""
+    """One axis of it: the slices of pixels and taps that meet, and the gradient's padding."""
     count = output_size(size, kernel_size, stride, padding)
     for first in range(min(stride, size)):
-        low, tap = divmod(first + padding[0], stride)
+        skipped, tap = divmod(first + padding[0], stride)
         if tap < kernel_size:
             pixels, taps = len(range(first, size, stride)), len(range(tap, kernel_size, stride))
-            pad = low, count + taps - 1 - low - pixels
+            pad = taps - 1 - skipped, pixels - count + skipped
             yield slice(first, None, stride), slice(tap, None, stride), pad
 
 
