@@ -31,7 +31,7 @@ NOISE_LEVELS = 2**12  # quantiles of the normal distribution
 
 
 class Batch(NamedTuple):
-    """Pairs of images; under pmap every field has a leading axis of devices."""
+    """Pairs of images; under pmap fields have leading axes, of devices and of steps."""
 
     image1: np.ndarray  # uint8 [batch, height, width, channels], 0 ... 255
     image2: np.ndarray  # the same

@@ -36,6 +36,7 @@ PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # From 1 to these: beyond them nothing could be meant but what no machine can hold.
 MOST = dict.fromkeys(("num_steps", "log_every_steps", "eval_every_steps"), 2**31 - 1)
+MOST |= {"steps_per_execution": 2**20}
 MOST |= dict.fromkeys(("batch_size", "optimizer.nominal_batch_size"), 2**20)
 MOST |= dict.fromkeys(("checkpoint.keep_latest", "checkpoint.keep_best"), 2**20)
 MOST |= {"eval.num_pairs": 10**7, "data.num_identities": 10**6, "data.image_size": 4096}
@@ -43,6 +44,7 @@ MOST |= {"model.width": 4096, "model.head_features": 2**16}
 
 # A resumed run may change these: the parameters do not depend on them, only which are kept.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
+NEUTRAL += ("steps_per_execution",)
 NEUTRAL += ("model.pretrained",)  # where the file lies; its checksum may not change
 
 

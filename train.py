@@ -16,7 +16,6 @@ if __name__ == "__main__":  # first: a mistake is answered before JAX and Tensor
 
 import ctypes
 import gc
-import itertools
 import json
 import math
 import os
@@ -73,9 +72,7 @@ def train_and_evaluate(config, workdir):
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         introduce(config, workdir, state)
-        train_step = make_train_step(config, model, optimizer)
-        if int(state.step) < config.num_steps:
-            train_step = compile_step(config, train_step, state)
+        programs = compile_steps(config, make_train_steps(config, model, optimizer), state)
         if first:  # now: beside tracing it would take turns with it, beside steps it does not
             Thread(target=import_slow, daemon=True).start()
         write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
@@ -83,7 +80,7 @@ def train_and_evaluate(config, workdir):
             write("texts", 0, texts(config, state.params))
         bar = stack.enter_context(progress_bar(config, int(state.step)))
         stack.enter_context(finishing_steps())
-        for step, current, metrics in train(config, train_step, state, bar):
+        for step, current, metrics in train(config, programs, state, bar):
             interrupted = bool(SIGNALS)  # once: one may come at any moment
             metrics["learning_rate"] = float(
                 schedule((step - 1) // settings.accumulated_steps(config))
@@ -199,14 +196,15 @@ def create_state(config, model, optimizer):
     return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
 
 
-def make_train_step(config, model, optimizer):
-    """Returns the pmapped step (state, batch) -> (state, metrics); the state is donated.
+def make_train_steps(config, model, optimizer):
+    """Returns the pmapped steps (state, batches) -> (state, metrics); the state is donated.
 
+    Batches have an axis of steps after that of devices, and each metric has one.
     The state is the same on all devices, without an axis for them: with one, XLA would have Adam
     compute its moments twice and copy all that is donated, a seventh of ResNet18's step on CPU.
     Gradients and BatchNorm's statistics are means over the whole batch, so what is learnt does not
-    depend on the number of devices. Metrics are float32 scalars of the batch: sums (loss, correct),
-    count and gradient_norm.
+    depend on the number of devices. Metrics are float32, of the batch: sums (loss, correct), count
+    and gradient_norm.
     """
     threshold = math.log(config.eval.threshold / (1 - config.eval.threshold))  # as a logit
     apply = nn.apply(partial(training_loss, config), model, mutable=["batch_stats"])
@@ -232,7 +230,10 @@ def make_train_step(config, model, optimizer):
         metrics = lax.psum(sums, AXIS) | {"gradient_norm": optax.tree.norm(flat)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
 
-    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
+    def train_steps(state, batches):
+        return lax.scan(train_step, state, batches)
+
+    return jax.pmap(train_steps, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
 
 
 def mean_over_devices(tree):
@@ -248,46 +249,57 @@ def mean_over_devices(tree):
     return unravel(lax.pmean(vector, AXIS))
 
 
-def compile_step(config, train_step, state):
-    """Compiles a pmapped step ahead, so that no step's time contains it.
+def compile_steps(config, train_steps, state):
+    """Compiles the pmapped steps ahead, so that no step's time contains it: {steps: program}.
 
-    Unlike the pmapped one it takes and gives arrays over the devices of all processes.
+    Unlike the pmapped function a program takes and gives arrays over the devices of all processes.
     """
-    batch = split(own_part(config, 0), jax.local_device_count())
-    return train_step.lower(state, batch).compile()
+    batch, devices = own_part(config, 0), jax.local_device_count()
+    counts = {len(steps) for steps, _ in executions(config, int(state.step))}
+    return {n: train_steps.lower(state, split([batch] * n, devices)).compile() for n in counts}
 
 
-def train(config, train_step, state, bar):
+def executions(config, start):
+    """Yields (steps, due): those that one call of a program computes, and what follows them.
+
+    Where they end is a function of the step alone, so a resumed run makes the same calls.
+    """
+    intervals = (config.log_every_steps, config.eval_every_steps)
+    for end in range(start + 1, config.num_steps + 1):
+        due = end == config.num_steps or any(end % interval == 0 for interval in intervals)
+        if due or end % config.steps_per_execution == 0:
+            yield range(start, end), due
+            start = end
+
+
+def train(config, programs, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
     The state comes back on the devices and is given away to the next step. Metrics are those of the
     steps since the last yield; pairs per second leave out what the caller does. After a signal the
-    step that runs is the last, and is yielded.
+    steps that run are the last, and are yielded.
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
-    start, end = int(state.step), config.num_steps
+    plan = list(executions(config, int(state.step)))
     batches = data.prefetch(
-        lambda step: to_devices(own_part(config, step)),
-        range(start, end),
+        lambda steps: to_devices([own_part(config, step) for step in steps]),
+        [steps for steps, _ in plan],
         workers=min(8, os.cpu_count()),
     )
-    intervals = (config.log_every_steps, config.eval_every_steps)
-    steps = range(start + 1, end + 1)
-    due = (s for s in steps if s == end or any(s % i == 0 for i in intervals))
-    state = replicate(state)
-    for done, until in itertools.pairwise(itertools.chain([start], due)):
-        history, began = [], time.perf_counter()
-        for batch in itertools.islice(batches, until - done):
-            state, metrics = train_step(state, batch)
-            history.append(metrics)
-            bar.update()
-            history[-2:-1] = jax.device_get(history[-2:-1])  # one step ahead of the device, no more
-            if signalled(done + len(history)) or not all(map(is_finite, history[-2:-1])):
-                break
-        history = jax.device_get(history)
-        rate = config.batch_size * len(history) / (time.perf_counter() - began)
-        yield done + len(history), state, summarize(history, done, rate, bar)
+    state, done = replicate(state), int(state.step)
+    history, began = [], time.perf_counter()
+    for call, ((steps, due), batch) in enumerate(zip(plan, batches, strict=True), 1):
+        state, metrics = programs[len(steps)](state, batch)
+        history.append(metrics)
+        bar.update(len(steps))
+        history[-2:-1] = jax.device_get(history[-2:-1])  # one call ahead of the device, no more
+        last = signalled(call)
+        if due or last or not all(map(is_finite, history[-2:-1])):
+            history = jax.device_get(history)
+            rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
+            yield steps.stop, state, summarize(history, done, rate, bar)
+            done, history, began = steps.stop, [], time.perf_counter()
 
 
 def own_part(config, step):
@@ -295,16 +307,20 @@ def own_part(config, step):
     return data.make_batch(config, "train", step, jax.process_index(), jax.process_count())
 
 
-def to_devices(batch, devices=None):
-    """Places a process's part of a batch on its devices, or on some of all devices."""
+def to_devices(batches, devices=None):
+    """Places a process's part of consecutive batches on its devices, or on some of all devices."""
     devices = devices or jax.devices()
     local = sum(device.process_index == jax.process_index() for device in devices)
-    return on_devices(split(batch, local), jax.P(AXIS), devices)
+    return on_devices(split(batches, local), jax.P(AXIS), devices)
 
 
-def split(batch, count):
-    """A batch with a leading axis of so many devices, in the layout that pmap takes."""
-    return data.Batch(*(field.reshape(count, -1, *field.shape[1:]) for field in batch))
+def split(batches, count):
+    """Batches as one, with leading axes of so many devices and of steps, as pmap takes them."""
+    shared = (
+        [field.reshape(count, -1, *field.shape[1:]) for field in fields]
+        for fields in zip(*batches, strict=True)
+    )
+    return data.Batch(*(np.stack(fields, axis=1) for fields in shared))
 
 
 def replicate(state, devices=None):
@@ -325,28 +341,29 @@ def to_host(state):
 
 def summarize(history, done, rate, bar):
     """Metrics of the steps after the first `done` as one; FloatingPointError if not finite."""
-    for step, metrics in enumerate(history, done + 1):
-        if not is_finite(metrics):
-            names = ("loss", "gradient_norm")
-            text = ", ".join(f"{name} {metrics[name]:g}" for name in names)
+    history = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
+    for step, values in enumerate(zip(*history.values(), strict=True), done + 1):
+        if not np.isfinite(values).all():
+            found = dict(zip(history, values, strict=True))
+            text = ", ".join(f"{name} {found[name]:g}" for name in ("loss", "gradient_norm"))
             batch = f'data.make_batch(config, "train", {step - 1})'
             raise FloatingPointError(f"step {step} diverged on {batch}: {text}")
-    sums = {name: float(sum(metrics[name] for metrics in history)) for name in history[0]}
+    sums = {name: float(values.sum(dtype=np.float64)) for name, values in history.items()}
     metrics = {
         "loss": sums["loss"] / sums["count"],
         "accuracy": sums["correct"] / sums["count"],
-        "gradient_norm": sums["gradient_norm"] / len(history),
+        "gradient_norm": sums["gradient_norm"] / len(history["gradient_norm"]),
         "pairs_per_second": rate,
     }
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
     bar.set_description_str(text)
     if bar.disable:
-        print(f"step {done + len(history)}: {text}", flush=True)
+        print(f"step {step}: {text}", flush=True)
     return metrics
 
 
 def is_finite(metrics):
-    return all(math.isfinite(value) for value in metrics.values())
+    return all(np.isfinite(values).all() for values in metrics.values())
 
 
 def progress_bar(config, step):
@@ -388,9 +405,12 @@ def texts(config, params):
 SIGNALS = []  # the one that came while steps were trained
 
 
-def signalled(step):
-    """Whether a signal came and this step is to be the last: of several processes the same step."""
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+def signalled(call):
+    """Whether a signal came and this call is to be the last: of several processes the same one.
+
+    They agree on a number that all have yet to reach, so calls are counted one by one.
+    """
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
         SIGNALS.append(signal.SIGTERM)
     return bool(SIGNALS)
 

@@ -2,7 +2,7 @@
 
     python benchmarks/loop.py --config=configs/default.py --rounds=5 --steps=40
 
-Bare: the same compiled step on batches that are ready on the device, waiting once at the end. Loop:
+Bare: one step a call, on batches that are ready on the device, waiting once at the end. Loop:
 `train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
 Call it twice and take the second, as of step.py. Checkpoints, in the folder for temporary files:
 how long one keeps the loop waiting, and which part that is of the time between two.
@@ -44,12 +44,15 @@ def main(_):
     settings.check(config)
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
-    train_step = train.make_train_step(config, model, optimizer)
-    batches = [train.to_devices(data.make_batch(config, "train", step)) for step in range(8)]
-    step = train.compile_step(config, train_step, state)
+    train_steps = train.make_train_steps(config, model, optimizer)
+    batches = [train.to_devices([data.make_batch(config, "train", step)]) for step in range(8)]
+    programs = train.compile_steps(config, train_steps, state)
+    config.steps_per_execution, each = 1, config.steps_per_execution
+    step = train.compile_steps(config, train_steps, state)[1]
+    config.steps_per_execution = each
     bare, loop = [], []
     for turn in range(ROUNDS.value + 1):
-        rates = time_bare(config, step, state, batches), time_loop(config, step, state)
+        rates = time_bare(config, step, state, batches), time_loop(config, programs, state)
         if turn:  # the first one warms up
             bare.append(rates[0])
             loop.append(rates[1])
@@ -74,9 +77,9 @@ def time_bare(config, step, state, batches):
     return STEPS.value * config.batch_size / (time.perf_counter() - began)
 
 
-def time_loop(config, step, state):
+def time_loop(config, programs, state):
     bar, done, seconds = train.progress_bar(config, 0), 0, 0
-    for until, _, metrics in train.train(config, step, state, bar):
+    for until, _, metrics in train.train(config, programs, state, bar):
         seconds += (until - done) * config.batch_size / metrics["pairs_per_second"]
         done = until
     return done * config.batch_size / seconds

@@ -101,7 +101,9 @@ def worker():
         config = train.resolve(config)
         model, (optimizer, _) = create_model(config), train.make_optimizer(config)
         state = train.create_state(config, model, optimizer)
-        step = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
+        config.steps_per_execution = 1
+        train_steps = train.make_train_steps(config, model, optimizer)
+        step = train.compile_steps(config, train_steps, state)[1]
         gradient = jax.tree.leaves(trained(config, state.params))
         found = {"bytes": sum(leaf.nbytes for leaf in gradient)}
         found["messages"] = len(re.findall(r" all-reduce(?:-start)?\(", step.as_text()))
@@ -109,7 +111,7 @@ def worker():
         times = {"ms": [], "input": []}
         for i in range(STEPS):
             began = time.perf_counter()
-            batch = jax.block_until_ready(train.to_devices(train.own_part(config, i)))
+            batch = jax.block_until_ready(train.to_devices([train.own_part(config, i)]))
             drawn = time.perf_counter()
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)

@@ -162,7 +162,9 @@ def with_jax(config, weights):
         pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
     }
     np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
-    compiled = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
+    config.steps_per_execution = 1
+    train_steps = train.make_train_steps(config, model, optimizer)
+    compiled = train.compile_steps(config, train_steps, state)[1]
     held = [train.replicate(state)]
     score = make_scorer(model)
     pairs = validation_pairs(config)
@@ -170,11 +172,14 @@ def with_jax(config, weights):
     def step(batch, wait=True):
         held[0], metrics = compiled(held[0], batch)
         if wait:
-            return float(metrics["loss"]) / config.batch_size, float(metrics["gradient_norm"])
+            return metrics["loss"].item() / config.batch_size, metrics["gradient_norm"].item()
+
+    def place(batch):
+        return train.to_devices([batch])
 
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     about = {"version": jax.__version__, "device": device, "dtype": config.model.dtype}
-    return about, step, lambda: score(state.variables, pairs)[1], train.to_devices
+    return about, step, lambda: score(state.variables, pairs)[1], place
 
 
 def with_torch(config, weights):

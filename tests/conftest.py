@@ -38,6 +38,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 TINY = {
     "batch_size": 8,
+    "optimizer.learning_rate": 1e-3,
     "optimizer.nominal_batch_size": 8,
     "num_steps": 8,
     "log_every_steps": 2,

@@ -34,10 +34,10 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
     started = train.create_state(config, model, optimizer)
     before, state = started.params, train.replicate(started)
-    train_step = train.make_train_step(config, model, optimizer)
+    train_steps = train.make_train_steps(config, model, optimizer)
     for step in range(2):
-        batch = train.to_devices(data.make_batch(config, "train", step))
-        state, metrics = train_step(state, batch)
+        batches = train.to_devices([data.make_batch(config, "train", step)])
+        state, metrics = train_steps(state, batches)
     assert metrics["count"] == 8 and np.isfinite(metrics["loss"])
     state = train.to_host(state)
     for old, new in leaves(trained(config, before), trained(config, state.params)):

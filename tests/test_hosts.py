@@ -47,8 +47,9 @@ with hosts.joined(cluster, {{}}):
         state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
         config.num_steps = int(state.step) + {steps}
-        step = train.compile_step(config, train.make_train_step(config, model, optimizer), state)
-        for _, current, metrics in train.train(config, step, state, train.progress_bar(config, 0)):
+        programs = train.make_train_steps(config, model, optimizer)
+        programs, bar = train.compile_steps(config, programs, state), train.progress_bar(config, 0)
+        for _, current, metrics in train.train(config, programs, state, bar):
             found["losses"].append(metrics["loss"])
             host_state = train.to_host(current)
             checkpoint.save(manager, host_state, {{"loss": 1.0}})
@@ -105,13 +106,13 @@ def one_process():
     config = tiny_config()
     config.update_from_flattened_dict(LONG)
     model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    train_step, first, losses = train.make_train_step(config, model, optimizer), None, []
+    train_steps, first, losses = train.make_train_steps(config, model, optimizer), None, []
     device = jax.devices()[:1]
     state = train.replicate(train.create_state(config, model, optimizer), device)
     for step in range(20):
-        batch = train.to_devices(data.make_batch(config, "train", step), device)
-        state, metrics = train_step(state, batch)
-        losses.append(float(metrics["loss"]) / config.batch_size)
+        batches = train.to_devices([data.make_batch(config, "train", step)], device)
+        state, metrics = train_steps(state, batches)
+        losses.append(metrics["loss"].item() / config.batch_size)
         first = first or train.to_host(state)
     return first, losses
 
@@ -195,15 +196,18 @@ def test_several_processes_evaluate_to_the_same_numbers(resumed):
 
 @pytest.mark.slow
 def test_sigterm_on_one_has_all_save_the_same_step(tmp_path):
-    options = tiny_options(num_steps=4000, log_every_steps=1, eval_every_steps=4000)
+    """At the end of a call of several steps, on which they agree by counting calls."""
+    options = tiny_options(num_steps=4000, log_every_steps=9, eval_every_steps=4000)
+    options.append("--config.steps_per_execution=3")
     processes = start(2, "train.py", f"--workdir={tmp_path / 'run'}", *options)
-    until(processes[0], "step 3:")
+    until(processes[0], "step 9:")
     processes[1].send_signal(signal.SIGTERM)
     ended = finish(processes)
     assert [code for code, *_ in ended] == [128 + signal.SIGTERM] * 2
     pattern = r"interrupted: saved at step (\d+); the same command resumes there\n"
     steps = {re.search(pattern, errors)[1] for _, _, errors in ended}
     assert steps == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert all(int(step) % 3 == 0 for step in steps)
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}

@@ -34,7 +34,7 @@ def setup():
     model = create_model(config)
     optimizer, _ = train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
-    return state, train.make_train_step(config, model, optimizer)
+    return state, train.make_train_steps(config, model, optimizer)
 
 
 def leaves(*trees):
@@ -45,13 +45,13 @@ def leaves(*trees):
 def run_steps(devices, steps=20):
     """Returns (state after one step, losses of all steps) on some of the devices."""
     config = tiny_config()
-    state, train_step = setup()
+    state, train_steps = setup()
     devices = jax.devices()[:devices]
     state, losses, first = train.replicate(state, devices), [], None
     for step in range(steps):
-        batch = train.to_devices(data.make_batch(config, "train", step), devices)
-        state, metrics = train_step(state, batch)
-        losses.append(float(metrics["loss"]) / config.batch_size)
+        batches = train.to_devices([data.make_batch(config, "train", step)], devices)
+        state, metrics = train_steps(state, batches)
+        losses.append(metrics["loss"].item() / config.batch_size)
         first = first or train.to_host(state)
     return first, np.array(losses)
 
@@ -149,6 +149,36 @@ def test_the_number_of_devices_does_not_change_what_is_learnt():
             for a, b in leaves(getattr(one, field), getattr(other, field)):
                 assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-12
         np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
+
+
+def test_steps_in_one_call_are_the_same_bits_as_in_several(tiny):
+    tiny.num_steps, tiny.log_every_steps, tiny.eval_every_steps = 10, 5, 10
+    state, train_steps = setup()
+    runs = []
+    for most, counts in ((1, {1}), (3, {1, 2, 3})):
+        tiny.steps_per_execution = most
+        programs = train.compile_steps(tiny, train_steps, state)
+        assert programs.keys() == counts
+        found = train.train(tiny, programs, state, train.progress_bar(tiny, 0))
+        runs.append([(step, train.to_host(now), metrics["loss"]) for step, now, metrics in found])
+    for (step, one, loss), (other_step, other, other_loss) in zip(*runs, strict=True):
+        assert (step, loss) == (other_step, other_loss) and step in (5, 10)
+        assert all((a == b).all() for a, b in leaves(one, other)) and one.step == step
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_calls_end_where_something_follows_and_so_after_a_resume(seed, tiny):
+    num, log, validate, most = (random.Random(4 * seed + i).randint(1, 30) for i in range(4))
+    tiny.num_steps, tiny.log_every_steps, tiny.eval_every_steps = num, log, validate
+    tiny.steps_per_execution = most
+    calls = list(train.executions(tiny, 0))
+    assert [step for steps, _ in calls for step in steps] == [*range(num)]
+    ends = {steps.stop for steps, due in calls if due}
+    assert ends == {s for s in range(1, num + 1) if s % log == 0 or s % validate == 0} | {num}
+    assert all(len(steps) <= most for steps, _ in calls)
+    for i, (steps, _) in enumerate(calls):
+        assert list(train.executions(tiny, steps.start)) == calls[i:]
+    assert not list(train.executions(tiny, num))
 
 
 def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
