@@ -1,4 +1,4 @@
-"""The founding experiment: a circle or a square in each image, siamese ResNet18, 400 steps.
+"""The founding experiment: a circle or a square in each image, siamese ResNet18, 200 steps.
 
     python train.py --config=configs/default.py
 
@@ -14,9 +14,10 @@ def get_config():
     config = ConfigDict()
     config.seed = 0  # of the weights and of every pair ever drawn
     config.batch_size = 32  # pairs per step, over all devices
-    config.num_steps = 400  # batches to train on
+    config.num_steps = 200  # batches to train on
     config.log_every_steps = 20  # steps between two points of the training curves
     config.eval_every_steps = 40  # steps between two validations, each followed by a checkpoint
+    config.steps_per_execution = 1  # in one call of the program: more where steps are very short
 
     config.data = data_config()
 
@@ -37,7 +38,7 @@ def get_config():
 
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam or sgd (Nesterov)
-    config.optimizer.learning_rate = 1e-3  # at the first step
+    config.optimizer.learning_rate = 5e-4  # at the first step
     config.optimizer.final_learning_rate = 1e-5  # where its cosine over all updates ends
     config.optimizer.momentum = 0.937  # of SGD; the first beta of Adam
     config.optimizer.beta2 = 0.999  # of Adam's second moment
