@@ -13,8 +13,8 @@ DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 def convolve(x, kernel, strides, padding, **options):
     """`lax.conv_general_dilated` as `nn.Conv` calls it: the same sums, on CPU in other ways.
 
-    There XLA's forward pass is fast unless maps or kernels are small; its gradients, but for that
-    of the input at stride 1, run at two thirds to a tenth of the speed of a matrix product.
+    There XLA's forward pass is fast unless maps or kernels are small; its gradients run at two
+    thirds to a tenth of the speed of a matrix product (that of the input at stride 1: in loops).
     """
     if jax.default_backend() != "cpu":
         return lax.conv_general_dilated(x, kernel, strides, padding, **options)
@@ -76,7 +76,7 @@ def backward(strides, padding, operands, gradient):
         _, transpose = jax.vjp(lambda x: multiply_each(x, kernel, strides, padding), x)
         (input_gradient,) = transpose(gradient)
     else:
-        input_gradient = convolve_back(gradient, kernel, x.shape, strides, padding)
+        input_gradient = convolve_transposed(gradient, kernel, x.shape, strides, padding)
 
     def add(total, part):
         return total + correlate(*part, kernel.shape, strides, padding), None
@@ -151,34 +151,39 @@ def convolve_directly(x, kernel, strides, padding):
     return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
 
 
-def convolve_back(gradient, kernel, shape, strides, padding):
-    """The gradient of a convolution's input, from its output's: of each phase of the pixels, those
-    that a stride leads from one to the other, by a convolution with the taps that they meet.
+def convolve_transposed(gradient, kernel, shape, strides, padding):
+    """The gradient of a convolution's input of a shape, from its output's.
+
+    Pixels that are strides apart meet the same taps: of each such phase it is a convolution of
+    stride 1 with the taps turned round.
     """
     rows, columns = (
         [*found] for found in map(phases, shape[1:3], kernel.shape[:2], strides, padding)
     )
-    total = jnp.zeros(shape, gradient.dtype)  # and so it stays where no pixel meets a tap
-    for i, k, pad_rows in rows:
-        for j, m, pad_columns in columns:
-            # Turned in memory, by the barrier: what only labels say XLA convolves slowly in loops.
-            turned = lax.optimization_barrier(kernel[k, m][::-1, ::-1].swapaxes(2, 3))
-            part = convolve_directly(gradient, turned, (1, 1), (pad_rows, pad_columns))
-            spread = zip((i, j), shape[1:3], part.shape[1:3], strides, strict=True)
-            holes = [(p.start, size - 1 - p.start - s * (n - 1), s - 1) for p, size, n, s in spread]
-            total += lax.pad(part, jnp.zeros((), part.dtype), ((0, 0, 0), *holes, (0, 0, 0)))
+    zero = jnp.zeros((), gradient.dtype)
+    total = jnp.full(shape, zero)  # and so it stays where no pixel meets a tap
+    for row_taps, row_pad, row_holes in rows:
+        for column_taps, column_pad, column_holes in columns:
+            taps = kernel[row_taps, column_taps][::-1, ::-1].swapaxes(2, 3)
+            # A barrier, so that they are turned in memory: else XLA has the convolution read them
+            # as they are, which is 15 times slower where it stands in a loop.
+            taps = lax.optimization_barrier(taps)
+            part = convolve_directly(gradient, taps, (1, 1), (row_pad, column_pad))
+            total += lax.pad(part, zero, ((0, 0, 0), row_holes, column_holes, (0, 0, 0)))
     return total
 
 
 def phases(size, kernel_size, stride, padding):
-    """One axis of it: the slices of pixels and taps that meet, and the gradient's padding."""
+    """One axis of it, for each phase that meets taps: their slice, the padding, and where its
+    pixels lie: how many others are before, behind and between them.
+    """
     count = output_size(size, kernel_size, stride, padding)
     for first in range(min(stride, size)):
-        skipped, tap = divmod(first + padding[0], stride)
+        output, tap = divmod(first + padding[0], stride)  # the last that meets the first pixel
         if tap < kernel_size:
             pixels, taps = len(range(first, size, stride)), len(range(tap, kernel_size, stride))
-            pad = taps - 1 - skipped, pixels - count + skipped
-            yield slice(first, None, stride), slice(tap, None, stride), pad
+            holes = first, (size - 1 - first) % stride, stride - 1
+            yield slice(tap, None, stride), (taps - 1 - output, pixels - count + output), holes
 
 
 CACHE = 3_000_000  # bytes that are fast to read again; measured, on two cores

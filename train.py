@@ -24,6 +24,7 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import islice
 from threading import Thread
 
 import jax
@@ -72,7 +73,7 @@ def train_and_evaluate(config, workdir):
         checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         introduce(config, workdir, state)
-        programs = compile_steps(config, make_train_steps(config, model, optimizer), state)
+        programs = compile_programs(config, make_train_steps(config, model, optimizer), state)
         if first:  # now: beside tracing it would take turns with it, beside steps it does not
             Thread(target=import_slow, daemon=True).start()
         write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
@@ -249,57 +250,70 @@ def mean_over_devices(tree):
     return unravel(lax.pmean(vector, AXIS))
 
 
-def compile_steps(config, train_steps, state):
-    """Compiles the pmapped steps ahead, so that no step's time contains it: {steps: program}.
+def compile_programs(config, train_steps, state):
+    """What a run from a state on will call, compiled ahead: {number of steps: program}."""
+    calls = islice(executions(config, int(state.step)), config.steps_per_execution)
+    counts = {len(steps) for steps in calls}  # there are no others: by then calls are aligned
+    return {count: compile_steps(config, train_steps, state, count) for count in counts}
+
+
+def compile_steps(config, train_steps, state, count=1):
+    """Compiles pmapped steps ahead, for so many in a call, so that no step's time contains it.
 
     Unlike the pmapped function a program takes and gives arrays over the devices of all processes.
     """
-    batch, devices = own_part(config, 0), jax.local_device_count()
-    counts = {len(steps) for steps, _ in executions(config, int(state.step))}
-    return {n: train_steps.lower(state, split([batch] * n, devices)).compile() for n in counts}
+    batch = split([own_part(config, 0)], jax.local_device_count())
+    batches = (jax.ShapeDtypeStruct((len(x), count, *x.shape[2:]), x.dtype) for x in batch)
+    return train_steps.lower(state, data.Batch(*batches)).compile()
 
 
 def executions(config, start):
-    """Yields (steps, due): those that one call of a program computes, and what follows them.
+    """Yields the steps that are computed in one call, as ranges.
 
-    Where they end is a function of the step alone, so a resumed run makes the same calls.
+    They end at multiples of their number, so wherever something is due; a run that is resumed
+    between two of those takes single steps to the next.
     """
-    intervals = (config.log_every_steps, config.eval_every_steps)
-    for end in range(start + 1, config.num_steps + 1):
-        due = end == config.num_steps or any(end % interval == 0 for interval in intervals)
-        if due or end % config.steps_per_execution == 0:
-            yield range(start, end), due
-            start = end
+    most = math.gcd(config.steps_per_execution, *intervals(config))
+    while start < config.num_steps:
+        end = start + (1 if start % most else most)
+        yield range(start, end)
+        start = end
+
+
+def intervals(config):
+    """At multiples of these steps curves or validation are due; the last is the end."""
+    return config.log_every_steps, config.eval_every_steps, config.num_steps
 
 
 def train(config, programs, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
-    The state comes back on the devices and is given away to the next step. Metrics are those of the
+    The state comes back on the devices and is given away to the next call. Metrics are those of the
     steps since the last yield; pairs per second leave out what the caller does. After a signal the
     steps that run are the last, and are yielded.
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
-    plan = list(executions(config, int(state.step)))
-    batches = data.prefetch(
-        lambda steps: to_devices([own_part(config, step) for step in steps]),
-        [steps for steps, _ in plan],
-        workers=min(8, os.cpu_count()),
-    )
-    state, done = replicate(state), int(state.step)
+    start, call = int(state.step), 0
+    to_come, workers = range(start, config.num_steps), min(8, os.cpu_count())
+    batches = data.prefetch(partial(own_part, config), to_come, workers)
+    state, done = replicate(state), start
     history, began = [], time.perf_counter()
-    for call, ((steps, due), batch) in enumerate(zip(plan, batches, strict=True), 1):
-        state, metrics = programs[len(steps)](state, batch)
+    for call, steps in enumerate(executions(config, start), 1):
+        placed = to_devices(list(islice(batches, len(steps))))
+        state, metrics = programs[len(steps)](state, placed)
         history.append(metrics)
         bar.update(len(steps))
         history[-2:-1] = jax.device_get(history[-2:-1])  # one call ahead of the device, no more
-        last = signalled(call)
-        if due or last or not all(map(is_finite, history[-2:-1])):
+        last = signalled(call) or not all(map(is_finite, history[-2:-1]))
+        if last or any(steps.stop % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
             rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
             yield steps.stop, state, summarize(history, done, rate, bar)
+            if last:
+                return
             done, history, began = steps.stop, [], time.perf_counter()
+    signalled(call + 1)  # while the last call ran
 
 
 def own_part(config, step):
@@ -340,25 +354,25 @@ def to_host(state):
 
 
 def summarize(history, done, rate, bar):
-    """Metrics of the steps after the first `done` as one; FloatingPointError if not finite."""
-    history = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
-    for step, values in enumerate(zip(*history.values(), strict=True), done + 1):
-        if not np.isfinite(values).all():
-            found = dict(zip(history, values, strict=True))
-            text = ", ".join(f"{name} {found[name]:g}" for name in ("loss", "gradient_norm"))
-            batch = f'data.make_batch(config, "train", {step - 1})'
-            raise FloatingPointError(f"step {step} diverged on {batch}: {text}")
-    sums = {name: float(values.sum(dtype=np.float64)) for name, values in history.items()}
+    """Metrics of calls after `done` steps as those of one; FloatingPointError if not finite."""
+    series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
+    finite = np.isfinite([*series.values()]).all(axis=0)
+    if not finite.all():
+        first = finite.argmin()
+        text = ", ".join(f"{name} {series[name][first]:g}" for name in ("loss", "gradient_norm"))
+        batch = f'data.make_batch(config, "train", {done + first})'
+        raise FloatingPointError(f"step {done + first + 1} diverged on {batch}: {text}")
+    sums = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
     metrics = {
         "loss": sums["loss"] / sums["count"],
         "accuracy": sums["correct"] / sums["count"],
-        "gradient_norm": sums["gradient_norm"] / len(history["gradient_norm"]),
+        "gradient_norm": sums["gradient_norm"] / len(finite),
         "pairs_per_second": rate,
     }
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
     bar.set_description_str(text)
     if bar.disable:
-        print(f"step {step}: {text}", flush=True)
+        print(f"step {done + len(finite)}: {text}", flush=True)
     return metrics
 
 
@@ -417,7 +431,7 @@ def signalled(call):
 
 @contextmanager
 def finishing_steps():
-    """In here a first signal is only noted, so that the step that runs ends and is saved.
+    """In here a first signal is only noted, so that the steps that run end and are saved.
 
     Where there are several processes JAX handles SIGTERM and tells the others.
     """

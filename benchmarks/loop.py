@@ -3,7 +3,8 @@
     python benchmarks/loop.py --config=configs/default.py --rounds=5 --steps=40
 
 Bare: one step a call, on batches that are ready on the device, waiting once at the end. Loop:
-`train.train`, which draws and places the batches, reads the metrics and counts pairs per second.
+`train.train`, which draws and places the batches, reads the metrics and counts pairs per second, in
+calls of `steps_per_execution` steps.
 Call it twice and take the second, as of step.py. Checkpoints, in the folder for temporary files:
 how long one keeps the loop waiting, and which part that is of the time between two.
 """
@@ -46,10 +47,8 @@ def main(_):
     state = train.create_state(config, model, optimizer)
     train_steps = train.make_train_steps(config, model, optimizer)
     batches = [train.to_devices([data.make_batch(config, "train", step)]) for step in range(8)]
-    programs = train.compile_steps(config, train_steps, state)
-    config.steps_per_execution, each = 1, config.steps_per_execution
-    step = train.compile_steps(config, train_steps, state)[1]
-    config.steps_per_execution = each
+    programs = train.compile_programs(config, train_steps, state)
+    step = train.compile_steps(config, train_steps, state)
     bare, loop = [], []
     for turn in range(ROUNDS.value + 1):
         rates = time_bare(config, step, state, batches), time_loop(config, programs, state)

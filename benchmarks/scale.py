@@ -101,9 +101,8 @@ def worker():
         config = train.resolve(config)
         model, (optimizer, _) = create_model(config), train.make_optimizer(config)
         state = train.create_state(config, model, optimizer)
-        config.steps_per_execution = 1
         train_steps = train.make_train_steps(config, model, optimizer)
-        step = train.compile_steps(config, train_steps, state)[1]
+        step = train.compile_steps(config, train_steps, state)
         gradient = jax.tree.leaves(trained(config, state.params))
         found = {"bytes": sum(leaf.nbytes for leaf in gradient)}
         found["messages"] = len(re.findall(r" all-reduce(?:-start)?\(", step.as_text()))

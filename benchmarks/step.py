@@ -162,9 +162,8 @@ def with_jax(config, weights):
         pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
     }
     np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
-    config.steps_per_execution = 1
     train_steps = train.make_train_steps(config, model, optimizer)
-    compiled = train.compile_steps(config, train_steps, state)[1]
+    compiled = train.compile_steps(config, train_steps, state)
     held = [train.replicate(state)]
     score = make_scorer(model)
     pairs = validation_pairs(config)

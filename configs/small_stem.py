@@ -11,7 +11,6 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.num_steps = 200
     config.model.encoder = "resnet18_small"
     config.model.width = 16
     return config

@@ -43,6 +43,7 @@ TINY = {
     "num_steps": 8,
     "log_every_steps": 2,
     "eval_every_steps": 4,
+    "steps_per_execution": 2,
     "model.stage_sizes": (1, 1),
     "model.width": 4,
     "model.head_features": 8,

@@ -64,6 +64,33 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(
+    "size, kernel_sizes, strides, padding",
+    [
+        ((14, 13), (2, 2), (3, 3), ((0, 0), (0, 0))),  # pixels that meet no tap
+        ((8, 9), (4, 4), (2, 2), ((6, 6), (6, 6))),  # outputs that see nothing but padding
+        ((3, 2), (4, 4), (5, 5), ((6, 6), (6, 6))),  # strides beyond the map
+        ((9, 5), (3, 3), (2, 2), ((1, 1), (1, 1))),
+        ((6, 7), (5, 3), (1, 4), ((0, 3), (2, 0))),  # another on each axis and side
+    ],
+)
+def test_transposed_convolution_is_the_gradient_of_the_input(
+    size, kernel_sizes, strides, padding, dtype
+):
+    random = np.random.default_rng(0)
+
+    def whole_numbers(*shape):  # of which sums are exact in both types
+        return jnp.asarray(random.integers(-2, 3, shape), dtype)
+
+    x, kernel = whole_numbers(2, *size, 3), whole_numbers(*kernel_sizes, 3, 4)
+    y, vjp = jax.vjp(lambda x: convolution.convolve_directly(x, kernel, strides, padding), x)
+    gradient = whole_numbers(*y.shape)
+    found = convolution.convolve_transposed(gradient, kernel, x.shape, strides, padding)
+    (expected,) = vjp(gradient)
+    assert found.dtype == dtype and (found == expected).all() and (found != 0).any()
+
+
 @pytest.mark.parametrize("images", [2, 24])
 @pytest.mark.parametrize("size, channels, kernel_size, stride, padding", CASES)
 def test_convolution_and_gradients_equal_xla(

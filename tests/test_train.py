@@ -151,34 +151,54 @@ def test_the_number_of_devices_does_not_change_what_is_learnt():
         np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
 
 
-def test_steps_in_one_call_are_the_same_bits_as_in_several(tiny):
-    tiny.num_steps, tiny.log_every_steps, tiny.eval_every_steps = 10, 5, 10
-    state, train_steps = setup()
-    runs = []
-    for most, counts in ((1, {1}), (3, {1, 2, 3})):
+CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.every_pair": True}
+VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
+ACCUMULATED = {"batch_size": 4}  # of nominal 8
+
+
+@pytest.mark.parametrize("changes", [{}, CNN, VIT, ACCUMULATED])
+def test_calls_of_several_steps_are_the_same_bits_as_of_one(changes, tiny):
+    """And so where a run goes on from a step between two calls."""
+    tiny.update_from_flattened_dict(changes | {"num_steps": 12, "log_every_steps": 4})
+    model, (optimizer, _) = create_model(tiny), train.make_optimizer(tiny)
+    state = train.create_state(tiny, model, optimizer)
+    train_steps = train.make_train_steps(tiny, model, optimizer)
+
+    def run_from(state, most, counts):
         tiny.steps_per_execution = most
-        programs = train.compile_steps(tiny, train_steps, state)
+        programs = train.compile_programs(tiny, train_steps, state)
         assert programs.keys() == counts
         found = train.train(tiny, programs, state, train.progress_bar(tiny, 0))
-        runs.append([(step, train.to_host(now), metrics["loss"]) for step, now, metrics in found])
-    for (step, one, loss), (other_step, other, other_loss) in zip(*runs, strict=True):
-        assert (step, loss) == (other_step, other_loss) and step in (5, 10)
-        assert all((a == b).all() for a, b in leaves(one, other)) and one.step == step
+        return [(step, train.to_host(now), metrics["loss"]) for step, now, metrics in found]
+
+    ones, fours = run_from(state, 1, {1}), run_from(state, 4, {4})
+    assert [step for step, *_ in ones] == [4, 8, 12]
+    for (step, one, loss), (other_step, other, other_loss) in zip(ones, fours, strict=True):
+        assert (step, loss) == (other_step, other_loss) and one.step == step
+        assert all((a == b).all() for a, b in leaves(one, other))
+    tiny.log_every_steps = 2
+    _, state, _ = run_from(state, 1, {1})[0]
+    tiny.log_every_steps = 4
+    _, resumed, _ = run_from(state, 4, {1, 4})[-1]
+    assert all((a == b).all() for a, b in leaves(ones[-1][1], resumed))
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_calls_end_where_something_follows_and_so_after_a_resume(seed, tiny):
-    num, log, validate, most = (random.Random(4 * seed + i).randint(1, 30) for i in range(4))
-    tiny.num_steps, tiny.log_every_steps, tiny.eval_every_steps = num, log, validate
-    tiny.steps_per_execution = most
+def test_calls_end_where_something_is_due_and_so_after_a_resume(seed, tiny):
+    chance = random.Random(seed)
+    most, log, validate, num, start = (chance.randint(1, 12) for _ in range(5))
+    tiny.steps_per_execution = 2 * most
+    tiny.log_every_steps, tiny.eval_every_steps, tiny.num_steps = most * log, validate, most * num
     calls = list(train.executions(tiny, 0))
-    assert [step for steps, _ in calls for step in steps] == [*range(num)]
-    ends = {steps.stop for steps, due in calls if due}
-    assert ends == {s for s in range(1, num + 1) if s % log == 0 or s % validate == 0} | {num}
-    assert all(len(steps) <= most for steps, _ in calls)
-    for i, (steps, _) in enumerate(calls):
-        assert list(train.executions(tiny, steps.start)) == calls[i:]
-    assert not list(train.executions(tiny, num))
+    assert [step for steps in calls for step in steps] == [*range(most * num)]
+    (size,) = {len(steps) for steps in calls}
+    numbers = (2 * most, most * log, validate, most * num)
+    assert size == max(n for n in range(1, 25) if all(number % n == 0 for number in numbers))
+    resumed = list(train.executions(tiny, start))
+    assert [step for steps in resumed for step in steps] == [*range(start, most * num)]
+    assert [steps for steps in resumed if len(steps) > 1 or size == 1] == [
+        steps for steps in calls if steps.start >= start
+    ]
 
 
 def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
@@ -249,12 +269,14 @@ def test_nesterov_sgd_is_torchs(tiny):
 
 
 def test_a_loss_that_is_not_finite_names_the_step(tiny):
-    good = {"loss": 1.0, "correct": 4.0, "count": 8.0, "gradient_norm": 1.0}
-    bar = train.progress_bar(tiny, 0)
-    assert train.summarize([good, good], 40, 100.0, bar)["accuracy"] == 0.5
+    names, bar = ("loss", "correct", "count", "gradient_norm"), train.progress_bar(tiny, 0)
+    calls = [dict(zip(names, np.outer([1.0, 4, 8, 1], np.ones(n)), strict=True)) for n in (1, 3)]
+    found = train.summarize(calls, 40, 100.0, bar)
+    assert found["accuracy"] == 0.5 and found["loss"] == 0.125 and found["gradient_norm"] == 1
     for name in ("loss", "gradient_norm"):
-        with pytest.raises(FloatingPointError, match=f"step 42 diverged.*, 41.: .*{name} nan"):
-            train.summarize([good, good | {name: math.nan}], 40, 100.0, bar)
+        with pytest.raises(FloatingPointError, match=f"step 43 diverged.*, 42.: .*{name} nan"):
+            bad = calls[1] | {name: np.array([1, math.nan, math.nan])}
+            train.summarize([calls[0], bad], 40, 100.0, bar)
 
 
 @pytest.mark.slow
