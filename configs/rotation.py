@@ -3,8 +3,8 @@
     python train.py --config=configs/rotation.py
 
 A small turned square is almost a circle; a large one must turn within the image. 0 of 10,000 pairs
-wrong; 97,394 parameters; 43 s from the command to the report. README.md says on what that was
-measured.
+wrong; 97,394 parameters.
+README.md says how fast, and on what that was measured.
 """
 
 from configs import cosine
