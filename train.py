@@ -262,9 +262,9 @@ def compile_steps(config, train_steps, state, count=1):
 
     Unlike the pmapped function a program takes and gives arrays over the devices of all processes.
     """
-    batch = split([own_part(config, 0)], jax.local_device_count())
-    batches = (jax.ShapeDtypeStruct((len(x), count, *x.shape[2:]), x.dtype) for x in batch)
-    return train_steps.lower(state, data.Batch(*batches)).compile()
+    # Arrays, not their shapes alone, which pmap cannot lower where there are several processes.
+    batches = split([own_part(config, 0)] * count, jax.local_device_count())
+    return train_steps.lower(state, batches).compile()
 
 
 def executions(config, start):
