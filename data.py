@@ -425,17 +425,17 @@ def in_split(data, split, pictures, position=None):
     return (bounds[0] <= position) & (position < bounds[1])
 
 
-def prefetch(function, steps, workers=2):
-    """Yields function(step) of each step, computed by threads up to two each ahead, in order.
+def prefetch(function, items, workers=2):
+    """Yields function(item) of each item, computed by threads up to two each ahead, in order.
 
-    NumPy lets the threads run side by side. An error in the function is raised here, at the step it
+    NumPy lets the threads run side by side. An error in the function is raised here, at the item it
     belongs to.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending = deque()
     try:
-        for step in steps:
-            pending.append(pool.submit(function, step))
+        for item in items:
+            pending.append(pool.submit(function, item))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:

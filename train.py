@@ -294,14 +294,15 @@ def train(config, programs, state, bar):
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
-    start, call = int(state.step), 0
-    to_come, workers = range(start, config.num_steps), min(8, os.cpu_count())
-    batches = data.prefetch(partial(own_part, config), to_come, workers)
-    state, done = replicate(state), start
+    done, call, state = int(state.step), 0, replicate(state)
+    placed = data.prefetch(
+        lambda steps: to_devices([own_part(config, step) for step in steps]),
+        executions(config, done),
+        workers=min(8, os.cpu_count()),
+    )
     history, began = [], time.perf_counter()
-    for call, steps in enumerate(executions(config, start), 1):
-        placed = to_devices(list(islice(batches, len(steps))))
-        state, metrics = programs[len(steps)](state, placed)
+    for call, (steps, batches) in enumerate(zip(executions(config, done), placed, strict=True), 1):
+        state, metrics = programs[len(steps)](state, batches)
         history.append(metrics)
         bar.update(len(steps))
         history[-2:-1] = jax.device_get(history[-2:-1])  # one call ahead of the device, no more
