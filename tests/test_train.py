@@ -154,9 +154,10 @@ def test_the_number_of_devices_does_not_change_what_is_learnt():
 CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.every_pair": True}
 VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
 ACCUMULATED = {"batch_size": 4}  # of nominal 8
+MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in (VIT, ACCUMULATED)]
 
 
-@pytest.mark.parametrize("changes", [{}, CNN, VIT, ACCUMULATED])
+@pytest.mark.parametrize("changes", [{}, CNN, *MORE])
 def test_calls_of_several_steps_are_the_same_bits_as_of_one(changes, tiny):
     """And so where a run goes on from a step between two calls."""
     tiny.update_from_flattened_dict(changes | {"num_steps": 12, "log_every_steps": 4})
