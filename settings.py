@@ -36,7 +36,7 @@ PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
 # From 1 to these: beyond them nothing could be meant but what no machine can hold.
 MOST = dict.fromkeys(("num_steps", "log_every_steps", "eval_every_steps"), 2**31 - 1)
-MOST |= {"steps_per_execution": 2**20}
+MOST |= {"steps_per_execution": 1000}
 MOST |= dict.fromkeys(("batch_size", "optimizer.nominal_batch_size"), 2**20)
 MOST |= dict.fromkeys(("checkpoint.keep_latest", "checkpoint.keep_best"), 2**20)
 MOST |= {"eval.num_pairs": 10**7, "data.num_identities": 10**6, "data.image_size": 4096}
@@ -581,7 +581,7 @@ def load_config(workdir):
         stop(f"--workdir={workdir}: no run there (no config.json); train.py makes one")
     try:
         values = json.loads(path.read_text(), object_hook=tuples)
-        config = ConfigDict(dict(values))
+        config = ConfigDict({"steps_per_execution": 1} | values)  # of runs before there was the key
     except (ValueError, TypeError) as error:
         stop(f"{path} is no saved config: {error}")
     check(config, f"{path}: ")

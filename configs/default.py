@@ -17,7 +17,7 @@ def get_config():
     config.num_steps = 200  # batches to train on
     config.log_every_steps = 20  # steps between two points of the training curves
     config.eval_every_steps = 40  # steps between two validations, each followed by a checkpoint
-    config.steps_per_execution = 1  # in one call, or the greatest common divisor with the above
+    config.steps_per_execution = 1  # computed by one call; lowered to divide the three above
 
     config.data = data_config()
 

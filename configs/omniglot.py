@@ -13,6 +13,7 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.num_steps = 400
+    config.optimizer.learning_rate = 1e-3
     config.data.source = "tfds"
     config.data.path = "omniglot"
     config.data.p_same = 0.5

@@ -13,6 +13,7 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.num_steps = 400
+    config.optimizer.learning_rate = 1e-3
     config.data.source = "pairs"
     config.data.path = ""  # named on the command line
     config.data.image_size = 64

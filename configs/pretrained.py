@@ -11,6 +11,7 @@ from configs import default
 
 def get_config():
     config = default.get_config()
+    config.num_steps = 400
     config.model.pretrained = "timm/resnet18.tv_in1k"
     config.optimizer.learning_rate = 1e-4
     return config

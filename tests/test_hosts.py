@@ -208,7 +208,6 @@ def test_sigterm_on_one_has_all_save_the_same_step(tmp_path):
     pattern = r"interrupted: saved at step (\d+); the same command resumes there\n"
     steps = {re.search(pattern, errors)[1] for _, _, errors in ended}
     assert steps == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
-    assert all(int(step) % 3 == 0 for step in steps)
 
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}

@@ -236,6 +236,15 @@ def test_a_damaged_config_is_named(text, tmp_path):
         settings.load_config(tmp_path)
 
 
+def test_a_run_of_before_there_were_calls_of_several_steps_is_read(tmp_path):
+    settings.save_config(tiny_config(), tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["steps_per_execution"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert settings.load_config(tmp_path).steps_per_execution == 1
+    settings.check_workdir(tiny_config(), tmp_path)  # and may go on with several
+
+
 def test_the_default_workdir_is_named_after_the_config(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
