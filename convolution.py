@@ -34,15 +34,16 @@ def multiply_pixels(x, kernel, strides, padding):
     Those that meet nothing but padding are left out, exactly: five of nine taps of a 3x3 kernel on
     a map of 2x2, eight on one of 1x1.
     """
+    images = x.shape[0]  # not len: of an export it is a symbol
     rows, columns = (
         [*found] for found in map(windows, x.shape[1:3], kernel.shape[:2], strides, padding)
     )
     products = [
-        x[:, i, j].reshape(len(x), -1) @ kernel[k, m].reshape(-1, kernel.shape[-1])
+        x[:, i, j].reshape(images, -1) @ kernel[k, m].reshape(-1, kernel.shape[-1])
         for i, k in rows
         for j, m in columns
     ]
-    return jnp.stack(products, axis=1).reshape(len(x), len(rows), len(columns), -1)
+    return jnp.stack(products, axis=1).reshape(images, len(rows), len(columns), -1)
 
 
 def windows(size, kernel_size, stride, padding):
