@@ -76,6 +76,8 @@ def load(path, variables):
         array, shape = found[name].astype("float32"), wanted[names[name]].shape
         if len(shape) == 4:  # theirs are [out, in, height, width], Flax's [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
+            if "conv" in name and array.shape[2:] == (3, 3) and shape[2] < 3:
+                array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]  # as in model.taps
         if array.shape != shape:
             wrong.append(f"{name} has shape {array.shape}, its place {shape}")
         loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array

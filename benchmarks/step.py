@@ -161,7 +161,7 @@ def with_jax(config, weights):
     named = {
         pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
     }
-    np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
+    np.savez(weights, **{name: to_torch(name, array) for name, array in named.items()})
     train_steps = train.make_train_steps(config, model, optimizer)
     compiled = train.compile_steps(config, train_steps, state)
     held = [train.replicate(state)]
@@ -204,8 +204,11 @@ def validation_pairs(config):
     return listed or data.sample_pairs(config, "validation", config.eval.num_pairs)
 
 
-def to_torch(array):
-    """Kernels [height, width, in, out] and [in, out] as PyTorch has them."""
+def to_torch(name, array):
+    """Kernels [height, width, in, out] and [in, out] as PyTorch has them, 3x3 where they were cut."""
+    if ".conv" in name and len(array) < 3:
+        missing = 2 - len(array)
+        array = np.pad(array, ((1, missing), (1, missing), (0, 0), (0, 0)))
     order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))
     return np.ascontiguousarray(array.transpose(order))
 

@@ -10,6 +10,7 @@ from jax import lax
 
 import convolution
 import data
+import settings
 from configs import default, light
 from model import (
     AXIS,
@@ -340,9 +341,14 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
     assert parameters(config) == 130_673
     config = default.get_config()
     config.model.dtype = "float32"
-    assert parameters(config) == 11_176_512 + 512 * 256 + 256 + 256 + 1  # torchvision's, the head's
+    head = 512 * 256 + 256 + 256 + 1
+    unmet = 5 * 256 * 512 + 3 * 8 * 512 * 512  # on maps of 2x2 and 1x1
+    assert parameters(config) == 11_176_512 - unmet + head  # torchvision's, the head's
+    config.data.image_size = 64
+    assert parameters(config) == 11_176_512 + head
+    config.data.image_size = 32
     config.model.encoder = "resnet18_small"
-    assert parameters(config) == 11_176_512 - 64 * 3 * (49 - 9) + 512 * 256 + 256 + 256 + 1
+    assert parameters(config) == 11_176_512 - 64 * 3 * (49 - 9) + head
     encoder = create_model(config).encoder
     variables = jax.eval_shape(
         partial(encoder.init, train=False), jax.random.key(0), jnp.zeros((1, 32, 32, 1))
@@ -355,6 +361,28 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
         name: seen["intermediates"][name]["__call__"][0].shape for name in ("layer1_0", "layer4_1")
     }
     assert shapes == {"layer1_0": (1, 32, 32, 64), "layer4_1": (1, 4, 4, 512)}
+
+
+@pytest.mark.parametrize("size", [32, 48, 80])  # last maps of 1, 2 and 3 pixels squared
+def test_every_weight_of_a_resnet_meets_a_pixel_and_begins_as_in_torchvision(size):
+    config = default.get_config()
+    config.model.update({"dtype": "float32", "width": 16})
+    config.data.image_size = size
+    model = create_model(config)
+    variables = init_variables(model, config)
+    params = variables["params"]["encoder"]
+    images = np.random.default_rng(0).integers(0, 256, (8, size, size, 1)).astype(np.uint8)
+
+    def total(encoder):
+        changed = variables | {"params": variables["params"] | {"encoder": encoder}}
+        return model.apply(changed, images, method="encode").sum()
+
+    gradients = settings.flatten(jax.jit(jax.grad(total))(params))
+    for name, kernel in settings.flatten(params).items():
+        if name.endswith("kernel"):
+            assert (np.abs(gradients[name]).max(axis=(2, 3)) > 0).all()
+            taps = 49 if name == "conv1.kernel" else 1 if "downsample" in name else 9
+            assert kernel.std() == pytest.approx((2 / taps / kernel.shape[-1]) ** 0.5, rel=0.05)
 
 
 def test_a_logit_does_not_depend_on_batch_mates(tiny_case):

@@ -115,6 +115,7 @@ def test_resnet18_equals_torchvision_definition(resnet18_case, size, channels, n
     config, weights, path = resnet18_case
     config = config.copy_and_resolve_references()
     config.model.pretrained = str(path) if normalised else ""
+    config.data.image_size = size[0]
     loaded = pretrained.load(path, encoder_shapes(config))
     variables = {kind: {"encoder": tree} for kind, tree in loaded.items()}
     images = np.random.default_rng(1).integers(0, 256, (2, *size, channels)).astype(np.uint8)
