@@ -8,6 +8,9 @@ Two processes, of which one works at a time: A B A B. Both start with the same w
 to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
 memory that there was, imports included.
 
+A resnet in PyTorch is torchvision's, with the weights that meet nothing but padding, which model.py
+leaves out; without them too by --nowhole.
+
 JAX's programs are kept where train.py keeps them. Call it twice and take the second: in a process
 that has compiled a step takes a tenth longer, for compiling leaves memory in pieces.
 """
@@ -39,6 +42,7 @@ ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn.")
 COMPILED = flags.DEFINE_bool("compiled", False, "Whether PyTorch's network is compiled.")
 KEPT = flags.DEFINE_bool("kept", True, "Whether glibc keeps freed memory for PyTorch too.")
+WHOLE = flags.DEFINE_bool("whole", True, "Whether PyTorch has the weights that only meet padding.")
 WORKER = flags.DEFINE_string("worker", None, "For the program itself.")
 BATCHES = 8
 # What train.keep_freed_memory sets.
@@ -161,7 +165,7 @@ def with_jax(config, weights):
     named = {
         pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
     }
-    np.savez(weights, **{name: to_torch(name, array) for name, array in named.items()})
+    np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
     train_steps = train.make_train_steps(config, model, optimizer)
     compiled = train.compile_steps(config, train_steps, state)
     held = [train.replicate(state)]
@@ -188,6 +192,8 @@ def with_torch(config, weights):
     if config.model.dtype == "auto":
         config.model.dtype = "bfloat16" if torch.cuda.is_available() else "float32"
     arrays = dict(np.load(weights))
+    if WHOLE.value:
+        arrays = {name: whole(name, array) for name, array in arrays.items()}
     train_step, gradient_norm, score, place = torch_siamese.prepare(config, arrays, COMPILED.value)
     pairs = validation_pairs(config)
 
@@ -204,13 +210,18 @@ def validation_pairs(config):
     return listed or data.sample_pairs(config, "validation", config.eval.num_pairs)
 
 
-def to_torch(name, array):
-    """Kernels [height, width, in, out] and [in, out] as PyTorch has them, 3x3 where they were cut."""
-    if ".conv" in name and len(array) < 3:
-        missing = 2 - len(array)
-        array = np.pad(array, ((1, missing), (1, missing), (0, 0), (0, 0)))
+def to_torch(array):
+    """Kernels [height, width, in, out] and [in, out] as PyTorch has them."""
     order = {4: (3, 2, 0, 1), 2: (1, 0)}.get(array.ndim, range(array.ndim))
     return np.ascontiguousarray(array.transpose(order))
+
+
+def whole(name, array):
+    """Kernels that `model.taps` cut, 3x3 again."""
+    if ".conv" not in name or array.shape[2] >= 3:
+        return array
+    missing = (1, 2 - array.shape[2])
+    return np.pad(array, ((0, 0), (0, 0), missing, missing))
 
 
 if __name__ == "__main__":

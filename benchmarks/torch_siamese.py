@@ -110,6 +110,10 @@ def prepare(config, arrays, compiled):
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = Siamese(config)
+    for name, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.weight.shape != arrays[f"{name}.weight"].shape:
+            layer.weight = nn.Parameter(torch.empty(arrays[f"{name}.weight"].shape))
+            layer.padding = 0  # what is missing are the taps that met nothing else
     missing, unexpected = network.load_state_dict(
         {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False
     )
