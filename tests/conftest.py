@@ -44,7 +44,7 @@ TINY = {
     "log_every_steps": 2,
     "eval_every_steps": 4,
     "steps_per_execution": 2,
-    "model.stage_sizes": (1, 1),
+    "model.stage_sizes": (1,),
     "model.width": 4,
     "model.head_features": 8,
     "model.dtype": "float32",

@@ -123,6 +123,7 @@ def test_no_run_at_all_is_one_line(tmp_path):
     assert "no run under" in finished.stderr and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_several_runs_are_one_table_with_a_row_for_all_seeds(
     whole_run, tmp_path, capsys, monkeypatch
 ):

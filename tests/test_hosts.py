@@ -164,6 +164,7 @@ def resumed(tmp_path_factory):
     return workdir, finish([first, second], timeout=25), finish(start(2, *command))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(two, resumed):
     workdir, ((code, _, errors), _), ((last, printed, _), _) = resumed
     assert (code, last) == (1, 0)
@@ -175,6 +176,7 @@ def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(tw
     np.testing.assert_allclose(losses, whole["losses"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_first_process_alone_writes_and_speaks(resumed):
     workdir, _, ((_, first, _), (code, second, errors)) = resumed
     assert (code, errors) == (0, "") and "roc_auc" in first and "step" not in second
@@ -182,6 +184,7 @@ def test_the_first_process_alone_writes_and_speaks(resumed):
     assert (workdir / "evaluation" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_several_processes_evaluate_to_the_same_numbers(resumed):
     """As four devices of one process do, of which each takes another part of the pairs."""
     workdir, *_ = resumed

@@ -248,7 +248,8 @@ def test_a_prepared_set_is_read_without_tensorflow(prepared, tmp_path):
     assert finished.stdout == f"(60, 32, 32, 1) {names} False\n", finished.stderr
 
 
-@pytest.mark.parametrize("source", ["folder", pytest.param("tfds", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["folder", "tfds"])
 def test_real_images_go_through_training_and_evaluation(
     source, photos, prepared, tmp_path, tiny, capsys
 ):

@@ -27,10 +27,13 @@ import settings
 import train
 from model import create_model
 
+TWO = (1, 1)  # stages, the second of which halves the maps
+
 
 @functools.cache
-def setup():
+def setup(stages=(1,)):
     config = tiny_config()
+    config.model.stage_sizes = stages
     model = create_model(config)
     optimizer, _ = train.make_optimizer(config)
     state = train.create_state(config, model, optimizer)
@@ -43,9 +46,9 @@ def leaves(*trees):
 
 @functools.cache
 def run_steps(devices, steps=20):
-    """Returns (state after one step, losses of all steps) on some of the devices."""
+    """Returns (state after one step, losses of all steps) of TWO stages on some of the devices."""
     config = tiny_config()
-    state, train_steps = setup()
+    state, train_steps = setup(TWO)
     devices = jax.devices()[:devices]
     state, losses, first = train.replicate(state, devices), [], None
     for step in range(steps):
@@ -205,7 +208,8 @@ def test_calls_end_where_something_is_due_and_so_after_a_resume(seed, tiny):
 
 def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
     """One Adam step with L2 decay against torch.optim.Adam's definition in NumPy, float64."""
-    before, _ = setup()
+    tiny.model.stage_sizes = TWO
+    before, _ = setup(TWO)
     after, _ = run_steps(1)
     model = create_model(tiny)
     batch = data.make_batch(tiny, "train", 0)
@@ -402,10 +406,8 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_p
     assert digest(disk / "run") == digest(whole)
 
 
-TERM = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, TERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_has_the_step_finished_and_saved(number, whole_run, tmp_path):
     """And the run ends with the bits of one that was not interrupted."""
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
