@@ -169,6 +169,7 @@ def call(workdir, **changes):
     evaluate.main([(config, workdir)], SimpleNamespace(**options))
 
 
+@pytest.mark.slow
 def test_a_fitted_threshold_is_kept_for_its_step(scratch_run, capsys):
     call(scratch_run, threshold="far:0.2")
     kept = json.loads((scratch_run / "threshold.json").read_text())

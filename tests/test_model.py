@@ -92,7 +92,7 @@ def test_transposed_convolution_is_the_gradient_of_the_input(
     assert found.dtype == dtype and (found == expected).all() and (found != 0).any()
 
 
-@pytest.mark.parametrize("images", [2, 24])
+@pytest.mark.parametrize("images", [pytest.param(2, marks=pytest.mark.slow), 24])
 @pytest.mark.parametrize("size, channels, kernel_size, stride, padding", CASES)
 def test_convolution_and_gradients_equal_xla(
     size, channels, kernel_size, stride, padding, images, monkeypatch
@@ -222,9 +222,9 @@ def test_exchanging_the_images_never_changes_a_siamese_logit(kind, tiny_case):
 def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
-    encode = partial(model.apply, variables, method="encode")
-    found = model.apply(variables, encode(image1), encode(image2), method="compare")
-    expected = model.apply(variables, image1, image2)
+    encode, compare = (jax.jit(partial(model.apply, method=m)) for m in ("encode", "compare"))
+    found = compare(variables, encode(variables, image1), encode(variables, image2))
+    expected = jax.jit(model.apply)(variables, image1, image2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
