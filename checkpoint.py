@@ -226,7 +226,8 @@ def restore_items(manager, step, **targets):
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key):
                 stop(f"checkpoint {step} has {name}{key} as {found.get(key, 'nothing')}, "
-                     f"the config needs {wanted.get(key, 'nothing')}")  # fmt: skip
+                     f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
+                     "which version of this program it was trained")  # fmt: skip
     args = {name: ocp.args.PyTreeRestore(to_arrays(tree)) for name, tree in targets.items()}
     found = read(manager, step, **args)
     for name in targets:

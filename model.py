@@ -283,8 +283,9 @@ class ResNet(nn.Module):
     """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
 
     Its structure, padding (explicit: XLA's SAME shifts strided layers by a pixel), names and
-    initialisation, but for weights that no pixel meets; like it, one grey channel is copied to
-    three. `small` is the usual change for small images: a 3x3 stem of stride 1 and no max-pool.
+    initialisation; like it, one grey channel is copied to three. Its blocks lack weights that no
+    pixel meets (`taps`), so parameters fit the size of images that they were made for. `small` is
+    the usual change for small images: a 3x3 stem of stride 1 and no max-pool.
     float [n, height, width, channels] -> features [n, width * 2 ** (len(stage_sizes) - 1)].
     """
 
@@ -361,11 +362,12 @@ class BasicBlock(nn.Module):
 
 
 def taps(x, stride):
-    """The kernel of a 3x3 convolution of x, padded by 1, without the taps that only meet padding.
+    """The kernel of a 3x3 convolution of a square map, padded by 1: its taps that meet a pixel.
 
-    There are such where the stride spans the map, so that one pixel comes out: all but as many taps
-    as the map has pixels, from the middle on. Those begin with the variance that they have in 3x3.
-    At 32x32 pixels seven of ResNet18's eleven million weights would be of such taps.
+    There are such where the stride spans the map. Then one pixel comes out, and of each axis only
+    the taps from the middle on meet the map, as many as it has pixels; the others are left out.
+    Those that stay begin with the variance that they have in 3x3. At 32x32 pixels seven of
+    ResNet18's eleven million weights are left out.
     """
     sizes = x.shape[1:3]
     if max(sizes) > stride:

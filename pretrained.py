@@ -56,7 +56,8 @@ def find(name):
 def load(path, variables):
     """{"params", "batch_stats"} of an encoder as float32 arrays, in the form of `variables`.
 
-    Every array of the one must be in the other with the same shape; what is not is listed.
+    Every array of the one must be in the other with the same shape; what is not is listed. Of 3x3
+    kernels the taps are taken that the encoder has.
     """
     from flax.traverse_util import flatten_dict, unflatten_dict
     from safetensors import SafetensorError
@@ -76,10 +77,12 @@ def load(path, variables):
         array, shape = found[name].astype("float32"), wanted[names[name]].shape
         if len(shape) == 4:  # theirs are [out, in, height, width], Flax's [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
-            if "conv" in name and array.shape[2:] == (3, 3) and shape[2] < 3:
-                array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]  # as in model.taps
-        if array.shape != shape:
-            wrong.append(f"{name} has shape {array.shape}, its place {shape}")
+        cut = "conv" in name and shape[2] < 3  # by model.taps
+        whole = (*shape[:2], 3, 3) if cut else shape
+        if array.shape != whole:
+            wrong.append(f"{name} has shape {array.shape}, its place {whole}")
+        elif cut:
+            array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]
         loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if wrong:
         stop(f"model.pretrained: {path} does not fit the encoder: {'; '.join(sorted(wrong))}")

@@ -8,8 +8,8 @@ Two processes, of which one works at a time: A B A B. Both start with the same w
 to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
 memory that there was, imports included.
 
-A resnet in PyTorch is torchvision's, with the weights that meet nothing but padding, which model.py
-leaves out; without them too by --nowhole.
+A resnet in PyTorch has the weights that meet nothing but padding, as torchvision's; --nowhole
+leaves them out there too, as model.py does.
 
 JAX's programs are kept where train.py keeps them. Call it twice and take the second: in a process
 that has compiled a step takes a tenth longer, for compiling leaves memory in pieces.
@@ -81,6 +81,7 @@ def report(config, first, times, memory):
         f"{about['device']}, {model.encoder} with {model.head}, batch {config.batch_size}, "
         f"{about['dtype']}; jax {about['version']}, torch {first['torch']['version']}"
         f"{', compiled' if COMPILED.value else ''}{', memory kept' if KEPT.value else ''}"
+        f"{'' if WHOLE.value else ', without the weights that only meet padding'}"
     )
     for what, unit in (("steps", STEPS.value), ("evaluate", 1)):
         ours, theirs = (times[what, name] for name in ("jax", "torch"))

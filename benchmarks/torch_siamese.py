@@ -111,9 +111,10 @@ def prepare(config, arrays, compiled):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = Siamese(config)
     for name, layer in network.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.weight.shape != arrays[f"{name}.weight"].shape:
-            layer.weight = nn.Parameter(torch.empty(arrays[f"{name}.weight"].shape))
-            layer.padding = 0  # what is missing are the taps that met nothing else
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            shape = arrays[f"{name}.weight"].shape
+            if shape[2] < 3:  # what is missing are the taps that meet nothing but padding
+                layer.weight, layer.padding = nn.Parameter(torch.empty(shape)), 0
     missing, unexpected = network.load_state_dict(
         {name: torch.from_numpy(array) for name, array in arrays.items()}, strict=False
     )

@@ -109,7 +109,13 @@ MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])  # 
 
 @pytest.mark.parametrize(
     "size, channels, normalised",
-    [((32, 32), 1, True), ((32, 32), 3, True), ((45, 37), 3, False), ((224, 224), 3, True)],
+    [
+        ((16, 16), 1, False),
+        ((32, 32), 1, True),
+        ((32, 32), 3, True),
+        ((45, 37), 3, False),
+        ((224, 224), 3, True),
+    ],
 )
 def test_resnet18_equals_torchvision_definition(resnet18_case, size, channels, normalised):
     config, weights, path = resnet18_case
@@ -154,6 +160,12 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
         arrays["layer2.0.conv1.weight"].transpose(1, 0, 2, 3)
     )
     assert "layer2.0.conv1.weight has shape" in refused(transposed)
+    for shape in ((512, 256, 5, 5), (512, 256, 2, 2), (512, 256, 1, 1), (256, 512, 3, 3)):
+        other = arrays | {"layer4.0.conv1.weight": np.zeros(shape, np.float32)}
+        text = f"layer4.0.conv1.weight has shape {shape}, its place (512, 256, 3, 3)"
+        assert text in refused(other)
+    other = arrays | {"layer4.0.downsample.0.weight": np.zeros((512, 256, 3, 3), np.float32)}
+    assert "layer4.0.downsample.0.weight has shape" in refused(other)
     spoilt.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SystemExit, match="cannot be read as safetensors"):
         pretrained.load(spoilt, shapes)
