@@ -255,7 +255,6 @@ def test_real_images_go_through_training_and_evaluation(
 ):
     path = photos if source == "folder" else prepared
     tiny.data.update({"source": source, "path": str(path), "channels": 3, "p_same": 0.5})
-    tiny.model.stage_sizes = (1,)
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
     options = {"step": "best", "split": "test", "threshold": None, "pictures": None}

@@ -401,7 +401,6 @@ def test_a_logit_does_not_depend_on_batch_mates(tiny_case):
 
 def test_initialisation_is_torchvisions(tiny):
     tiny.model.width = 64
-    tiny.model.stage_sizes = (1,)
     model = create_model(tiny)
     variables = init_variables(model, tiny)
     params = variables["params"]["encoder"]
