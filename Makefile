@@ -5,7 +5,7 @@
 CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 PYTHON ?= python3
-COMPARED ?= default small_stem light cosine contrastive stack joint frozen everywhere heldout unseen
+COMPARED ?= default small_stem light cosine contrastive two_channel joint frozen everywhere heldout unseen
 
 REQUIREMENTS := $(if $(shell nvidia-smi 2>/dev/null),requirements.txt,requirements-cpu.txt)
 

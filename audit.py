@@ -40,11 +40,11 @@ def count(config):
             yield split, f"{images:,} images in {len(space.pairs):,} given pairs"
         elif space.rows is None:
             kind = "continuous" if is_continuous(config.data) else "too many to list"
-            yield split, f"images of {len(space.members):,} classes, {kind}"
+            yield split, f"images of {len(space.class_ids):,} classes, {kind}"
         else:
             n, different = len(space.rows), len(np.unique(position(space.images, space.rows)))
             pairs = f"{n * (n if data.repeats(config.data) else n - 1):,} ordered pairs"
-            yield split, f"{different:,} images of {len(space.members):,} classes, {pairs}"
+            yield split, f"{different:,} images of {len(space.class_ids):,} classes, {pairs}"
 
 
 def position(pictures, rows):
@@ -151,7 +151,7 @@ def blind_rules(config):
 
 def knows_classes(config):
     """Whether an image has a class: not in a list of pairs, nor where pictures are compared."""
-    return config.data.source != "pairs" and config.data.same_as != "picture"
+    return config.data.source != "pairs" and config.data.same_as != "pixels"
 
 
 def measures(pairs):
@@ -224,7 +224,7 @@ def images_of_classes(config, split, pairs):
     """The images of the first pairs that a split draws and their classes, int [2 * pairs]."""
     sample = data.sample_pairs(config, split, pairs)
     rows = np.concatenate([sample.first, sample.second])
-    return sample.images[rows], sample.members[rows]
+    return sample.images[rows], sample.class_ids[rows]
 
 
 def draw(config, facts, rules):

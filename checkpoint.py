@@ -181,7 +181,7 @@ def restore(manager, state):
     return state
 
 
-def restore_model(manager, which, model, mend=False):
+def restore_model(manager, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
     Ends the program if it is damaged; with `mend` it is set aside instead and the next is taken, as
@@ -198,11 +198,11 @@ def restore_model(manager, which, model, mend=False):
         return step, restore_items(manager, step, model=model)["model"]
     except Damaged as error:
         path = Path(manager.directory) / str(step)
-        if mend:
+        if skip_damaged:
             set_aside(path, error)
         if is_gone(path):
             manager.reload()
-            return restore_model(manager, which, model, mend)
+            return restore_model(manager, which, model, skip_damaged)
         others = sorted(set(steps) - {step}) or "none"
         stop(f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}")
 

@@ -115,13 +115,13 @@ def draw_classes(data, space, u):
     The second is the first with probability p_same, and independent of it where that is 0 or is
     about pictures that are drawn anew.
     """
-    last, u1, u2 = len(space.members), u[:, 0], u[:, 1]
+    last, u1, u2 = len(space.class_ids), u[:, 0], u[:, 1]
     if space.rows is None:
-        edges = np.append(0, np.cumsum(class_shares(data, space.members)))
+        edges = np.append(0, np.cumsum(class_shares(data, space.class_ids)))
     else:
         edges = space.edges[space.first]
     class1 = pick(edges, u1, 0, last)
-    if data.p_same == 0 or (space.rows is None and data.same_as == "picture"):
+    if data.p_same == 0 or (space.rows is None and data.same_as == "pixels"):
         return class1, pick(edges, u2, 0, last)
     rest = np.maximum(u2 - data.p_same, 0) / max(1 - data.p_same, 1e-300)
     return class1, np.where(u2 < data.p_same, class1, pick(edges, rest, 0, last, class1))
@@ -160,7 +160,7 @@ def draw_anew(data, split, space, uniform):
     """
     u = uniform(PAIR_NUMBERS)
     classes = np.stack(draw_classes(data, space, u), axis=1).astype(np.int32)
-    member = space.members[classes.ravel()]
+    member = space.class_ids[classes.ravel()]
     drawn = np.empty((len(member), data.image_size, data.image_size, 1), np.uint8)
     latents = None
     missing, attempt = np.arange(len(member)), 0
@@ -178,7 +178,7 @@ def draw_anew(data, split, space, uniform):
             text = f"no image of some class is in {split}; more sizes or places are needed"
             raise SystemExit(f"error: data.split={data.split}: {text}")
     image1, image2 = drawn[::2], drawn[1::2]
-    if data.same_as == "picture":
+    if data.same_as == "pixels":
         same = u[:, 22] < data.p_same
         image2[same] = image1[same]
         label = (image1 == image2).all(axis=(1, 2, 3)).astype(np.float32)
@@ -219,7 +219,7 @@ def enumerate_images(data, split):
     space = open_space(data.to_json(), split)
     if space.rows is None:
         return None
-    classes = np.repeat(np.arange(len(space.members)), np.diff(space.first))
+    classes = np.repeat(np.arange(len(space.class_ids)), np.diff(space.first))
     return space.images[space.rows], classes, np.diff(space.edges)
 
 
@@ -237,7 +237,7 @@ def enumerate_pairs(data, split, most, ordered=True):
         share = np.where(label == 1, data.p_same, 1 - data.p_same) / np.bincount(label)[label]
         weight = share if data.p_same else np.full(len(label), 1 / len(label))
         pairs = (space.images[used], first, second, label.astype(float), weight)
-        return Pairs(*pairs, exact=True, ordered=True, members=None, latents=None)
+        return Pairs(*pairs, exact=True, ordered=True, class_ids=None, latents=None)
     n = 0 if space.rows is None else len(space.rows)
     if not 0 < (n**2 if ordered else n * (n + 1) // 2) <= most:
         return None
@@ -249,7 +249,7 @@ def enumerate_pairs(data, split, most, ordered=True):
     can = weight > 0
     same = classes[first] == classes[second]
     pairs = (pictures, first[can], second[can], same[can].astype(float), weight[can])
-    return Pairs(*pairs, True, ordered, space.members[classes], space.latents)
+    return Pairs(*pairs, True, ordered, space.class_ids[classes], space.latents)
 
 
 def pair_probability(data, classes, p, first, second):
@@ -285,7 +285,7 @@ def sample_pairs(config, split, count):
         return Pairs(*pairs, False, True, None, None)
     order = np.argsort(space.rows)
     places = order[np.searchsorted(space.rows, used, sorter=order)]  # among the split's images
-    members = space.members[np.searchsorted(space.first, places, "right") - 1]
+    members = space.class_ids[np.searchsorted(space.first, places, "right") - 1]
     latents = space.latents and Latents(*(field[places] for field in space.latents))
     return Pairs(*pairs, False, True, members, latents)
 
@@ -341,7 +341,7 @@ def open_space(data_json, split):
     if is_continuous(data):
         return not_listed
     most = TABLE_BYTES // data.image_size**2
-    latents, probability = list_latents(data, not_listed.members, most)
+    latents, probability = list_latents(data, not_listed.class_ids, most)
     if latents is None:
         return not_listed
     drawn = render(data, latents)
@@ -349,7 +349,7 @@ def open_space(data_json, split):
     drawn, probability = drawn[kept], probability[kept]
     latents = Latents(*(field[kept] for field in latents))
     shape, identity = latents.shape, latents.identity
-    if data.same_as == "picture":
+    if data.same_as == "pixels":
         probability /= np.bincount(shape, probability)[shape]
         drawn, same = np.unique(drawn, axis=0, return_inverse=True)
         return make_space(drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability))

@@ -2,10 +2,10 @@
 
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
-    python evaluate.py --workdir=runs/light,runs/stack       # several runs in one table
+    python evaluate.py --workdir=runs/light,runs/two_channel       # several runs in one table
     python evaluate.py --images=a.png,b.png                  # the same or not?
     python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
-    python evaluate.py --ladder                              # which nuisance breaks it
+    python evaluate.py --robustness                              # which nuisance breaks it
 
 train.py calls the same functions at each validation. "Same" is the positive class.
 """
@@ -34,7 +34,7 @@ from tqdm import tqdm
 import checkpoint
 import data
 import hosts
-import nuisances
+import robustness
 import settings
 from figures import curve
 from metrics import compute_metrics, fit_threshold, mcnemar, wilson
@@ -67,8 +67,8 @@ def main(runs, options):
     threshold = choose_threshold(config, workdir, step, score, variables, options.threshold)
     if options.pictures:
         compare_pictures(score, variables, threshold, *options.pictures)
-    elif options.ladder:
-        climb_nuisances(config, score, variables, threshold)
+    elif options.robustness:
+        print_robustness(config, score, variables, threshold)
     else:
         found = evaluate(config, score, variables, options.split, MOST_PAIRS, threshold)
         if jax.process_index() == 0:
@@ -255,10 +255,10 @@ def compare_pictures(score, variables, threshold, names, images):
         table.writerow([name, *(f"{p:.6f}" for p in row)])
 
 
-def climb_nuisances(config, score, variables, threshold):
+def print_robustness(config, score, variables, threshold):
     """Prints the accuracy on pairs with one nuisance more in each line."""
     print(f"{'one more each':<16}accuracy of {config.eval.num_pairs:,} pairs")
-    for name, pairs in nuisances.ladder(config):
+    for name, pairs in robustness.sweep(config):
         found = evaluate_pairs(config, score, variables, pairs, threshold)
         right = found.scores.predicted == (pairs.label == 1)
         low, high = wilson(int(right.sum()), len(right))

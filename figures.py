@@ -31,23 +31,23 @@ def render(figure):
     return file.getvalue(), np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
-def draw_figures(config, workdir, evaluation):
+def plot_figures(config, workdir, evaluation):
     """{name: Figure} of all that there is to show of an evaluation."""
-    figures = {"pairs": draw_pairs(evaluation), "training": draw_training(workdir)}
+    figures = {"pairs": plot_pairs(evaluation), "training": plot_training(workdir)}
     if len(np.unique(evaluation.pairs.label)) == 2:
-        figures["decisions"] = draw_decisions(evaluation)
+        figures["decisions"] = plot_decisions(evaluation)
     names = kind_names(config, evaluation.pairs)
     if names is not None and evaluation.features.ndim == 2 and min(evaluation.features.shape) > 1:
-        figures["embeddings"] = draw_embeddings(
+        figures["embeddings"] = plot_embeddings(
             evaluation, names, directions=config.model.head == "cosine"
         )
     tables = breakdown(evaluation, names)
     if tables:
-        figures["breakdown"] = draw_breakdown(tables)
+        figures["breakdown"] = plot_breakdown(tables)
     return figures
 
 
-def draw_decisions(evaluation):
+def plot_decisions(evaluation):
     """ROC, DET, reliability diagram, and how the probabilities are distributed."""
     from scipy.stats import norm  # not at the top: slow to import
     from sklearn.metrics import roc_curve
@@ -83,7 +83,7 @@ def draw_decisions(evaluation):
     return figure
 
 
-def draw_training(workdir):
+def plot_training(workdir):
     """Loss and accuracy over the steps, of training and validation."""
     figure, names = new_figure(12, 3), ("loss", "accuracy")
     tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
@@ -98,12 +98,12 @@ def draw_training(workdir):
 
 def kind_names(config, pairs):
     """The class of each image as a text [n]; None where unknown."""
-    if pairs.members is None or config.data.same_as == "picture":
+    if pairs.class_ids is None or config.data.same_as == "pixels":
         return None
-    return data.class_names(config.data, pairs.members)
+    return data.class_names(config.data, pairs.class_ids)
 
 
-def draw_embeddings(evaluation, names, directions):
+def plot_embeddings(evaluation, names, directions):
     """The images' features on their two principal components, a colour for each class."""
     kinds = np.unique(names)[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
@@ -176,7 +176,7 @@ def breakdown(evaluation, names):
     return tables
 
 
-def draw_breakdown(tables):
+def plot_breakdown(tables):
     """Heat maps of accuracy; the worst cell decides where the colours begin."""
     figure = new_figure(12, 3.6)
     lowest = min(np.nanmin(table) for *_, table in tables.values())
@@ -194,7 +194,7 @@ def draw_breakdown(tables):
     return figure
 
 
-def draw_pairs(evaluation, rows=6, columns=4):
+def plot_pairs(evaluation, rows=6, columns=4):
     """A grid of pairs: the first half the most wrong and least certain ones, in this order.
 
     The second half goes on evenly spaced to the most certain one, so that it shows all there is.

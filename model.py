@@ -68,10 +68,10 @@ def pair_losses(config, logits, label):
 def training_loss(config, model, batch):
     """(loss [], losses [n], logits [n]) of a batch of n pairs by a bound module, under AXIS.
 
-    The loss is the mean of the pairs' losses; with config.model.every_pair that over every two
+    The loss is the mean of the pairs' losses; with config.model.all_pairs_loss that over every two
     images of the whole batch, of same and different ones in equal parts.
     """
-    if not config.model.every_pair:
+    if not config.model.all_pairs_loss:
         logits = model(batch.image1, batch.image2, train=True)
         losses = pair_losses(config, logits, batch.label)
         return losses.mean(), losses, logits

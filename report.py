@@ -45,7 +45,7 @@ def write_files(config, workdir, step, evaluations):
     (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     pictures = {
         name: figures.render(figure)
-        for name, figure in figures.draw_figures(config, workdir, evaluation).items()
+        for name, figure in figures.plot_figures(config, workdir, evaluation).items()
     }
     for name, (png, _) in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
@@ -71,7 +71,7 @@ def which_pairs(evaluation):
     """Whether all pairs were evaluated, in words."""
     if not evaluation.metrics["exact"]:
         return "a sample"
-    given = evaluation.pairs.members is None
+    given = evaluation.pairs.class_ids is None
     return "all that are given" if given else "every ordered pair, by its probability"
 
 

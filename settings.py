@@ -29,7 +29,17 @@ import data
 import shapes
 from configs import default
 
-OPTIONS = {"config", "workdir", "step", "split", "threshold", "images", "ladder", "numpy", "output"}
+OPTIONS = {
+    "config",
+    "workdir",
+    "step",
+    "split",
+    "threshold",
+    "images",
+    "robustness",
+    "numpy",
+    "output",
+}
 OPTIONS |= {"cache", "coordinator", "num_processes", "process_id"}
 OPTIONS |= {"join_seconds", "heartbeat_seconds"}
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
@@ -110,8 +120,8 @@ def open_splits(config):
         space = data.open_space(options.to_json(), split)
         if space.rows is None and space.pairs is None:
             data.sample_pairs(config, split, 64)  # ends the program where a class has no image
-        elif options.source == "shapes" and options.same_as != "picture":
-            wanted, found = len(data.members(options, split)), len(space.members)
+        elif options.source == "shapes" and options.same_as != "pixels":
+            wanted, found = len(data.split_class_ids(options, split)), len(space.class_ids)
             if found < wanted:
                 text = f"{split} has images of {found} of {wanted} classes only"
                 stop(f"data.split={options.split}: {text}; more sizes or places are needed")
@@ -128,7 +138,7 @@ def evaluate_command():
         flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
                             "far:RATE: fitted on validation and kept.")  # fmt: skip
         flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
-        flags.DEFINE_bool("ladder", False, "Which nuisance breaks it: one more at each step.")
+        flags.DEFINE_bool("robustness", False, "Which nuisance breaks it: one more at each step.")
         define_cache()
         define_cluster()
 
@@ -138,19 +148,19 @@ def evaluate_command():
     workdirs = [named_workdir(name) for name in values.workdir or ()] or [newest_run(Path("runs"))]
     check_step(values.step)
     check_threshold(values.threshold)
-    if len(workdirs) > 1 and (values.images or values.ladder or values.threshold):
-        stop("--images, --ladder and --threshold are about one run: name one --workdir")
+    if len(workdirs) > 1 and (values.images or values.robustness or values.threshold):
+        stop("--images, --robustness and --threshold are about one run: name one --workdir")
     runs = [(load_config(workdir), workdir) for workdir in workdirs]
     for folder in workdirs + ([workdirs[0].parent] if len(workdirs) > 1 else []):
         check_writable(folder, f"--workdir={folder}")
     pictures = values.images and open_pictures(values.images, runs[0][0].data)
     options = runs[0][0].data
-    if values.ladder and (options.source != "shapes" or options.same_as == "picture"):
-        stop("--ladder: for runs about classes of drawn shapes, not files or pictures")
+    if values.robustness and (options.source != "shapes" or options.same_as == "pixels"):
+        stop("--robustness: for runs about classes of drawn shapes, not files or pictures")
     for config, _ in runs:
-        if not (pictures or values.ladder):
+        if not (pictures or values.robustness):
             open_splits(config)
-    options = {name: values[name].value for name in ("step", "split", "threshold", "ladder")}
+    options = {name: values[name].value for name in ("step", "split", "threshold", "robustness")}
     return runs, SimpleNamespace(**options, pictures=pictures)
 
 
@@ -411,7 +421,7 @@ def model_rules(model, images):
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
     yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
     choices = {
-        "fusion": ("siamese", "stack", "joint"),
+        "fusion": ("siamese", "two_channel", "joint"),
         "encoder": ("resnet18", "resnet18_small", "cnn", "vit"),
         "head": ("mlp", "cosine", "euclidean"),
     }
@@ -419,14 +429,14 @@ def model_rules(model, images):
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
     joint, vit = model.fusion == "joint", model.encoder == "vit"
     yield "model.fusion", vit if joint else True, "siamese or stack unless model.encoder=vit"
-    yield "model.fusion", not (vit and model.fusion == "stack"), "siamese or joint with a vit"
+    yield "model.fusion", not (vit and model.fusion == "two_channel"), "siamese or joint with a vit"
     yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
     fits = model.patch_size >= 1 and images.image_size % model.patch_size == 0
     yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={images.image_size}"
     yield "model.width", model.width % 32 == 0 or not vit, "a multiple of 32 for a vit"
-    fits = model.fusion == "siamese" and images.source != "pairs" and images.same_as != "picture"
+    fits = model.fusion == "siamese" and images.source != "pairs" and images.same_as != "pixels"
     text = "False unless siamese and of classes (not of pairs that are given, nor pictures)"
-    yield "model.every_pair", fits or not model.every_pair, text
+    yield "model.all_pairs_loss", fits or not model.all_pairs_loss, text
     fits = model.fusion == "siamese" or model.head == "mlp"
     yield "model.head", fits, "mlp where both images are seen together: there is no other"
     fits = model.encoder == "resnet18" and model.fusion == "siamese"
@@ -457,11 +467,11 @@ def file_rules(images):
 
 
 def shape_rules(images):
-    known, meanings = tuple(shapes.SHAPES), ("class", "picture", "identity")
+    known, meanings = tuple(shapes.SHAPES), ("class", "pixels", "identity")
     yield "data.path", images.path == "", "empty with data.source=shapes"
     yield "data.channels", images.channels == 1, "1 with data.source=shapes"
     yield "data.same_as", images.same_as in meanings, f"one of {meanings}"
-    identity, picture = (images.same_as == name for name in ("identity", "picture"))
+    identity, picture = (images.same_as == name for name in ("identity", "pixels"))
     if identity:
         fits = "blob" in images.shapes and "blob" not in images.held_out_shapes
         yield "data.shapes", fits, "with blob among them, not held out, for data.same_as=identity"
@@ -494,12 +504,12 @@ def shape_rules(images):
         yield f"data.{key}", images[key] <= 1, "from 0 to 1"
     yield "data.max_angle", images.max_angle <= 180, "from 0 to 180"
     yield "data.outline_width", images.outline_width > 0, "above 0"
-    for key in ("figure_greys", "ground_greys"):
+    for key in ("foreground_greys", "background_greys"):
         levels = images[key]
         whole = len(levels) == 2 and all(isinstance(level, int) for level in levels)
         fits = whole and levels[0] <= levels[1] <= 255
         yield f"data.{key}", fits, "two whole numbers from 0 to 255, the lower first"
-    yield "data.noise", not (picture and images.noise), "0 with data.same_as=picture"
+    yield "data.noise", not (picture and images.noise), "0 with data.same_as=pixels"
     fits = not picture or images.p_same > 0 or not shapes.is_continuous(images)
     yield "data.p_same", fits, "above 0: of independent pictures no two are the same here"
 

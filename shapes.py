@@ -13,7 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 IMAGES_AT_ONCE = 256  # rendered together: their temporaries stay in the cache of one core
-DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from ground to figure
+DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from background to foreground
 
 
 class Latents(NamedTuple):
@@ -27,8 +27,8 @@ class Latents(NamedTuple):
     angle: np.ndarray  # float [n], degrees clockwise about the centre
     mirror: np.ndarray  # bool [n], left and right exchanged, before the turn
     outline: np.ndarray  # bool [n], only the contour, drawn inside it
-    figure: np.ndarray  # int [n], grey level 0 ... 255
-    ground: np.ndarray  # int [n], grey level 0 ... 255
+    foreground: np.ndarray  # int [n], grey level 0 ... 255
+    background: np.ndarray  # int [n], grey level 0 ... 255
 
 
 def draw_latents(data, u, member):
@@ -41,13 +41,14 @@ def draw_latents(data, u, member):
     size = spread(data, u_size, low, high - (not data.continuous))
     angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
     mirror, outline = u_mirror < data.p_mirror, u_outline < data.p_outline
-    figure, ground = (
+    greys = data.foreground_greys, data.background_greys
+    foreground, background = (
         (low + u * (high - low + 1)).astype(int)
-        for u, (low, high) in zip(u_grey, (data.figure_greys, data.ground_greys), strict=True)
+        for u, (low, high) in zip(u_grey, greys, strict=True)
     )
     nowhere = np.zeros(len(u))
     latents = Latents(
-        shape, identity, size, nowhere, nowhere, angle, mirror, outline, figure, ground
+        shape, identity, size, nowhere, nowhere, angle, mirror, outline, foreground, background
     )
     (top, left), (bottom, right) = centres(data, latents)
     return latents._replace(
@@ -134,7 +135,7 @@ def centres(data, latents):
 def is_continuous(data):
     """Whether there is no list of all images: some latent is continuous or drawn, or noise is."""
     chances = data.p_rotation, data.p_mirror, data.p_outline % 1, data.noise, data.continuous
-    return any(chances) or any(a < b for a, b in (data.figure_greys, data.ground_greys))
+    return any(chances) or any(a < b for a, b in (data.foreground_greys, data.background_greys))
 
 
 def list_latents(data, members, most):
@@ -154,9 +155,10 @@ def list_latents(data, members, most):
             return None, None
     shape, identity, size = map(np.array, zip(*combinations, strict=True))
     zero, none = np.zeros(len(size)), np.zeros(len(size), bool)
-    greys = (np.full(len(size), lowest) for lowest, _ in (data.figure_greys, data.ground_greys))
+    greys = data.foreground_greys, data.background_greys
+    lowest = (np.full(len(size), low) for low, _ in greys)
     base = Latents(
-        shape, identity, size, zero, zero, zero, none, none | (data.p_outline == 1), *greys
+        shape, identity, size, zero, zero, zero, none, none | (data.p_outline == 1), *lowest
     )
     (top, left), (bottom, right) = centres(data, base)
     rows, columns = (bottom - top + 1).astype(int), (right - left + 1).astype(int)
@@ -176,8 +178,8 @@ def render(data, latents):
     computed, the same for shapes of like size.
     """
     image_size = data.image_size
-    ground = latents.ground.astype(np.uint8)
-    images = np.repeat(ground, image_size**2).reshape(-1, image_size, image_size)
+    background = latents.background.astype(np.uint8)
+    images = np.repeat(background, image_size**2).reshape(-1, image_size, image_size)
     turned = bool(latents.angle.any() or latents.mirror.any())
     for index, name in enumerate(data.shapes):
         chosen = np.flatnonzero(latents.shape == index)
@@ -204,16 +206,16 @@ def paint(shape, latents, distance, data):
     A linear ramp of one pixel is the exact share of a pixel at level edges, but errs by 1 % of a
     small square's area at 45 degrees; smoothstep over the diagonal is within 0.3 % at any angle.
     """
-    size, outline, figure, ground = (
+    size, outline, foreground, background = (
         field.astype(np.float32)[:, None, None]
-        for field in (latents.size, latents.outline, latents.figure, latents.ground)
+        for field in (latents.size, latents.outline, latents.foreground, latents.background)
     )
     if outline.any():
         inside = np.abs(distance + data.outline_width / 2) - data.outline_width / 2
         distance += outline * (inside - distance)
-    contrast = figure - ground
+    contrast = foreground - background
     if not data.antialias:
-        return ground + (distance < 0) * contrast
+        return background + (distance < 0) * contrast
     t = np.multiply(distance, np.float32(-1 / DIAGONAL), out=distance)
     t += np.float32(0.5) - np.float32(shape.inset / DIAGONAL) / size
     np.clip(t, 0, 1, out=t)
@@ -221,7 +223,7 @@ def paint(shape, latents, distance, data):
     levels += 3 * contrast
     levels *= t
     levels *= t
-    levels += ground
+    levels += background
     return np.rint(levels, out=levels)
 
 

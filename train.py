@@ -103,7 +103,9 @@ def train_and_evaluate(config, workdir):
                 hosts.part()
                 leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
         checkpoint.wait(checkpoints)
-        best = partial(checkpoint.restore_model, checkpoints, "best", state.variables, mend=True)
+        best = partial(
+            checkpoint.restore_model, checkpoints, "best", state.variables, skip_damaged=True
+        )
         step, variables = hosts.from_first(best, (np.int64(0), state.variables))
     if SIGNALS:
         hosts.part()

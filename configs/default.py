@@ -32,7 +32,7 @@ def get_config():
     config.model.width = 64  # channels of the first stage, doubled by every further one
     config.model.head = "mlp"  # on |f1 - f2|; cosine; euclidean: with contrastive loss
     config.model.head_features = 256  # units of the mlp's hidden layer
-    config.model.every_pair = False  # loss over every two images of a batch, not its pairs alone
+    config.model.all_pairs_loss = False  # loss over all pairs of a batch's images, not the drawn
     config.model.margin = 1.0  # distance that the contrastive loss wants between different images
     config.model.dtype = "auto"  # of computation: float32, bfloat16, or auto: bfloat16 off CPU
 
@@ -80,7 +80,7 @@ def data_config():
     data.p_mirror = 0.0  # probability that left and right are exchanged
     data.p_outline = 0.0  # probability of an outline instead of a filled shape
     data.outline_width = 2.0  # pixels
-    data.figure_greys = (255, 255)  # lowest and highest grey level of the shape
-    data.ground_greys = (0, 0)  # the same of the ground
+    data.foreground_greys = (255, 255)  # lowest and highest grey level of the shape
+    data.background_greys = (0, 0)  # the same of the ground
     data.noise = 0.0  # grey levels: standard deviation of each pixel
     return data

@@ -134,7 +134,7 @@ def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
         assert manager.best_step() == 8
         for path in (tmp_path / "run" / "checkpoints" / "8" / "model" / "d").iterdir():
             damage(path, "flipped")
-        step, variables = checkpoint.restore_model(manager, "best", model, mend=True)
+        step, variables = checkpoint.restore_model(manager, "best", model, skip_damaged=True)
     assert step == 4
     assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}

@@ -212,7 +212,7 @@ def chi_square(config, split, pairs):
     return ((counts - expected) ** 2 / expected).sum(), len(weight) - 1
 
 
-@pytest.mark.parametrize("same_as", ["class", "picture"])
+@pytest.mark.parametrize("same_as", ["class", "pixels"])
 @pytest.mark.parametrize("p_same", [0.0, 0.3, 1.0])
 def test_drawn_pairs_follow_the_enumerated_distribution(tiny, same_as, p_same):
     tiny.data.update({"same_as": same_as, "p_same": p_same, "max_size": 6, "image_size": 14})
@@ -265,8 +265,8 @@ def random_config(random):
         "p_rotation": float(random.choice([0, 0.5, 1])),
         "max_angle": float(random.choice([20, 180])),
         "p_mirror": float(random.choice([0, 0.5])),
-        "figure_greys": (120, int(random.integers(120, 256))),
-        "ground_greys": (0, int(random.integers(1, 100))),
+        "foreground_greys": (120, int(random.integers(120, 256))),
+        "background_greys": (0, int(random.integers(1, 100))),
     })  # fmt: skip
     match_area = continuous and bool(random.random() < 0.4)
     config.data.match_area = match_area
@@ -295,12 +295,12 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
     config.data.image_size += 16  # the same shapes with 8 pixels more on every side
     moved = latents._replace(row=latents.row + 8, column=latents.column + 8)
     wide = shapes.render(config.data, moved).reshape(2 * n, -1).astype(int)
-    ground = latents.ground[:, None]
-    gap = (light - ground).sum(axis=1) - (wide - ground).sum(axis=1)
+    background = latents.background[:, None]
+    gap = (light - background).sum(axis=1) - (wide - background).sum(axis=1)
     assert np.abs(gap).max() <= 1  # a level of grey, rounded another way
-    contrast = latents.figure[:, None] - ground
+    contrast = latents.foreground[:, None] - background
     filled = ~latents.outline & (latents.size > 5)
-    area = ((light - ground) / contrast).sum(axis=1)[filled]
+    area = ((light - background) / contrast).sum(axis=1)[filled]
     true = np.array([SHAPES[name].area for name in config.data.shapes])[latents.shape]
     assert area == pytest.approx((true * latents.size**2)[filled], rel=0.35)
 
@@ -322,7 +322,7 @@ def test_match_area_makes_area_and_place_tell_nothing():
 
 def test_pictures_are_the_same_pixels_or_not():
     config = importlib.import_module("configs.heldout").get_config()
-    config.data.update({"same_as": "picture", "p_same": 0.4})
+    config.data.update({"same_as": "pixels", "p_same": 0.4})
     config.batch_size = 3000
     batch = data.make_batch(config, "train", 0)
     assert (batch.label == (batch.image1 == batch.image2).all(axis=(1, 2, 3))).all()
@@ -331,7 +331,9 @@ def test_pictures_are_the_same_pixels_or_not():
 
 def test_noise_has_its_deviation_and_is_new_in_every_pixel():
     config = importlib.import_module("configs.heldout").get_config()
-    config.data.update({"noise": 12.0, "figure_greys": (128, 128), "ground_greys": (128, 128)})
+    config.data.update(
+        {"noise": 12.0, "foreground_greys": (128, 128), "background_greys": (128, 128)}
+    )
     config.batch_size = 400
     image1, image2, *_ = data.make_batch(config, "train", 0)
     noise = np.stack([image1, image2]).astype(float) - 128
@@ -351,7 +353,7 @@ def test_a_class_without_an_image_in_a_split_ends_the_program(tiny, changes):
 
 def test_held_out_kinds_and_identities_are_the_tests_alone():
     unseen = importlib.import_module("configs.unseen").get_config()
-    of = {split: data.members(unseen.data, split).tolist() for split in data.SPLITS}
+    of = {split: data.split_class_ids(unseen.data, split).tolist() for split in data.SPLITS}
     trained = [0, 1, 2, 3, 4, *range(9, 10_009)]
     assert of == {"train": trained, "validation": trained, "test": [5, 6, 7]}
     unseen.batch_size = 2000
@@ -360,7 +362,7 @@ def test_held_out_kinds_and_identities_are_the_tests_alone():
     assert (np.bincount(batch.classes[batch.classes < 5]) > 250).all()
     assert batch.label.mean() == pytest.approx(0.5, abs=0.05)
     identity = importlib.import_module("configs.identity").get_config()
-    parts = [data.members(identity.data, split) for split in data.SPLITS]
+    parts = [data.split_class_ids(identity.data, split) for split in data.SPLITS]
     assert [len(part) for part in parts] == [8000, 1000, 1000]
     assert len(np.unique(np.concatenate(parts))) == 10_000
     assert [len(data.class_split(6, split)) for split in data.SPLITS] == [2, 2, 2]

@@ -14,7 +14,7 @@ import data
 import evaluate
 import figures
 import metrics
-import nuisances
+import robustness
 import settings
 from model import create_model, init_variables, variable_shapes
 
@@ -164,7 +164,7 @@ def scratch_run(whole_run, tmp_path_factory):
 def call(workdir, **changes):
     """evaluate.py's main for one run."""
     options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
-    options |= {"ladder": False} | changes
+    options |= {"robustness": False} | changes
     config = settings.load_config(workdir)
     evaluate.main([(config, workdir)], SimpleNamespace(**options))
 
@@ -217,10 +217,10 @@ def test_the_ladder_is_printed(scratch_run, capsys):
     config.eval.num_pairs = 60
     model = create_model(config)
     _, variables = evaluate.load_variables(config, scratch_run, model, "best")
-    evaluate.climb_nuisances(config, evaluate.make_scorer(model), variables, 0.0)
+    evaluate.print_robustness(config, evaluate.make_scorer(model), variables, 0.0)
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.endswith("accuracy of 60 pairs")
-    assert [line[:16].strip() for line in lines] == [name for name, _ in nuisances.ladder(config)]
+    assert [line[:16].strip() for line in lines] == [name for name, _ in robustness.sweep(config)]
     assert all(0 <= float(line[16:22]) <= 1 for line in lines)
 
 

@@ -90,7 +90,7 @@ def test_numpys_arrays_give_the_same_for_every_head(head, pictures):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("encoder, fusion", [("cnn", "stack"), ("vit", "joint")])
+@pytest.mark.parametrize("encoder, fusion", [("cnn", "two_channel"), ("vit", "joint")])
 def test_networks_that_see_both_images_are_one_file(encoder, fusion, pictures):
     config = tiny_config()
     config.model.update({"encoder": encoder, "fusion": fusion, "width": 32})

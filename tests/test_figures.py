@@ -19,7 +19,7 @@ def scored():
 def test_the_grid_shows_the_most_wrong_pairs_first(scored):
     config, variables, score = scored
     found = evaluate.evaluate(config, score, variables, "test")
-    figure = figures.draw_pairs(found, rows=2, columns=3)
+    figure = figures.plot_pairs(found, rows=2, columns=3)
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 6
     probability = 1 / (1 + np.exp(-found.scores.logits))
@@ -71,7 +71,7 @@ def test_latents_are_those_of_the_images(continuous, tiny):
     y, x = np.mgrid[:32, :32]
     for image, row, column, shape, member in zip(
         pairs.images[..., 0], pairs.latents.row, pairs.latents.column, pairs.latents.shape,
-        pairs.members, strict=True,
+        pairs.class_ids, strict=True,
     ):  # fmt: skip
         assert shape == member
         assert y[image > 0].mean() == pytest.approx(row, abs=1)
@@ -84,7 +84,7 @@ def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
     model = create_model(tiny)
     score = evaluate.make_scorer(model)
     found = evaluate.evaluate(tiny, score, init_variables(model, tiny), "test")
-    drawn = figures.draw_figures(tiny, tmp_path, found)
+    drawn = figures.plot_figures(tiny, tmp_path, found)
     assert ("embeddings" in drawn) == (width == 2)
     for figure in drawn.values():
         png, pixels = figures.render(figure)

@@ -63,7 +63,7 @@ def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
 
 def test_classes_can_be_kept_apart(photos):
     config = config_of("folder", photos, split="classes")
-    parts = [set(data.open_space(config.data.to_json(), s).members) for s in data.SPLITS]
+    parts = [set(data.open_space(config.data.to_json(), s).class_ids) for s in data.SPLITS]
     assert [len(part) for part in parts] == [2, 2, 2] and set.union(*parts) == set(range(6))
 
 
@@ -258,7 +258,7 @@ def test_real_images_go_through_training_and_evaluation(
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
     options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
-    evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, ladder=False))
+    evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, robustness=False))
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))

@@ -185,7 +185,7 @@ KINDS = {
     "cnn": {"encoder": "cnn"},
     "cosine": {"head": "cosine"},
     "euclidean": {"head": "euclidean"},
-    "stack": {"fusion": "stack"},
+    "two_channel": {"fusion": "two_channel"},
     "vit": {"encoder": "vit", "stage_sizes": (2,), "width": 32},
     "joint": {"encoder": "vit", "stage_sizes": (2,), "width": 32, "fusion": "joint"},
 }
@@ -215,10 +215,12 @@ def test_exchanging_the_images_never_changes_a_siamese_logit(kind, tiny_case):
     logits = apply(variables, image1, image2)
     assert logits.shape == (7,) and logits.dtype == jnp.float32
     assert len(np.unique(logits)) == 7
-    assert (logits == apply(variables, image2, image1)).all() == (kind not in ("stack", "joint"))
+    assert (logits == apply(variables, image2, image1)).all() == (
+        kind not in ("two_channel", "joint")
+    )
 
 
-@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean", "stack", "vit", "joint"])
+@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean", "two_channel", "vit", "joint"])
 def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
@@ -436,7 +438,7 @@ def test_off_cpu_xlas_own_convolutions_give_the_same(tiny_case, monkeypatch):
 @pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
 def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny):
     """However the batch is divided; the pairs' own losses and logits come beside it."""
-    tiny.model.update({"encoder": "cnn", "head": head, "every_pair": True})
+    tiny.model.update({"encoder": "cnn", "head": head, "all_pairs_loss": True})
     model = create_model(tiny)
     rng = np.random.default_rng(0)
     variables = init_variables(model, tiny)

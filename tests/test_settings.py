@@ -53,8 +53,8 @@ def check(key, value):
         ("data.p_mirror", 2.0, "from 0 to 1"),
         ("data.max_angle", 270.0, "from 0 to 180"),
         ("data.outline_width", 0.0, "above 0"),
-        ("data.figure_greys", (255, 100), "the lower first"),
-        ("data.ground_greys", (0, 256), "from 0 to 255"),
+        ("data.foreground_greys", (255, 100), "the lower first"),
+        ("data.background_greys", (0, 256), "from 0 to 255"),
         ("model.dtype", "float16", "'auto', 'float32', 'bfloat16'"),
         ("model.stage_sizes", (), "blocks per stage"),
         ("model.stage_sizes", (2, 0), "blocks per stage"),
@@ -85,11 +85,11 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
     [
         ({"source": "folder"}, "data.path=: must be named with data.source=folder"),
         ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
-        ({"source": "tfds", "path": "mnist", "same_as": "picture"}, "must be class, where images"),
+        ({"source": "tfds", "path": "mnist", "same_as": "pixels"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
         ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
-        ({"same_as": "picture", "noise": 1.0}, "data.noise=1.0: must be 0"),
-        ({"same_as": "picture", "p_mirror": 0.5}, "data.p_same=0.0: must be above 0"),
+        ({"same_as": "pixels", "noise": 1.0}, "data.noise=1.0: must be 0"),
+        ({"same_as": "pixels", "p_mirror": 0.5}, "data.p_same=0.0: must be above 0"),
         ({"continuous": True, "match_area": True, "p_outline": 0.5}, "data.match_area=True"),
         (
             {"continuous": True, "match_area": True, "min_sizes": (4, 14)},
@@ -109,16 +109,19 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
     [
         ({"fusion": "joint"}, "model.fusion=joint: must be siamese or stack unless"),
         ({"encoder": "vit"}, "stage_sizes=(2, 2, 2, 2): must be one number of blocks for a vit"),
-        ({"encoder": "vit", "fusion": "stack"}, "siamese or joint with a vit"),
+        ({"encoder": "vit", "fusion": "two_channel"}, "siamese or joint with a vit"),
         (
             {"encoder": "vit", "stage_sizes": (2,), "patch_size": 5},
             "model.patch_size=5: must be a divisor of data.image_size=32",
         ),
         ({"encoder": "vit", "stage_sizes": (2,), "width": 48}, "a multiple of 32 for a vit"),
-        ({"fusion": "stack", "head": "cosine"}, "mlp where both images are seen together"),
+        ({"fusion": "two_channel", "head": "cosine"}, "mlp where both images are seen together"),
         ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a siamese resnet18"),
-        ({"fusion": "stack", "frozen": True}, "False without a head that learns"),
-        ({"fusion": "stack", "every_pair": True}, "model.every_pair=True: must be False unless"),
+        ({"fusion": "two_channel", "frozen": True}, "False without a head that learns"),
+        (
+            {"fusion": "two_channel", "all_pairs_loss": True},
+            "model.all_pairs_loss=True: must be False unless",
+        ),
     ],
 )
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):

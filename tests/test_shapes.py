@@ -15,7 +15,7 @@ def latents(shape, **changes):
     n = max((len(value) for value in fields.values()), default=1)
     values = {
         "shape": NAMES.index(shape), "identity": 0, "size": 9.0, "row": 16.0, "column": 16.0,
-        "angle": 0.0, "mirror": False, "outline": False, "figure": 255, "ground": 0,
+        "angle": 0.0, "mirror": False, "outline": False, "foreground": 255, "background": 0,
     }  # fmt: skip
     return shapes.Latents(
         *(np.broadcast_to(np.asarray(fields.get(k, v)), n).copy() for k, v in values.items())
@@ -147,8 +147,8 @@ def test_outlines_lie_inside_the_contour_and_have_their_width():
     assert ring == pytest.approx(np.pi * (12**2 - 9**2), rel=0.01)
 
 
-def test_greys_are_those_of_figure_and_ground():
-    image = draw(latents("cross", figure=40, ground=200))[0]
+def test_greys_are_those_of_foreground_and_background():
+    image = draw(latents("cross", foreground=40, background=200))[0]
     assert image.min() == 40 and image.max() == 200 and image[16, 16] == 40 and image[0, 0] == 200
 
 

@@ -155,7 +155,7 @@ def test_the_number_of_devices_does_not_change_what_is_learnt(devices):
     np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
 
 
-CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.every_pair": True}
+CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.all_pairs_loss": True}
 VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
 ACCUMULATED = {"batch_size": 4}  # of nominal 8
 MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in (VIT, ACCUMULATED)]

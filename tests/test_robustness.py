@@ -3,7 +3,7 @@ import importlib
 import numpy as np
 import pytest
 
-import nuisances
+import robustness
 import shapes
 from configs import default
 
@@ -12,7 +12,7 @@ from configs import default
 def test_one_nuisance_more_at_each_step(name):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.eval.num_pairs = 300
-    steps = dict(nuisances.ladder(config))
+    steps = dict(robustness.sweep(config))
     expected = ["identical", "+ translation", "+ scale", "+ rotation", "+ mirror"]
     expected += [] if config.data.match_area else ["+ outline"]
     expected += [] if name == "identity" else ["+ unseen kinds"]
@@ -29,7 +29,7 @@ def test_one_nuisance_more_at_each_step(name):
     for step, pairs in steps.items():
         assert pairs.label.mean() == 0.5
         alike = (pairs.images[pairs.first] == pairs.images[pairs.second]).all(axis=(1, 2, 3))
-        one, other = (pairs.members[places] for places in (pairs.first, pairs.second))
+        one, other = (pairs.class_ids[places] for places in (pairs.first, pairs.second))
         np.testing.assert_array_equal(one == other, pairs.label == 1)
         if step == "identical":
             np.testing.assert_array_equal(alike, pairs.label == 1)
@@ -37,7 +37,7 @@ def test_one_nuisance_more_at_each_step(name):
             assert alike[pairs.label == 1].mean() < 0.2
         allowed |= varied.get(step, set())
         for field in ("row", "column", "size", "angle", "mirror", "outline"):
-            values = getattr(pairs.latents, field)[pairs.members == pairs.members[0]]
+            values = getattr(pairs.latents, field)[pairs.class_ids == pairs.class_ids[0]]
             assert len(np.unique(values)) == 1 or field in allowed
             assert len(np.unique(values)) > 1 or field not in allowed
         low, high = shapes.size_range(config.data)
@@ -49,5 +49,5 @@ def test_one_nuisance_more_at_each_step(name):
 
 def test_unseen_kinds_are_unseen():
     config = default.get_config()
-    *_, (name, pairs) = nuisances.ladder(config)
-    assert name == "+ unseen kinds" and len(np.unique(pairs.members)) == 6
+    *_, (name, pairs) = robustness.sweep(config)
+    assert name == "+ unseen kinds" and len(np.unique(pairs.class_ids)) == 6

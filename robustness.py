@@ -1,4 +1,4 @@
-"""Pairs with one nuisance more at each step of a ladder, of the shapes of a run (NumPy)."""
+"""Pairs with one nuisance more at each step of a sweep, of the shapes of a run (NumPy)."""
 
 import numpy as np
 
@@ -17,7 +17,7 @@ LAST = 1 - 1e-9
 PLAIN = np.array([0.5, 0.5, 0.5, 0.5, LAST, 0.5, LAST, LAST, 0.5, 0.5])
 
 
-def ladder(config):
+def sweep(config):
     """Yields (name, data.Pairs), half of them the same, of the classes that training has seen.
 
     At first all images of a class are one picture, of middle size in the middle of where it fits.
@@ -28,7 +28,7 @@ def ladder(config):
     options.update({"placement": "inside", "noise": 0.0, "max_angle": 180.0, "p_rotation": 1.0})
     options.update({"p_mirror": 0.5, "p_outline": 0.0 if options.match_area else 0.5})
     fit(options)
-    members, varied = data.members(options, "train"), []
+    members, varied = data.split_class_ids(options, "train"), []
     yield "identical", draw(config, options, members, varied)
     for name, numbers in NUISANCES.items():
         varied = [*varied, *numbers]
