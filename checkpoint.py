@@ -47,8 +47,10 @@ def opened(workdir, **keep):
         wait(manager)
         good = "no checkpoint was saved before" if manager.latest_step() is None else (
             f"the last good checkpoint is {manager.latest_step()}")  # fmt: skip
-        stop(f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
-             "may help")  # fmt: skip
+        raise UserError(
+            f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
+            "may help"
+        ) from None
     finally:
         try:
             wait(manager)
@@ -64,8 +66,10 @@ def explained(manager):
         yield
     except (OSError, ValueError) as error:
         reason = "no space left on the device" if NO_SPACE.search(str(error)) else str(error)[:200]
-        stop(f"{manager.directory}: a checkpoint cannot be written: {reason}; the ones before are "
-             "whole, and the same command resumes there once this is mended")  # fmt: skip
+        raise UserError(
+            f"{manager.directory}: a checkpoint cannot be written: {reason}; the ones before are "
+            "whole, and the same command resumes there once this is mended"
+        ) from None
 
 
 def open_checkpoints(workdir, keep_latest=None, keep_best=None):
@@ -176,8 +180,10 @@ def restore(manager, state):
             return state.replace(**found["model"], **found["training"])
     aside = sorted(path.name for path in folder.glob("*" + ASIDE))
     if aside:
-        stop(f"no checkpoint in {folder} can be read ({', '.join(aside)}); delete these to start "
-             "from the beginning, or name another --workdir")  # fmt: skip
+        raise UserError(
+            f"no checkpoint in {folder} can be read ({', '.join(aside)}); delete these to start "
+            "from the beginning, or name another --workdir"
+        )
     return state
 
 
@@ -191,7 +197,7 @@ def restore_model(manager, which, model, skip_damaged=False):
     choices = {"best": manager.best_step(), "last": manager.latest_step()}
     step = choices[which] if which in choices else int(which)
     if step is None or step not in steps:
-        stop(
+        raise UserError(
             f"no checkpoint {which} in {manager.directory}: there are {sorted(steps) or 'none yet'}"
         )
     try:
@@ -204,7 +210,9 @@ def restore_model(manager, which, model, skip_damaged=False):
             manager.reload()
             return restore_model(manager, which, model, skip_damaged)
         others = sorted(set(steps) - {step}) or "none"
-        stop(f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}")
+        raise UserError(
+            f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}"
+        ) from None
 
 
 class Damaged(Exception):
@@ -225,9 +233,11 @@ def restore_items(manager, step, **targets):
         wanted, found = leaves(tree), saved[name]["leaves"]
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key):
-                stop(f"checkpoint {step} has {name}{key} as {found.get(key, 'nothing')}, "
-                     f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
-                     "which version of this program it was trained")  # fmt: skip
+                raise UserError(
+                    f"checkpoint {step} has {name}{key} as {found.get(key, 'nothing')}, "
+                    f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
+                    "which version of this program it was trained"
+                )
     args = {name: ocp.args.PyTreeRestore(to_arrays(tree)) for name, tree in targets.items()}
     found = read(manager, step, **args)
     for name in targets:
@@ -293,7 +303,9 @@ def check_metrics(folder, write):
         if not intact and write:
             set_aside(path.parent, "its metrics")
         elif not intact and not is_gone(path.parent):
-            stop(f"checkpoint {path.parent} is damaged (its metrics); training sets it aside")
+            raise UserError(
+                f"checkpoint {path.parent} is damaged (its metrics); training sets it aside"
+            )
 
 
 def is_gone(path):

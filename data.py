@@ -376,8 +376,9 @@ def space_of_files(data, data_json, split):
             f"{split} has {int(pairs[:, 2].sum())} pairs of the same and {(pairs[:, 2] == 0).sum()}"
         )
         if len(set(pairs[:, 2])) < 2:
-            images.stop(
-                data, f"{kinds} different: too few; more lines, or a column split, are needed"
+            raise UserError(
+                f"data.path={data.path}: "
+                + f"{kinds} different: too few; more lines, or a column split, are needed"
             )
         if files.splits is None and data.split == "disjoint":
             text = "pairs of images that the hash puts into two splits are left out"
@@ -386,14 +387,18 @@ def space_of_files(data, data_json, split):
         return Space(files.images, None, None, None, None, pairs[order], None)
     if data.split == "classes":
         if len(files.names) < 6:
-            images.stop(
-                data, f"{len(files.names)} classes; data.split=classes takes six, two a split"
+            raise UserError(
+                f"data.path={data.path}: "
+                + f"{len(files.names)} classes; data.split=classes takes six, two a split"
             )
         kept &= np.isin(files.classes, class_split(len(files.names), split))
     counts = np.bincount(files.classes[kept], minlength=len(files.names))
     usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
     if (counts > 1).sum() < 2:
-        images.stop(data, f"{usable}; pairs of same and different take two such classes")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"{usable}; pairs of same and different take two such classes"
+        )
     if (counts == 1).any():
         print(f"warning: {usable}; the others are left out of it", file=sys.stderr)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))

@@ -217,7 +217,7 @@ def choose_threshold(config, workdir, step, score, variables, rule):
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
     far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
     if len(np.unique(found.pairs.label)) < 2:
-        stop(f"--threshold={rule}: validation has pairs of one kind only")
+        raise UserError(f"--threshold={rule}: validation has pairs of one kind only")
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
     kept = {"logit": threshold, "probability": expit(threshold), "rule": rule, "step": step}
     if jax.process_index() == 0:
@@ -233,7 +233,9 @@ def kept_threshold(config, workdir, step):
         kept = json.loads(path.read_text()) if path.exists() else {"step": None}
         return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
     except (ValueError, TypeError, KeyError):
-        stop(f"{path} is no saved threshold; fit it again with --threshold, or delete it")
+        raise UserError(
+            f"{path} is no saved threshold; fit it again with --threshold, or delete it"
+        ) from None
 
 
 def compare_pictures(score, variables, threshold, names, images):
@@ -351,5 +353,5 @@ if __name__ == "__main__":
         try:
             main(runs, options)
         except FloatingPointError as error:
-            stop(error)
+            raise UserError(error) from None
     hosts.finish()

@@ -13,34 +13,86 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from threading import Event, Thread, Timer
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+from absl import flags
 from jax._src.distributed import global_state  # its client has no public name; Orbax does the same
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
-from settings import stop
+from errors import UserError
 
-TROUBLE = "trouble"  # the key under which a host tells the others what it ends of
+NOTICE = "notice"  # the key under which a host tells the others why it exits, or SOMEONE_LOST
+SOMEONE_LOST = "a host may be lost: all answer the roll call now"
 GRACE = 5  # seconds in which every host that lives answers a roll call
-NAMES, ENDING, COMPLETE = [], Event(), Event()
+NAMES = []  # of all hosts, by their process index
+EXITING, ALL_ANSWERED = Event(), Event()
+
+
+def define_flags():
+    """Flags about several processes that work together."""
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, where several processes work "
+                        "together; SLURM, Open MPI and Kubernetes name it themselves.")  # fmt: skip
+    flags.DEFINE_integer("num_processes", None, "How many there are.")
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
+    flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.")
+    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent before all end.")
+
+
+def read_cluster(options):
+    """How to join other processes: address (arguments of jax.distributed.initialize) and seconds.
+
+    None where this process works alone.
+    """
+    names = ("coordinator", "num_processes", "process_id")
+    missing = [name for name in names if options[name].value is None]
+    for name, least in (("join_seconds", 1), ("heartbeat_seconds", 10), ("num_processes", 1)):
+        if options[name].value is not None and options[name].value < least:
+            raise UserError(f"--{name}={options[name].value}: must be at least {least}")
+    seconds = {name: options[name].value for name in ("join_seconds", "heartbeat_seconds")}
+    if len(missing) == 3:
+        return SimpleNamespace(address={}, **seconds) if managed(os.environ) else None
+    if missing:
+        raise UserError(f"{', '.join(names)} belong together: --{', --'.join(missing)} missing")
+    host, _, port = options.coordinator.rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"--coordinator={options.coordinator}: must be host:port, as in 10.0.0.1:4321"
+        )
+    if not 0 <= options.process_id < options.num_processes:
+        raise UserError(
+            f"--process_id={options.process_id}: must be from 0 to {options.num_processes - 1}"
+        )
+    address = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
+    address |= {"process_id": options.process_id, "cluster_detection_method": "deactivate"}
+    return SimpleNamespace(address=address, **seconds)
+
+
+def managed(environment):
+    """Whether SLURM, Open MPI or Kubernetes started this as one of several processes.
+
+    JAX's own detection would join in an interactive step of one process, too, with one GPU.
+    """
+    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
+        if environment.get(name, "1") != "1":
+            return True
+    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    return indexed and find_spec("kubernetes") is not None  # which JAX asks the cluster with
 
 
 @contextmanager
 def joined(cluster, values):
-    """A context in which this process is one of several, as `settings.cluster` says; or alone.
+    """A context in which this process is one of several, as `read_cluster` says; or alone.
 
     `values`, {key: value}, must be the same on all of them. All leave it together. Output of
-    others than process 0 is dropped, but for errors.
+    others than process 0 is dropped, but for errors. An error in here exits all of them.
     """
     if cluster is None:
-        try:
-            yield
-        except SystemExit as error:
-            print(error.code, file=sys.stderr)
-            finish(1)
+        yield
         return
     join(cluster)
     agree(values, cluster.join_seconds)
@@ -49,29 +101,19 @@ def joined(cluster, values):
         sys.stdout = open(os.devnull, "w")
     try:
         yield
-        part()
-    except SystemExit as error:
-        fail(error.code)
+        disconnect()
+    except UserError as error:
+        exit_all(f"error: {error}")
     except FloatingPointError as error:  # which every host meets
         if jax.process_index():
             time.sleep(cluster.heartbeat_seconds)  # host 0 says it once its checkpoints are whole
-        fail(f"error: {error}")
+        exit_all(f"error: {error}")
     except Exception as error:  # of a collective with a lost host, of many kinds
-        find_coordinator()
-        tell("")
-        COMPLETE.wait(cluster.heartbeat_seconds)  # a roll call ends this process if a host is lost
+        exit_if_first_is_lost()
+        tell_all(SOMEONE_LOST)
+        ALL_ANSWERED.wait(cluster.heartbeat_seconds)  # `watch` exits if a host does not answer
         traceback.print_exc()
-        fail(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
-
-
-def finish(code=0):
-    """Ends a program that is alone, or has parted, without taking JAX and TensorFlow apart.
-
-    That takes 2 s, and aborts while a thread still imports TensorFlow or waits for a host.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        exit_all(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
 
 
 def join(cluster):
@@ -81,7 +123,7 @@ def join(cluster):
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
         "start each of them, where it reaches that address, or allow more --join_seconds"
     )
-    late = Timer(cluster.join_seconds, end, [text])  # JAX would abort with a page
+    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would abort with a page
     late.start()
     try:
         jax.distributed.initialize(
@@ -90,7 +132,7 @@ def join(cluster):
             heartbeat_timeout_seconds=cluster.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
-        stop(f"cannot join other processes: {error}")
+        raise UserError(f"cannot join other processes: {error}") from None
     finally:
         late.cancel()
 
@@ -110,75 +152,91 @@ def agree(values, seconds):
         keys = [k for k in sorted({*first, *other}) if first.get(k) != other.get(k)]
         if keys:
             texts = (f"{k} is {first.get(k)} on {NAMES[0]}, {other.get(k)} on {name}" for k in keys)
-            stop(f"all hosts must be started alike: {'; '.join(texts)}")
+            raise UserError(f"all hosts must be started alike: {'; '.join(texts)}")
 
 
 def watch(seconds):
-    """Ends this process when a host says why it ends, or has not answered for so many seconds."""
-    client = global_state.client
-    while not ENDING.is_set():
-        try:
-            text = client.blocking_key_value_get(TROUBLE, 200 * seconds)
-        except JaxRuntimeError as error:
-            text = None if "DEADLINE" in str(error) else lost(error)  # the rule: nothing happened
-        if text:
-            end(text)
-        try:
-            wait = 1000 * GRACE if text == "" else 600 * seconds
-            client.wait_at_barrier("roll call", wait)
-            if text == "":
-                COMPLETE.set()
-        except JaxRuntimeError as error:
-            end(lost(error))
+    """Exits this process when another host says why it exits, or is lost. Runs in a thread.
+
+    Each round waits for a notice, a fifth of `seconds`, and then calls the roll: a barrier that
+    every host must reach in 0.6 of `seconds`, or in GRACE where somebody suspects a loss.
+    """
+    while not EXITING.is_set():
+        notice = read_notice(0.2 * seconds)
+        if notice not in (None, SOMEONE_LOST):
+            exit_now(notice)
+        call_roll(GRACE if notice else 0.6 * seconds)
+        if notice:
+            ALL_ANSWERED.set()
 
 
-def find_coordinator():
-    """Ends this process if host 0 is lost: it can tell nobody, and JAX is about to abort."""
-    host, _, port = global_state.coordinator_address.rpartition(":")
+def read_notice(seconds):
+    """The notice that some host left: SOMEONE_LOST or a line; None where none came in time."""
     try:
-        socket.create_connection((host.strip("[]"), port), timeout=GRACE).close()
-    except OSError as error:
-        end(lost(error))
+        return global_state.client.blocking_key_value_get(NOTICE, int(1000 * seconds))
+    except JaxRuntimeError as error:
+        return None if "DEADLINE" in str(error) else lost(error)
+
+
+def call_roll(seconds):
+    """Returns once every host has answered; exits this process where one does not in time."""
+    try:
+        global_state.client.wait_at_barrier("roll call", int(1000 * seconds))
+    except JaxRuntimeError as error:
+        exit_now(lost(error))
+
+
+def tell_all(notice):
+    """Leaves a notice for the other hosts. A reason to exit replaces a suspicion, not the reverse.
+
+    A host that is lost itself cannot tell: then nothing happens.
+    """
+    with suppress(JaxRuntimeError):
+        replace = notice != SOMEONE_LOST
+        global_state.client.key_value_set(NOTICE, notice, allow_overwrite=replace)
 
 
 def lost(error):
-    """Which hosts a roll call missed, in a line; host 0 where it could not be held."""
+    """The line that names the hosts which a roll call missed; host 0 where none could be held."""
     found = re.search(r"timed out task names:\s*((?:\d+\s+)+)", str(error))
     names = [NAMES[int(i)] for i in found[1].split()] if found else NAMES[:1]
     return f"error: lost {', '.join(names)}; the same command on all hosts resumes"
 
 
-def part():
+def disconnect():
     """Waits until all hosts are here, as long as they live, and leaves them; nothing if alone."""
     if global_state.client:
         global_state.client.wait_at_barrier("end", 2**31 - 1)  # reports take their time
-        ENDING.set()
+        EXITING.set()
         jax.distributed.shutdown()
 
 
-def fail(text):
-    """Ends this process with a line, and the others with the same."""
-    tell(f"error: {NAMES[jax.process_index()]} ended: {str(text).removeprefix('error: ')}")
+def exit_all(message):
+    """Exits this process with a line, and the other hosts with the same line."""
+    tell_all(f"error: {NAMES[jax.process_index()]} ended: {message.removeprefix('error: ')}")
     sys.stdout.flush()
-    if not ENDING.is_set():
-        ENDING.set()
-        os.write(2, f"{text}\n".encode())
+    if not EXITING.is_set():
+        EXITING.set()
+        os.write(2, f"{message}\n".encode())
     time.sleep(1)  # the others ask host 0
     os._exit(1)
 
 
-def tell(text):
-    with suppress(JaxRuntimeError):  # of a host that is lost itself
-        # No text only has the roll called: it takes the place of none.
-        global_state.client.key_value_set(TROUBLE, text, allow_overwrite=bool(text))
-
-
-def end(text):
-    """Ends this process from a thread, once."""
-    if not ENDING.is_set():
-        ENDING.set()
-        os.write(2, f"{text}\n".encode())
+def exit_now(message):
+    """Exits this process with a line, from a thread, unless it exits already."""
+    if not EXITING.is_set():
+        EXITING.set()
+        os.write(2, f"{message}\n".encode())
         os._exit(1)
+
+
+def exit_if_first_is_lost():
+    """Exits this process if host 0 is lost: it can tell nobody, and JAX is about to abort."""
+    host, _, port = global_state.coordinator_address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), port), timeout=GRACE).close()
+    except OSError as error:
+        exit_now(lost(error))
 
 
 def from_first(function, like):

@@ -125,10 +125,15 @@ def list_folder(data):
     }
     by_class = {name: paths for name, paths in by_class.items() if paths}
     if not by_class:
-        stop(data, f"no images there; wanted: class/image, one of {', '.join(SUFFIXES)}")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"no images there; wanted: class/image, one of {', '.join(SUFFIXES)}"
+        )
     if alone := [name for name, paths in by_class.items() if len(paths) == 1]:
         text = "a pair of the same class takes two: give it another image or move it away"
-        stop(data, f"class {', '.join(alone)} has one image; {text}")
+        raise UserError(
+            f"data.path={data.path}: " + f"class {', '.join(alone)} has one image; {text}"
+        )
     items = [(str(path), partial(Image.open, path)) for path in chain(*by_class.values())]
     classes = np.repeat(np.arange(len(by_class)), [len(paths) for paths in by_class.values()])
     return items, classes, tuple(by_class), None, None
@@ -143,18 +148,31 @@ def list_pairs(data):
             rows = [(reader.line_num, {k: (v or "").strip() for k, v in row.items() if k})
                     for row in reader]  # fmt: skip
         except (csv.Error, UnicodeDecodeError, AttributeError) as error:
-            stop(data, f"is no CSV file: {error}")
+            raise UserError(f"data.path={data.path}: " + f"is no CSV file: {error}") from None
     if missing := {"image1", "image2", "label"} - set(columns):
-        stop(data, f"lacks the column {', '.join(sorted(missing))}; it has {columns}")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"lacks the column {', '.join(sorted(missing))}; it has {columns}"
+        )
     if not rows:
-        stop(data, "no pairs there, only the names of the columns")
+        raise UserError(
+            f"data.path={data.path}: " + "no pairs there, only the names of the columns"
+        )
     for line, row in rows:
         if row["label"].lower() not in LABELS:
-            stop(data, f"line {line}: label {row['label']!r}; must be one of {', '.join(LABELS)}")
+            raise UserError(
+                f"data.path={data.path}: "
+                + f"line {line}: label {row['label']!r}; must be one of {', '.join(LABELS)}"
+            )
         if not (row["image1"] and row["image2"]):
-            stop(data, f"line {line}: the name of an image is missing")
+            raise UserError(
+                f"data.path={data.path}: " + f"line {line}: the name of an image is missing"
+            )
         if row.get("split", "train") not in ("train", "validation", "test"):
-            stop(data, f"line {line}: split {row['split']!r}; must be train, validation or test")
+            raise UserError(
+                f"data.path={data.path}: "
+                + f"line {line}: split {row['split']!r}; must be train, validation or test"
+            )
     rows = [row for _, row in rows]
     names = sorted({row[column] for row in rows for column in ("image1", "image2")})
     index = {name: i for i, name in enumerate(names)}
@@ -175,16 +193,25 @@ def list_tfds(data):
         folder = Path(data.path).is_dir()
         builder = (tfds.builder_from_directory if folder else tfds.builder)(data.path)
     except Exception as error:
-        stop(data, f"no set of tensorflow_datasets: {str(error).strip().splitlines()[0]}")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"no set of tensorflow_datasets: {str(error).strip().splitlines()[0]}"
+        ) from None
     features = builder.info.features
     if not {"image", "label"} <= set(features):
-        stop(data, f"not a set of image and label: it has {', '.join(features)}")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"not a set of image and label: it has {', '.join(features)}"
+        )
     splits = [name for name in builder.info.splits if name in ("train", "validation", "test")]
     try:
         source = builder.as_data_source(split="+".join(splits))
         labels = np.array([source[i]["label"] for i in range(len(source))])
     except Exception:
-        stop(data, f"not prepared in array_record format; prepare it: {PREPARE % data.path}")
+        raise UserError(
+            f"data.path={data.path}: "
+            + f"not prepared in array_record format; prepare it: {PREPARE % data.path}"
+        ) from None
     found, classes = np.unique(labels, return_inverse=True)
     names = getattr(features["label"], "names", None)
     names = [names[i] for i in found] if names else found

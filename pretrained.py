@@ -28,7 +28,9 @@ def resolve(options):
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if options.pretrained_sha256 not in ("", found):
-        stop(f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}")
+        raise UserError(
+            f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}"
+        )
     options.pretrained, options.pretrained_sha256 = str(path.absolute()), found
 
 
@@ -37,7 +39,7 @@ def find(name):
     if Path(name).is_file():
         return Path(name)
     if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        stop(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
+        raise UserError(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
     import huggingface_hub as hub  # not at the top: it takes half a second
 
     hub.logging.set_verbosity_error()  # no line for each of its retries
@@ -49,8 +51,10 @@ def find(name):
         return Path(hub.hf_hub_download(name, FILE))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         source = f"https://huggingface.co/{name}/resolve/main/{FILE}"
-        stop(f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "
-             f"{source} elsewhere and name the file: --config.model.pretrained=PATH")  # fmt: skip
+        raise UserError(
+            f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "
+            f"{source} elsewhere and name the file: --config.model.pretrained=PATH"
+        ) from None
 
 
 def load(path, variables):
@@ -66,7 +70,9 @@ def load(path, variables):
     try:
         found = load_file(path)
     except (SafetensorError, OSError, TypeError, KeyError) as error:
-        stop(f"model.pretrained: {path} cannot be read as safetensors: {error}")
+        raise UserError(
+            f"model.pretrained: {path} cannot be read as safetensors: {error}"
+        ) from None
     found = {name: array for name, array in found.items() if not OTHER.fullmatch(name)}
     wanted = flatten_dict(variables)
     names = {torch_name(key): key for key in wanted}
@@ -85,7 +91,9 @@ def load(path, variables):
             array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]
         loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if wrong:
-        stop(f"model.pretrained: {path} does not fit the encoder: {'; '.join(sorted(wrong))}")
+        raise UserError(
+            f"model.pretrained: {path} does not fit the encoder: {'; '.join(sorted(wrong))}"
+        )
     return unflatten_dict(loaded)
 
 

@@ -30,7 +30,9 @@ def write_report(config, workdir, step, evaluations):
     try:
         write_files(config, workdir, step, evaluations)
     except OSError as error:
-        stop(f"the report cannot be written: {error}; python evaluate.py writes it again")
+        raise UserError(
+            f"the report cannot be written: {error}; python evaluate.py writes it again"
+        ) from None
 
 
 def write_files(config, workdir, step, evaluations):
