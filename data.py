@@ -40,7 +40,7 @@ def make_batch(config, split, step, host=0, hosts=1):
     count = config.batch_size // hosts
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
     drawn = open_split(config.data, split).draw(uniform)
-    image1, image2 = (np.take(drawn.images, rows, axis=0) for rows in (drawn.first, drawn.second))
+    image1, image2 = drawn.images[drawn.first], drawn.images[drawn.second]
     return Batch(image1, image2, drawn.label, drawn.local_classes)
 
 
@@ -78,7 +78,8 @@ def sample_pairs(config, split, count):
     """So many pairs as a step would draw, each image once: Pairs of equal weight."""
     space = open_split(config.data, split)
     drawn = space.draw(partial(uniforms, config.seed, split, 0, 0, count))
-    rows = np.concatenate([drawn.first, drawn.second])
+    every = np.arange(len(drawn.images))
+    rows = np.concatenate([every[drawn.first], every[drawn.second]])
     used, place, inverse = np.unique(rows, return_index=True, return_inverse=True)
     class_ids = latents = None
     if space.class_ids is not None:

@@ -58,8 +58,8 @@ class DrawnPairs(NamedTuple):
     """m random pairs, as indices into n images; not every image need be in a pair."""
 
     images: np.ndarray  # uint8 [n, height, width, channels]
-    first: np.ndarray  # int [m]
-    second: np.ndarray  # int [m]
+    first: np.ndarray  # int [m], or a slice: where image 1 of each pair is among the images
+    second: np.ndarray  # the same of image 2
     label: np.ndarray  # float32 [m], 1 if both show the same, else 0
     local_classes: np.ndarray  # int32 [m, 2], of both images; -1 where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
@@ -153,8 +153,8 @@ class DrawnImages(NamedTuple):
         if self.data.noise:
             for i, side in enumerate((image1, image2)):
                 side[:] = add_noise(side, self.data.noise, uniform, NOISE_ATTEMPT + i)
-        first, second = np.arange(len(drawn)).reshape(-1, 2).T
-        return DrawnPairs(drawn, first, second, same.astype(np.float32), local_classes, latents)
+        label, first, second = same.astype(np.float32), slice(0, None, 2), slice(1, None, 2)
+        return DrawnPairs(drawn, first, second, label, local_classes, latents)
 
     def draw_images(self, class_ids, u, uniform):
         """Draws an image of each class by rejection: again until it is one of the split's.
