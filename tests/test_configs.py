@@ -8,6 +8,7 @@ from conftest import ROOT, TINY, tiny_file
 import data
 import evaluate
 import train
+import train_step
 from model import create_model, trained
 
 
@@ -31,15 +32,15 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
         config.model.pretrained = str(tmp_path / "model.safetensors")
         tiny_file(config.model.pretrained, 0)
     config = train.resolve(config)
-    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    started = train.create_state(config, model, optimizer)
-    before, state = started.params, train.replicate(started)
-    train_steps = train.make_train_steps(config, model, optimizer)
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    started = train_step.create_state(config, model, optimizer)
+    before, state = started.params, train_step.replicate(started)
+    train_steps = train_step.make_train_steps(config, model, optimizer)
     for step in range(2):
-        batches = train.to_devices([data.make_batch(config, "train", step)])
+        batches = train_step.to_devices([data.make_batch(config, "train", step)])
         state, metrics = train_steps(state, batches)
     assert metrics["count"] == 8 and np.isfinite(metrics["loss"])
-    state = train.to_host(state)
+    state = train_step.to_host(state)
     for old, new in leaves(trained(config, before), trained(config, state.params)):
         assert (old != new).any()
     if config.model.frozen:

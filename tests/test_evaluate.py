@@ -16,6 +16,7 @@ import figures
 import metrics
 import robustness
 import settings
+from errors import UserError
 from model import create_model, init_variables, variable_shapes
 
 
@@ -276,6 +277,6 @@ def test_a_kept_threshold_that_cannot_be_read_is_one_line(scratch_run):
     config = settings.load_config(scratch_run)
     for text in ("no json", "[1]", '{"step": 8}', '{"step": 8, "logit": "high"}'):
         (scratch_run / "threshold.json").write_text(text)
-        with pytest.raises(SystemExit, match="is no saved threshold"):
+        with pytest.raises(UserError, match="is no saved threshold"):
             evaluate.kept_threshold(config, scratch_run, 8)
     (scratch_run / "threshold.json").unlink()

@@ -20,7 +20,7 @@ import checkpoint
 import data
 import evaluate
 import settings
-import train
+import train_step
 from model import create_model
 
 LONG = {"num_steps": 20, "log_every_steps": 1, "eval_every_steps": 5}
@@ -38,8 +38,8 @@ from pathlib import Path
 config, workdir = command
 with hosts.joined(cluster, {{}}):
     config, results = train.resolve(config), Path({results!r})
-    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    state = train.create_state(config, model, optimizer)
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    state = train_step.create_state(config, model, optimizer)
     workdir.mkdir(exist_ok=True)
     if jax.process_index() == 0:
         settings.save_config(config, workdir)
@@ -47,12 +47,12 @@ with hosts.joined(cluster, {{}}):
         state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
         config.num_steps = int(state.step) + {steps}
-        train_steps = train.make_train_steps(config, model, optimizer)
+        train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = train.compile_programs(config, train_steps, state)
         bar = train.progress_bar(config, 0)
         for _, current, metrics in train.train(config, programs, state, bar):
             found["losses"].append(metrics["loss"])
-            host_state = train.to_host(current)
+            host_state = train_step.to_host(current)
             checkpoint.save(manager, host_state, {{"loss": 1.0}})
         found["left"] = checkpoint.digest(host_state)
     (results / f"{{jax.process_index()}}.json").write_text(json.dumps(found))
@@ -106,15 +106,15 @@ def one_process():
     """(state after one step, losses of 20 steps) of one process with one device."""
     config = tiny_config()
     config.update_from_flattened_dict(LONG)
-    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    train_steps, first, losses = train.make_train_steps(config, model, optimizer), None, []
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    train_steps, first, losses = train_step.make_train_steps(config, model, optimizer), None, []
     device = jax.devices()[:1]
-    state = train.replicate(train.create_state(config, model, optimizer), device)
+    state = train_step.replicate(train_step.create_state(config, model, optimizer), device)
     for step in range(20):
-        batches = train.to_devices([data.make_batch(config, "train", step)], device)
+        batches = train_step.to_devices([data.make_batch(config, "train", step)], device)
         state, metrics = train_steps(state, batches)
         losses.append(metrics["loss"].item() / config.batch_size)
-        first = first or train.to_host(state)
+        first = first or train_step.to_host(state)
     return first, losses
 
 

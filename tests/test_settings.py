@@ -12,6 +12,7 @@ from conftest import ROOT, TINY, run, tiny_config
 
 import settings
 from configs import default
+from errors import UserError
 
 SLOW = pytest.mark.slow
 BAD_SEED = json.dumps(tiny_config().to_dict() | {"seed": -1})
@@ -74,7 +75,7 @@ def check(key, value):
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(UserError) as refusal:
         check(key, value)
     message = str(refusal.value)
     assert f"config.{key}" in message and allowed in message and "\n" not in message
@@ -100,7 +101,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
 def test_values_that_do_not_go_together_are_refused(changes, message):
     config = default.get_config()
     config.data.update(changes)
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         settings.check(config)
 
 
@@ -127,7 +128,7 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
     config = default.get_config()
     config.model.update(changes)
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         settings.check(config)
 
 
@@ -139,11 +140,11 @@ def test_values_at_the_edge_are_allowed(key, value):
 def test_keys_must_be_those_of_the_default():
     config = default.get_config()
     config.optimizer.warmup = 3
-    with pytest.raises(SystemExit, match=r"optimizer\.warmup is a key that nothing reads"):
+    with pytest.raises(UserError, match=r"optimizer\.warmup is a key that nothing reads"):
         settings.check(config)
     config = default.get_config()
     del config.model.width
-    with pytest.raises(SystemExit, match=r"model\.width is missing"):
+    with pytest.raises(UserError, match=r"model\.width is missing"):
         settings.check(config)
 
 
@@ -228,14 +229,14 @@ def test_a_saved_config_comes_back_whole(tmp_path):
     config.model.dtype = "auto"  # still to be resolved: agrees with what was
     settings.check_workdir(config, tmp_path)
     config.num_steps = 16
-    with pytest.raises(SystemExit, match="num_steps is 8 there, 16 now"):
+    with pytest.raises(UserError, match="num_steps is 8 there, 16 now"):
         settings.check_workdir(config, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 0}', json.dumps(TINY), BAD_SEED])
 def test_a_damaged_config_is_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(SystemExit, match=re.escape(str(tmp_path / "config.json"))):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.json"))):
         settings.load_config(tmp_path)
 
 
@@ -310,5 +311,5 @@ def test_where_no_cache_can_be_written_there_is_none(monkeypatch, tmp_path):
     settings.keep_compiled(None)
     assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
     settings.keep_compiled("")
-    with pytest.raises(SystemExit, match="--cache=/dev/null/x: /dev/null is not a folder"):
+    with pytest.raises(UserError, match="--cache=/dev/null/x: /dev/null is not a folder"):
         settings.keep_compiled("/dev/null/x")
