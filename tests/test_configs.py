@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, TINY, tiny_file
 
 import data
-import evaluate
+import scoring
 import train
 import train_step
 from model import create_model, trained
@@ -49,7 +49,7 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
         for old, new in leaves(started.batch_stats, state.batch_stats):
             assert (old == new).all()
         assert "encoder" not in str(jax.tree.leaves_with_path(state.opt_state))
-    score = evaluate.make_scorer(model)
-    found = evaluate.evaluate(config, score, state.variables, "test", most=1)
+    score = scoring.make_scorer(model)
+    found = scoring.evaluate(config, score, state.variables, "test", most=1)
     assert found.metrics["pairs"] == len(found.scores.logits) == 100
     assert np.isfinite(found.metrics["loss"]) and 0 <= found.metrics["accuracy"] <= 1

@@ -18,7 +18,8 @@ from test_train import curve, leaves
 
 import checkpoint
 import data
-import evaluate
+import hosts
+import scoring
 import settings
 import train_step
 from model import create_model
@@ -29,14 +30,15 @@ WORKER = """
 import sys; sys.path.insert(0, {root!r})
 import json, os, signal
 from functools import partial
-import settings
-command, cluster = settings.train_command(), settings.cluster()
-import jax
-import checkpoint, hosts, train
-from model import create_model
 from pathlib import Path
-config, workdir = command
-with hosts.joined(cluster, {{}}):
+import jax
+from ml_collections import ConfigDict
+import checkpoint, command_line, hosts, runtime, settings, train, train_step
+from model import create_model
+options = command_line.parse(train.define_flags)
+runtime.prepare(options.cache)
+config, workdir = train.read_command(options)
+with hosts.joined(hosts.read_cluster(options), {{}}):
     config, results = train.resolve(config), Path({results!r})
     model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
     state = train_step.create_state(config, model, optimizer)
@@ -46,6 +48,7 @@ with hosts.joined(cluster, {{}}):
     with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as manager:
         state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
+        config = ConfigDict(config.to_dict())
         config.num_steps = int(state.step) + {steps}
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = train.compile_programs(config, train_steps, state)
@@ -56,7 +59,8 @@ with hosts.joined(cluster, {{}}):
             checkpoint.save(manager, host_state, {{"loss": 1.0}})
         found["left"] = checkpoint.digest(host_state)
     (results / f"{{jax.process_index()}}.json").write_text(json.dumps(found))
-hosts.finish()
+sys.stdout.flush()
+os._exit(0)
 """
 
 
@@ -191,8 +195,8 @@ def test_several_processes_evaluate_to_the_same_numbers(resumed):
     config = settings.load_config(workdir)
     model = create_model(config)
     found = json.loads((workdir / "evaluation" / "metrics.json").read_text())
-    step, variables = evaluate.load_variables(config, workdir, model, str(found["step"]))
-    here = evaluate.evaluate(config, evaluate.make_scorer(model), variables, "test").metrics
+    step, variables = scoring.load_variables(config, workdir, model, str(found["step"]))
+    here = scoring.evaluate(config, scoring.make_scorer(model), variables, "test").metrics
     assert step == found["step"] and here["pairs"] == found["pairs"] == 9216
     for name in ("loss", "accuracy", "roc_auc", "brier", "eer", "wrong"):
         assert here[name] == pytest.approx(found[name], rel=1e-5), name
@@ -248,7 +252,7 @@ def test_launchers_are_recognised_and_another_config_is_refused_by_all(launcher,
     ],
 )
 def test_alone_in_an_allocation_is_alone(environment, several):
-    assert settings.managed(environment) == several
+    assert hosts.managed(environment) == several
 
 
 @pytest.mark.parametrize("process", [0, 1])
