@@ -3,7 +3,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
-from conftest import ROOT, TINY, tiny_file
+from conftest import ROOT, TINY, run, tiny_file
 
 import data
 import scoring
@@ -52,4 +52,12 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     score = scoring.make_scorer(model)
     found = scoring.evaluate(config, score, state.variables, "test", most=1)
     assert found.metrics["pairs"] == len(found.scores.logits) == 100
-    assert np.isfinite(found.metrics["loss"]) and 0 <= found.metrics["accuracy"] <= 1
+    answers = found.scores.logits >= np.log(config.eval.threshold / (1 - config.eval.threshold))
+    assert found.metrics["wrong"] == (answers != found.pairs.label).sum()
+
+
+@pytest.mark.slow
+def test_light_learns_every_pair_of_the_founding_data(tmp_path):
+    finished = run("train.py", f"--config={ROOT}/configs/light.py", f"--workdir={tmp_path / 'run'}")
+    assert finished.returncode == 0, finished.stderr
+    assert "test: 0 wrong of 9,216 pairs (every ordered pair" in finished.stdout
