@@ -180,7 +180,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.optimizer.lr=1"], "unknown config key"),
         (["--config.batch_size=many"], "invalid literal for int()"),
         (["--config.batch_size=31.5"], "invalid literal for int()"),
-        (["--config=configs/nothing.py"], "FileNotFoundError"),
+        (["--config=configs/nothing.py"], "No such file or directory"),
         (["--work=x"], "Did you mean: workdir"),
         (["batch_size=3"], "cannot read 'batch_size=3'"),
         (["--config.optimizer.learning_rate=nan"], "finite"),
