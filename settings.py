@@ -271,7 +271,7 @@ def load_config(workdir):
     try:
         values = json.loads(path.read_text(), object_hook=tuples)
         config = ConfigDict(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no saved config: {error}") from None
     check(config, f"{path}: ")
     return config

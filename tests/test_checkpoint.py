@@ -154,7 +154,7 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
 
     with (
         pytest.raises(
-            SystemExit, match=r"cannot be written: no space left on the device; the ones"
+            UserError, match=r"cannot be written: no space left on the device; the ones"
         ),
         checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
     ):

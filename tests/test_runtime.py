@@ -1,3 +1,4 @@
+import json
 import os
 import warnings
 from functools import partial
@@ -49,3 +50,20 @@ def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatc
     assert not (folder / "step-cache").exists()
     runtime.keep_compiled("")
     assert updates["jax_enable_compilation_cache"] is False
+
+
+def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys):
+    runtime.note_versions(tmp_path, 0)
+    runtime.note_versions(tmp_path, 4)
+    assert capsys.readouterr().err == ""
+    path, now = tmp_path / "versions.json", runtime.versions()
+    assert json.loads(path.read_text()) == {"0": now}
+    path.write_text(json.dumps({"0": now | {"jax": "0.0.1", "python": "2"}}))
+    runtime.note_versions(tmp_path, 8)
+    warning = capsys.readouterr().err
+    assert "python was 2, is" in warning and "jax was 0.0.1, is" in warning
+    assert warning.count("\n") == 1 and "numpy" not in warning
+    assert list(json.loads(path.read_text())) == ["0", "8"]
+    assert runtime.last_versions(tmp_path) == now
+    path.write_text("[]")
+    assert runtime.last_versions(tmp_path) == now

@@ -44,7 +44,7 @@ def check(key, value):
         ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
         ("data.path", "photos", "empty with data.source=shapes"),
         ("data.channels", 3, "1 with data.source=shapes"),
-        ("data.same_as", "colour", "one of ('class', 'picture', 'identity')"),
+        ("data.same_as", "colour", "one of ('class', 'pixels', 'identity')"),
         ("data.p_same", 1.5, "from 0 to 1"),
         ("data.held_out_shapes", ("star",), "of data.shapes two or more"),
         ("data.num_identities", 0, "from 1 to"),
