@@ -1,25 +1,43 @@
 """Says what data are and what gives their answers away, without training anything.
 
-    python data.py --config=configs/everywhere.py
+    python audit.py --config=configs/everywhere.py
 
 How many images and pairs there are, how many of the test's training has seen, a sheet of samples,
 and how often rules that know nothing of shape are right on test pairs, fitted on training pairs.
 """
 
-import numpy as np
+from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+from absl import flags
+
+import command_line
 import data
-import settings
+from errors import UserError
 from figures import new_figure
+from images import hash_pixels
+from settings import check_writable
 from shapes import is_continuous
+from spaces import SPLITS, DrawnImages, GivenPairs, ListedImages, open_split
 
 TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
 MOST_PAIRS = 10**6  # at most this many are counted one by one
 SIMULATED_PAIRS = 100_000  # of training, at most
 
 
-def main():
-    config, path = settings.audit_command()
+def define_flags():
+    command_line.define_config("Whose data.")
+    flags.DEFINE_string("output", None, "The figure; by default runs/<config's name>.png.")
+
+
+def main(options):
+    config, name = command_line.read_config(options)
+    path = Path("runs", f"{name}.png") if options.output is None else Path(options.output)
+    if path.suffix != ".png" or path.is_dir():
+        raise UserError(f"--output={options.output}: must be the path of a .png file")
+    check_writable(path.absolute().parent, f"--output={path}")
+    data.check_splits(config)
     facts, rules = [*count(config), *seen(config)], blind_rules(config)
     lines = [f"{name:<28}{text}" for name, text in facts]
     how = f"{TEST_PAIRS:,} drawn, rules fitted on {TRAIN_PAIRS:,}, each pair once"
@@ -27,30 +45,31 @@ def main():
     lines += [f"  {name:<26}{100 * accuracy:.1f} %" for name, accuracy in rules.items()]
     print("\n".join(lines))
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw(config, facts, rules).savefig(path)
+    plot_audit(config, facts, rules).savefig(path)
     print(f"wrote {path}")
 
 
 def count(config):
     """How many images and ordered pairs each split has: yields (what, text)."""
-    for split in data.SPLITS:
-        space = data.open_space(config.data.to_json(), split)
-        if space.pairs is not None:
+    for split in SPLITS:
+        space = open_split(config.data, split)
+        if isinstance(space, GivenPairs):
             images = len(np.unique(space.pairs[:, :2]))
-            yield split, f"{images:,} images in {len(space.pairs):,} given pairs"
-        elif space.rows is None:
+            text = f"{images:,} images in {len(space.pairs):,} given pairs"
+        elif isinstance(space, DrawnImages):
             kind = "continuous" if is_continuous(config.data) else "too many to list"
-            yield split, f"images of {len(space.class_ids):,} classes, {kind}"
+            text = f"images of {len(space.class_ids):,} classes, {kind}"
         else:
-            n, different = len(space.rows), len(np.unique(position(space.images, space.rows)))
-            pairs = f"{n * (n if data.repeats(config.data) else n - 1):,} ordered pairs"
-            yield split, f"{different:,} images of {len(space.class_ids):,} classes, {pairs}"
+            n, different = len(space.rows), len(np.unique(hash_rows(space.images, space.rows)))
+            pairs = f"{n * (n if space.repeats else n - 1):,} ordered pairs"
+            text = f"{different:,} images of {len(space.class_ids):,} classes, {pairs}"
+        yield split, text
 
 
-def position(pictures, rows):
-    """The hash of each image, block by block: of some sets the images are not in memory."""
+def hash_rows(images, rows):
+    """The hash of each of these images, by blocks: of some sets the images are not in memory."""
     blocks = (rows[start : start + 4096] for start in range(0, len(rows), 4096))
-    return np.concatenate([data.images.hash_pixels(pictures[block]) for block in blocks])
+    return np.concatenate([hash_pixels(images[block]) for block in blocks])
 
 
 def seen(config):
@@ -62,71 +81,83 @@ def seen(config):
     steps, names = config.num_steps * config.batch_size, ("test images seen", "test pairs seen")
     train, test = (data.enumerate_pairs(config.data, s, MOST_PAIRS) for s in ("train", "test"))
     if train and test:
-        shares = [exactly(train, test, steps, key) for key in (by_image, by_pair)]
+        shares = seen_exactly(train, test, steps)
         how = f"after {steps:,} training pairs (exact)"
     elif apart(config):
         shares, how = (0.0, 0.0), "after any number of training pairs (no image is in both)"
     else:
         drawn = min(steps, SIMULATED_PAIRS)
-        shares = by_drawing(config, drawn)
+        shares = seen_by_drawing(config, drawn)
         first = "the first " if drawn < steps else ""
         how = f"after {first}{drawn:,} training pairs (drawn)"
     for name, share in zip(names, shares, strict=True):
         yield name, f"{100 * share:.2f} % {how}"
 
 
-def by_drawing(config, count):
-    """The shares of test images and pairs that the batches of training with `count` pairs hold."""
-    blocks = []
-    for step in range(-(-count // config.batch_size)):
-        batch = data.make_batch(config, "train", step)
-        both = [data.images.hash_pixels(pictures) for pictures in batch[:2]]
-        blocks.append(np.stack(both, axis=1))
-    train = np.concatenate(blocks)[:count]
-    test = by_image(data.sample_pairs(config, "test", TEST_PAIRS))
-    return np.isin(test, train).mean(), np.isin(unordered(test), unordered(train)).mean()
+def seen_exactly(train, test, draws):
+    """The expected shares of test images and of test pairs in `draws` training pairs.
+
+    Both from all Pairs of a split. What a random pair holds with probability p is in one of `draws`
+    pairs with probability 1 - (1 - p) ** draws.
+    """
+    images, pairs = number_alike(hashes(train), hashes(test))
+    first, second = images.train.T
+    once = np.where(first == second, 0, train.weight)  # an image in both places is in the pair once
+    p_image = np.bincount(first, train.weight, images.count)
+    p_image += np.bincount(second, once, images.count)
+    p_pair = np.bincount(pairs.train, train.weight, pairs.count)
+    image_seen, pair_seen = (1 - (1 - p.clip(max=1)) ** draws for p in (p_image, p_pair))
+    share_of_images = (image_seen[images.test].mean(axis=1) * test.weight).sum()
+    return share_of_images, (pair_seen[pairs.test] * test.weight).sum()
 
 
-def unordered(names):
-    """One name for two, in any order: complex128 [pairs, 1] of float64 [pairs, 2]."""
-    low, high = np.sort(names, axis=1).T
-    return (low + 1j * high)[:, None]
+def seen_by_drawing(config, count):
+    """The shares of test images and of test pairs in the batches of training, of `count` pairs."""
+    steps = range(-(-count // config.batch_size))
+    batches = (data.make_batch(config, "train", step) for step in steps)
+    train = [np.stack([hash_pixels(images) for images in batch[:2]], axis=1) for batch in batches]
+    test = hashes(data.sample_pairs(config, "test", TEST_PAIRS))
+    numbered = number_alike(np.concatenate(train)[:count], test)
+    return [np.isin(one.test, one.train).mean() for one in numbered]
+
+
+def hashes(pairs):
+    """The hashes of both images of each pair: float64 [m, 2]."""
+    of_image = hash_rows(pairs.images, np.arange(len(pairs.images)))
+    return of_image[np.stack([pairs.first, pairs.second], axis=1)]
+
+
+class Numbered(NamedTuple):
+    """Images or pairs by numbers: equal ones have the same in training and test."""
+
+    train: np.ndarray  # int, of images [m, 2], of pairs [m]
+    test: np.ndarray
+    count: int  # numbers are below
+
+
+def number_alike(train, test):
+    """(Numbered images, Numbered pairs) from hashes float64 [m, 2] of both images of each pair.
+
+    Two images in the other order are the same pair.
+    """
+    both = np.concatenate([train, test])
+    found, images = np.unique(both, return_inverse=True)
+    images = images.reshape(both.shape)
+    low, high = np.sort(images, axis=1).T
+    found_pairs, pairs = np.unique(low * len(found) + high, return_inverse=True)
+    return [
+        Numbered(*np.split(numbers, [len(train)]), count)
+        for numbers, count in ((images, len(found)), (pairs, len(found_pairs)))
+    ]
 
 
 def apart(config):
     """Whether both splits are listed and no image is in both."""
-    train, test = (data.open_space(config.data.to_json(), s) for s in ("train", "test"))
-    if train.rows is None or test.rows is None:
+    train, test = (open_split(config.data, split) for split in ("train", "test"))
+    if not (isinstance(train, ListedImages) and isinstance(test, ListedImages)):
         return False
-    known, asked = (position(space.images, space.rows) for space in (train, test))
+    known, asked = (hash_rows(space.images, space.rows) for space in (train, test))
     return not np.isin(asked, known).any()
-
-
-def by_image(pairs):
-    """Names both images of each pair by their pixels: float64 [pairs, 2]."""
-    pictures, first, second, *_ = pairs
-    return position(pictures, np.arange(len(pictures)))[np.stack([first, second], axis=1)]
-
-
-def by_pair(pairs):
-    """Names each pair by the pixels of both images, in any order: complex128 [pairs, 1]."""
-    return unordered(by_image(pairs))
-
-
-def exactly(train, test, steps, key):
-    """The probability that what a test pair holds was in one of `steps` training pairs."""
-    keys, weight = key(train), train.weight
-    names, place = np.unique(keys, return_inverse=True)
-    place = place.reshape(keys.shape)
-    once = np.bincount(place[:, 0], weight, len(names))
-    if keys.shape[1] == 2:  # an image in both places is in the pair but once
-        other = np.where(place[:, 1] == place[:, 0], 0, weight)
-        once += np.bincount(place[:, 1], other, len(names))
-    asked = key(test)
-    found = np.searchsorted(names, asked).clip(max=len(names) - 1)
-    never = (1 - once.clip(max=1)[found]) ** steps
-    chance = np.where(names[found] == asked, 1 - never, 0).mean(axis=1)
-    return float((chance * test.weight).sum())
 
 
 def blind_rules(config):
@@ -150,14 +181,14 @@ def blind_rules(config):
 
 
 def knows_classes(config):
-    """Whether an image has a class: not in a list of pairs, nor where pictures are compared."""
+    """Whether an image has a class: not in a list of pairs, nor where pixels are compared."""
     return config.data.source != "pairs" and config.data.same_as != "pixels"
 
 
 def measures(pairs):
     """What forests are asked about each pair, and knows nothing of shape: {name: [pairs, k]}."""
-    pictures, *places = pairs[:3]
-    light = grey(pictures)
+    images, *places = pairs[:3]
+    light = grey(images)
     area, shown = light.sum(axis=(1, 2)), lit(light)
     box = shown.any(axis=1).sum(axis=1) * shown.any(axis=2).sum(axis=1)
     numbers = {
@@ -174,9 +205,9 @@ def measures(pairs):
     return result | {"|image 1 - image 2|": np.concatenate(apart)[:, None]}
 
 
-def grey(pictures):
+def grey(images):
     """Brightness of each pixel, float32 [n, height, width], 0 ... 1."""
-    return pictures.mean(axis=-1, dtype=np.float32) / 255
+    return images.mean(axis=-1, dtype=np.float32) / 255
 
 
 def lit(light):
@@ -227,13 +258,13 @@ def images_of_classes(config, split, pairs):
     return sample.images[rows], sample.class_ids[rows]
 
 
-def draw(config, facts, rules):
+def plot_audit(config, facts, rules):
     """A sheet of samples by class and of pairs, beside the bars of the rules."""
     figure = new_figure(14, 7.5)
     sheet, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     top, bottom = sheet.subfigures(2, 1)
-    show_classes(config, top)
-    show_pairs(config, bottom)
+    plot_classes(config, top)
+    plot_pairs(config, bottom)
     axes = right.subplots()
     names = list(rules)[::-1]
     axes.barh(names, [100 * rules[name] for name in names], color="steelblue")
@@ -245,49 +276,55 @@ def draw(config, facts, rules):
     return figure
 
 
-def show_classes(config, figure, columns=14, most=8):
+def plot_classes(config, figure, columns=14, most=8):
     """Samples of training, a row for each of the first classes."""
     if not knows_classes(config):
-        pictures = data.sample_pairs(config, "train", 200)[0]
-        rows = {columns * i: pictures[columns * i :][:columns] for i in range(5)}
+        images = data.sample_pairs(config, "train", 200)[0]
+        rows = {columns * i: images[columns * i :][:columns] for i in range(5)}
         names = ["" for _ in rows]
     else:
-        pictures, classes = images_of_classes(config, "train", 4000)
+        images, classes = images_of_classes(config, "train", 4000)
         found, counts = np.unique(classes, return_counts=True)
         shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
-        rows = {c: pictures[classes == c][:columns] for c in shown}
+        rows = {c: images[classes == c][:columns] for c in shown}
         names = [name[-16:] for name in data.class_names(config.data, shown)]
-    height, width = (side + 2 for side in pictures.shape[1:3])
-    sheet = np.full((len(rows) * height, columns * width, pictures.shape[-1]), 255, np.uint8)
+    height, width = (side + 2 for side in images.shape[1:3])
+    sheet = np.full((len(rows) * height, columns * width, images.shape[-1]), 255, np.uint8)
     for top, row in enumerate(rows.values()):
-        for left, picture in enumerate(row):
+        for left, image in enumerate(row):
             place = np.s_[top * height :, left * width :]
-            sheet[place][:height, :width] = framed(picture)
+            sheet[place][:height, :width] = framed(image)
     figure.suptitle("samples of training", fontsize=10)
     axes = figure.subplots()
-    show(axes, sheet)
+    plot_image(axes, sheet)
     axes.set_axis_on()
     axes.set(xticks=[], yticks=(np.arange(len(rows)) + 0.5) * height - 0.5, yticklabels=names)
     axes.tick_params(length=0, labelsize=9)
     axes.spines[:].set_visible(False)
 
 
-def show_pairs(config, figure, columns=4, rows=4):
+def plot_pairs(config, figure, columns=4, rows=4):
     """Pairs of the test, same and different in turn."""
-    pictures, first, second, label, *_ = data.sample_pairs(config, "test", 500)
+    images, first, second, label, *_ = data.sample_pairs(config, "test", 500)
     figure.suptitle("pairs of the test", fontsize=10)
     of_kind = [np.flatnonzero(label == kind)[: columns * rows // 2] for kind in (1, 0)]
     for place, index in enumerate(np.concatenate(of_kind)[: columns * rows]):
         axis = figure.add_subplot(rows, columns, place + 1)
-        show(axis, np.concatenate([framed(pictures[i[index]]) for i in (first, second)], axis=1))
+        plot_image(
+            axis, np.concatenate([framed(images[i[index]]) for i in (first, second)], axis=1)
+        )
         axis.set_title("same" if label[index] else "different", fontsize=8, pad=2)
 
 
-def framed(picture):
+def framed(image):
     """An image with a grey line around it."""
-    return np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=128)
+    return np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=128)
 
 
-def show(axis, picture):
-    axis.imshow(picture.squeeze(), "gray", vmin=0, vmax=255)
+def plot_image(axis, image):
+    axis.imshow(image.squeeze(), "gray", vmin=0, vmax=255)
     axis.set_axis_off()
+
+
+if __name__ == "__main__":
+    command_line.run(define_flags, main)

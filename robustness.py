@@ -1,66 +1,69 @@
-"""Pairs with one nuisance more at each step of a sweep, of the shapes of a run (NumPy)."""
+"""A robustness sweep: pairs with one nuisance more at each step, of the shapes of a run (NumPy)."""
 
 import numpy as np
+from ml_collections import ConfigDict
 
-import data
-import shapes
+from data import uniforms
+from shapes import LATENT_NUMBERS, SHAPES, draw_latents, margin, render
+from spaces import CLASS_COLUMNS, PAIR_WIDTH, Pairs, latent_numbers, split_class_ids
 
-# Which of the uniform numbers of `shapes.draw_latents` draw each; and all of them without any.
+# Which of the uniform numbers of `shapes.draw_latents` draw each nuisance.
 NUISANCES = {
-    "translation": (2, 3),
-    "scale": (1,),
-    "rotation": (4, 5),
-    "mirror": (6,),
-    "outline": (7,),
+    "translation": ("row", "column"),
+    "scale": ("size",),
+    "rotation": ("turn", "angle"),
+    "mirror": ("mirror",),
+    "outline": ("outline",),
 }
-LAST = 1 - 1e-9
-PLAIN = np.array([0.5, 0.5, 0.5, 0.5, LAST, 0.5, LAST, LAST, 0.5, 0.5])
+NEVER = 1 - 1e-9  # not below a probability such as data.p_mirror, unless that is 1
+PLAIN = dict.fromkeys(LATENT_NUMBERS, 0.5) | dict.fromkeys(("turn", "mirror", "outline"), NEVER)
 
 
 def sweep(config):
-    """Yields (name, data.Pairs), half of them the same, of the classes that training has seen.
+    """Yields (name, Pairs), half of them the same, of the classes that training has seen.
 
-    At first all images of a class are one picture, of middle size in the middle of where it fits.
-    Then more and more differs; at last the kinds are others. Sizes are the run's, as far as these
-    can turn in the image.
+    At first all images of a class are equal, of middle size in the middle of where it fits. Then
+    more and more differs; at last the kinds are others. Sizes are the run's, as far as these can
+    turn in the image.
     """
-    options = config.copy_and_resolve_references().data
+    options = ConfigDict(config.data)
     options.update({"placement": "inside", "noise": 0.0, "max_angle": 180.0, "p_rotation": 1.0})
     options.update({"p_mirror": 0.5, "p_outline": 0.0 if options.match_area else 0.5})
     fit(options)
-    members, varied = data.split_class_ids(options, "train"), []
-    yield "identical", draw(config, options, members, varied)
+    class_ids, varied = split_class_ids(options, "train"), []
+    yield "identical", draw_pairs(config, options, class_ids, varied)
     for name, numbers in NUISANCES.items():
         varied = [*varied, *numbers]
         if name != "outline" or options.p_outline:
-            yield f"+ {name}", draw(config, options, members, varied)
-    seen = {options.shapes[i] for i in members if i < len(options.shapes)}
-    unseen = tuple(name for name in shapes.SHAPES if name not in {*seen, "blob"})
+            yield f"+ {name}", draw_pairs(config, options, class_ids, varied)
+    seen = {options.shapes[i] for i in class_ids if i < len(options.shapes)}
+    unseen = tuple(name for name in SHAPES if name not in {*seen, "blob"})
     if seen and len(unseen) > 1:
         known = dict(zip(options.shapes, options.min_sizes, strict=True))
         sizes = tuple(known.get(name, min(options.min_sizes)) for name in unseen)
         options.update({"shapes": unseen, "min_sizes": sizes, "held_out_shapes": ()})
         options.same_as = "class"
         fit(options)
-        yield "+ unseen kinds", draw(config, options, np.arange(len(unseen)), varied)
+        yield "+ unseen kinds", draw_pairs(config, options, np.arange(len(unseen)), varied)
 
 
 def fit(options):
     """Lowers max_size until every shape can turn in the image."""
-    while 2 * shapes.margin(options) + 1 > options.image_size:
+    while 2 * margin(options) + 1 > options.image_size:
         options.max_size -= 1
 
 
-def draw(config, options, members, varied):
-    """Pairs of these classes of which only the uniform numbers in `varied` differ."""
+def draw_pairs(config, options, class_ids, varied):
+    """Pairs of these classes; only the uniform numbers named in `varied` differ between images."""
     n = config.eval.num_pairs
-    u = data.uniforms(config.seed, "test", 0, 0, n, data.PAIR_NUMBERS)
-    numbers = np.tile(PLAIN, (2 * n, 1))
-    numbers[:, varied] = u[:, 2:22].reshape(2 * n, 10)[:, varied]
-    one, same = (u[:, 0] * len(members)).astype(int), np.arange(n) % 2 == 0
-    other = (one + 1 + (u[:, 1] * (len(members) - 1)).astype(int)) % len(members)
-    classes = members[np.stack([one, np.where(same, one, other)], axis=1).ravel()]
-    latents = shapes.draw_latents(options, numbers, classes)
+    u = uniforms(config.seed, "test", 0, 0, n, PAIR_WIDTH)
+    is_varied = [name in varied for name in LATENT_NUMBERS]
+    numbers = np.where(is_varied, latent_numbers(u), [PLAIN[name] for name in LATENT_NUMBERS])
+    u1, u2 = u[:, CLASS_COLUMNS].T
+    one, same = (u1 * len(class_ids)).astype(int), np.arange(n) % 2 == 0
+    other = (one + 1 + (u2 * (len(class_ids) - 1)).astype(int)) % len(class_ids)
+    of_images = class_ids[np.stack([one, np.where(same, one, other)], axis=1).ravel()]
+    latents = draw_latents(options, numbers, of_images)
     first, second = np.arange(2 * n).reshape(-1, 2).T
-    pairs = shapes.render(options, latents), first, second, same.astype(float), np.full(n, 1 / n)
-    return data.Pairs(*pairs, False, True, classes, latents)
+    pairs = render(options, latents), first, second, same.astype(float), np.full(n, 1 / n)
+    return Pairs(*pairs, exact=False, ordered=True, class_ids=of_images, latents=latents)

@@ -14,6 +14,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 IMAGES_AT_ONCE = 256  # rendered together: their temporaries stay in the cache of one core
 DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from background to foreground
+# What each of the ten uniform numbers of `draw_latents` decides: "turn" whether, "angle" how far.
+LATENT_NUMBERS = ("identity", "size", "row", "column", "turn", "angle", "mirror", "outline",
+                  "foreground", "background")  # fmt: skip
 
 
 class Latents(NamedTuple):
@@ -30,13 +33,16 @@ class Latents(NamedTuple):
     foreground: np.ndarray  # int [n], grey level 0 ... 255
     background: np.ndarray  # int [n], grey level 0 ... 255
 
+    def take(self, rows):
+        """The Latents of some of the images: an index, slice or mask of numpy."""
+        return Latents(*(field[rows] for field in self))
 
-def draw_latents(data, u, member):
-    """Latents of n images from uniform numbers [n, 10], given their classes int [n]."""
+
+def draw_latents(data, u, class_ids):
+    """Latents of n images from uniform numbers [n, 10] (LATENT_NUMBERS) and class ids, int [n]."""
     u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
-    shape, identity = shape_and_identity(
-        data, member, (u_identity * data.num_identities).astype(int)
-    )
+    any_blob = (u_identity * data.num_identities).astype(int)
+    shape, identity = shape_and_identity(data, class_ids, any_blob)
     low, high = size_range(data)[:, shape]
     size = spread(data, u_size, low, high - (not data.continuous))
     angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
@@ -56,15 +62,15 @@ def draw_latents(data, u, member):
     )
 
 
-def shape_and_identity(data, member, identity=0):
-    """The index of the shape, and which blob: int [n] each, of classes.
+def shape_and_identity(data, class_ids, identity=0):
+    """The index of the shape, and which blob: int [n] each, of class ids int [n].
 
-    A class is the index of a kind of shape, or len(data.shapes) + i: the i-th blob, where each is a
-    class of its own. Else a blob has the `identity` given.
+    A class id is the index of a kind in data.shapes, or len(data.shapes) + i: the i-th blob, where
+    each blob is a class of its own. Else a blob has the `identity` given.
     """
-    blob = np.asarray(member) - len(data.shapes)
+    blob = np.asarray(class_ids) - len(data.shapes)
     kind = data.shapes.index("blob") if "blob" in data.shapes else -1
-    return np.where(blob < 0, member, kind), np.where(blob < 0, identity, blob)
+    return np.where(blob < 0, class_ids, kind), np.where(blob < 0, identity, blob)
 
 
 def spread(data, u, low, high):
@@ -138,16 +144,16 @@ def is_continuous(data):
     return any(chances) or any(a < b for a, b in (data.foreground_greys, data.background_greys))
 
 
-def list_latents(data, members, most):
-    """Latents of every image of these classes, sorted by class, and their probabilities.
+def list_latents(data, class_ids, most):
+    """(Latents of every image of these classes, sorted by class; probabilities, float64 [n]).
 
-    The latter are relative, within a shape or identity. For data that are not continuous; (None,
-    None) where the images are over `most`.
+    The probabilities are relative, within a shape or identity. For data that are not continuous;
+    (None, None) where there are more than `most` images.
     """
     combinations = []
-    for member in members:
-        shape, identity = map(int, shape_and_identity(data, member))
-        any_blob = data.shapes[shape] == "blob" and member < len(data.shapes)
+    for class_id in class_ids:
+        shape, identity = map(int, shape_and_identity(data, class_id))
+        any_blob = data.shapes[shape] == "blob" and class_id < len(data.shapes)
         identities = range(data.num_identities) if any_blob else [identity]
         sizes = np.arange(*size_range(data)[:, shape])
         combinations += [(shape, identity, size) for identity in identities for size in sizes]
@@ -167,7 +173,7 @@ def list_latents(data, members, most):
         return None, None
     of = np.repeat(np.arange(len(counts)), counts)
     down, along = np.divmod(np.arange(len(of)) - (np.cumsum(counts) - counts)[of], columns[of])
-    latents = Latents(*(field[of] for field in base))
+    latents = base.take(of)
     return latents._replace(row=top[of] + down, column=left[of] + along), 1 / counts[of]
 
 
@@ -184,10 +190,10 @@ def render(data, latents):
     for index, name in enumerate(data.shapes):
         chosen = np.flatnonzero(latents.shape == index)
         chosen = chosen[np.argsort(latents.size[chosen], kind="stable")]
-        ordered = Latents(*(field[chosen] for field in latents))
+        ordered = latents.take(chosen)
         for start in range(0, len(chosen), IMAGES_AT_ONCE):
             some = slice(start, start + IMAGES_AT_ONCE)
-            one = Latents(*(field[some] for field in ordered))
+            one = ordered.take(some)
             side = int(min(image_size, 2 * radius(name) * one.size[-1] + 6))  # 6 for soft edges
             top, left = (
                 np.clip(np.rint(centre - side / 2), 0, image_size - side).astype(int)
@@ -256,7 +262,7 @@ def reach(names, latents):
     result = np.empty((4, len(latents.shape)))
     for index, name in enumerate(names):
         rows = latents.shape == index
-        one = Latents(*(field[rows] for field in latents))
+        one = latents.take(rows)
         cos, sin, flip = own_axes(SHAPES[name], one)
         for side, (x, y) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
             own = flip * (cos * x + sin * y), cos * y - sin * x
@@ -274,11 +280,19 @@ def radius(name):
 
 
 class Shape(NamedTuple):
-    """What there is to know of a shape of size 1."""
+    """What there is to know of a kind of shape.
 
-    distance: object  # function (x, y, size, identity) -> float32 [n, height, width]
-    support: object  # function (x, y, identity) -> how far it reaches in directions (x, y)
-    area: float
+    distance(x, y, size, identity) returns the signed distance of points to the contour, in pixels,
+    negative inside: float32 [n, height, width]. It takes coordinates in the shape's own frame, in
+    pixels, float32 that broadcast to this shape; sizes, float32 [n, 1, 1]; identities, int [n].
+
+    support(x, y, identity) returns how far the shape of size 1 reaches in the directions of the
+    unit vectors (x, y), float64 [n].
+    """
+
+    distance: object
+    support: object
+    area: float  # of size 1
     symmetry: int  # turned by 360 degrees / symmetry it is itself
     # Pixels: a pixel at a sharp corner is covered less than its distance says. The ramp of `paint`
     # adds cot(a / 2) / 10 square pixels over a corner of angle a; to be moved inwards by

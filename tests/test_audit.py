@@ -18,7 +18,7 @@ def small(**changes):
 
 
 def test_the_default_shows_its_flaw(tmp_path):
-    finished = run("data.py", cwd=tmp_path)
+    finished = run("audit.py", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     lines = dict(
         line.strip().split("  ", 1) for line in finished.stdout.splitlines() if "  " in line
@@ -45,9 +45,7 @@ def test_what_was_seen_is_counted_exactly(p_same):
     config = small(p_same=p_same)
     config.batch_size, config.num_steps = 8, 5
     pairs = data.enumerate_pairs(config.data, "train", 10**6)
-    by_image, by_pair = (
-        audit.exactly(pairs, pairs, 40, key) for key in (audit.by_image, audit.by_pair)
-    )
+    by_image, by_pair = audit.seen_exactly(pairs, pairs, 40)
     config.batch_size, found = 40, []
     index = {image.tobytes(): i for i, image in enumerate(pairs[0])}
     _, first, second, _, weight = pairs[:5]
@@ -74,7 +72,7 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
 @pytest.mark.parametrize(
     "option",
     [
-        "--output=picture.txt",
+        "--output=image.txt",
         "--output=",
         "--output=/dev/null/x.png",
         "--config.data.split=some",
@@ -82,6 +80,6 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     ],
 )
 def test_a_mistake_is_one_line(option, tmp_path):
-    finished = run("data.py", option, cwd=tmp_path)
+    finished = run("audit.py", option, cwd=tmp_path)
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1
     assert option.split("=")[0] in finished.stderr and not list(tmp_path.iterdir())

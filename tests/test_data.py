@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 import data
-import images
 import settings
 import shapes
+import spaces
 from configs import default
+from errors import UserError
+from images import hash_pixels
 from shapes import SHAPES
+from spaces import SPLITS
 
 
 def literal_image(shape, size, row, column):
@@ -51,10 +54,10 @@ def everywhere(tiny):
 
 
 def test_enumerated_images_are_those_of_the_definition(tiny):
-    pictures, kinds, probabilities = data.enumerate_images(tiny.data, "test")
-    assert pictures.dtype == np.uint8 and pictures.shape == (96, 32, 32, 1)
+    images, kinds, probabilities = data.enumerate_images(tiny.data, "test")
+    assert images.dtype == np.uint8 and images.shape == (96, 32, 32, 1)
     names = [tiny.data.shapes[shape] for shape in kinds]
-    found = {x.tobytes(): (n, p) for x, n, p in zip(pictures, names, probabilities, strict=True)}
+    found = {x.tobytes(): (n, p) for x, n, p in zip(images, names, probabilities, strict=True)}
     assert found.keys() == literal_space().keys()
     for key, (shape, probability) in literal_space().items():
         assert found[key][0] == shape
@@ -66,8 +69,8 @@ def test_labels_say_whether_the_shapes_are_the_same(tiny):
     tiny.batch_size = 2000
     batch = data.make_batch(tiny, "validation", 3)
     shape = {key: name for key, (name, _) in literal_space().items()}
-    for image1, image2, label, classes in zip(*batch, strict=True):
-        assert label == (classes[0] == classes[1])
+    for image1, image2, label, local_classes in zip(*batch, strict=True):
+        assert label == (local_classes[0] == local_classes[1])
         assert label == (shape[image1.tobytes()] == shape[image2.tobytes()])
     assert batch.label.dtype == np.float32
     assert batch.label.mean() == pytest.approx(0.5, abs=0.05)
@@ -114,7 +117,7 @@ def test_golden_batch(name):
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_hosts_parts_are_the_batch(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.data.noise = 5.0 if data.is_continuous(config.data) else 0.0
+    config.data.noise = 5.0 if shapes.is_continuous(config.data) else 0.0
     whole = data.make_batch(config, "validation", 2)
     parts = [data.make_batch(config, "validation", 2, host, 4) for host in range(4)]
     for field, pieces in zip(whole, zip(*parts, strict=True), strict=True):
@@ -124,20 +127,20 @@ def test_the_hosts_parts_are_the_batch(name):
 def test_other_sizes_and_shapes(tiny):
     tiny.data.update({"image_size": 21, "max_size": 7})
     tiny.data.update({"shapes": ("square", "circle"), "min_sizes": (1, 6)})
-    pictures, shapes, probabilities = data.enumerate_images(tiny.data, "test")
-    assert len(pictures) == 7 * 7 * (6 + 1)
+    images, shapes, probabilities = data.enumerate_images(tiny.data, "test")
+    assert len(images) == 7 * 7 * (6 + 1)
     assert probabilities[shapes == 0].sum() == pytest.approx(0.5)
-    areas = (pictures > 0).sum(axis=(1, 2, 3))
+    areas = (images > 0).sum(axis=(1, 2, 3))
     assert set(areas[shapes == 0]) == {(2 * half) ** 2 for half in range(1, 7)}
 
 
 def test_everywhere_lists_every_place_where_the_whole_shape_fits(everywhere):
     everywhere.data.split = "shared"
-    pictures, shapes, probabilities = data.enumerate_images(everywhere.data, "train")
+    images, shapes, probabilities = data.enumerate_images(everywhere.data, "train")
     assert np.bincount(shapes).tolist() == [3256, 4485]
     space = literal_space("inside")
     assert len(space) == 7741  # no two of them look alike
-    for image, shape, p in zip(pictures, shapes, probabilities, strict=True):
+    for image, shape, p in zip(images, shapes, probabilities, strict=True):
         name, probability = space[image.tobytes()]
         assert name == everywhere.data.shapes[shape] and p == pytest.approx(probability)
 
@@ -149,24 +152,22 @@ def test_a_space_that_takes_too_much_memory_is_not_listed(tiny):
 
 
 def test_disjoint_splits_share_no_image_and_leave_none_out(everywhere):
-    parts = [data.enumerate_images(everywhere.data, split) for split in data.SPLITS]
-    seen = [{image.tobytes() for image in pictures} for pictures, _, _ in parts]
+    parts = [data.enumerate_images(everywhere.data, split) for split in SPLITS]
+    seen = [{image.tobytes() for image in images} for images, _, _ in parts]
     assert set.union(*seen) == literal_space("inside").keys()
     assert sum(map(len, seen)) == 7741
-    for share, (pictures, kinds, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
-        assert len(pictures) == pytest.approx(7741 * share, rel=0.05)
+    for share, (images, kinds, probabilities) in zip((0.8, 0.1, 0.1), parts, strict=True):
+        assert len(images) == pytest.approx(7741 * share, rel=0.05)
         assert probabilities[kinds == 0].sum() == pytest.approx(0.5)
         assert probabilities.sum() == pytest.approx(1)
 
 
 def test_pixels_decide_the_side_whatever_the_rest_of_the_batch(everywhere):
-    pictures, _, _ = data.enumerate_images(everywhere.data, "train")
-    assert data.in_split(everywhere.data, "train", pictures[5:9]).all()
-    assert not data.in_split(everywhere.data, "test", pictures[::-7]).any()
-    positions = images.hash_pixels(
-        np.random.default_rng(0).integers(0, 256, (10_000, 5, 5, 1), np.uint8)
-    )
-    counts, _ = np.histogram(positions, 20, (0, 1))
+    images, _, _ = data.enumerate_images(everywhere.data, "train")
+    assert spaces.in_split(everywhere.data, "train", images[5:9]).all()
+    assert not spaces.in_split(everywhere.data, "test", images[::-7]).any()
+    hashes = hash_pixels(np.random.default_rng(0).integers(0, 256, (10_000, 5, 5, 1), np.uint8))
+    counts, _ = np.histogram(hashes, 20, (0, 1))
     assert counts.sum() == 10_000 and ((counts - 500) ** 2 / 500).sum() < 50
 
 
@@ -197,10 +198,10 @@ def test_equal_pixels_of_different_latents_are_on_one_side(everywhere):
 
 def chi_square(config, split, pairs):
     """Of the pairs drawn against `enumerate_pairs`, and its degrees of freedom."""
-    pictures, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)[:5]
+    images, first, second, label, weight = data.enumerate_pairs(config.data, split, 10**6)[:5]
     assert weight.sum() == pytest.approx(1) and (weight > 0).all()
-    index = {image.tobytes(): i for i, image in enumerate(pictures)}
-    assert len(index) == len(pictures)
+    index = {image.tobytes(): i for i, image in enumerate(images)}
+    assert len(index) == len(images)
     place = {pair: i for i, pair in enumerate(zip(first.tolist(), second.tolist(), strict=True))}
     config.batch_size = pairs
     batch = data.make_batch(config, split, 0)
@@ -230,18 +231,18 @@ def test_drawn_pairs_follow_the_enumerated_distribution(tiny, same_as, p_same):
 def test_drawn_images_follow_the_enumerated_ones(name, listed, pairs, monkeypatch):
     """Chi-square of up to a million images, from the list of all images and drawn anew."""
     config = importlib.import_module(f"configs.{name}").get_config()
-    pictures, _, probabilities = data.enumerate_images(config.data, "test")
-    index = {image.tobytes(): i for i, image in enumerate(pictures)}
+    images, _, probabilities = data.enumerate_images(config.data, "test")
+    index = {image.tobytes(): i for i, image in enumerate(images)}
     if not listed:
-        monkeypatch.setattr(data, "is_continuous", lambda _: True)
-        data.open_space.cache_clear()
-    counts = np.zeros(len(pictures))
+        monkeypatch.setattr(spaces, "is_continuous", lambda _: True)
+        spaces.open_frozen.cache_clear()
+    counts = np.zeros(len(images))
     config.batch_size = 20_000
     for step in range(pairs // config.batch_size):
         batch = data.make_batch(config, "test", step)
         drawn = [index[image.tobytes()] for both in batch[:2] for image in both]
-        counts += np.bincount(drawn, minlength=len(pictures))
-    data.open_space.cache_clear()
+        counts += np.bincount(drawn, minlength=len(images))
+    spaces.open_frozen.cache_clear()
     expected = probabilities * 2 * pairs
     found, freedom = ((counts - expected) ** 2 / expected).sum(), len(expected) - 1
     assert abs(found - freedom) < 4.5 * (2 * freedom) ** 0.5
@@ -285,7 +286,7 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
         drawn.append(latents)
         return shapes.render(options, latents)
 
-    monkeypatch.setattr(data, "render", render)
+    monkeypatch.setattr(spaces, "render", render)
     batch = data.make_batch(config, "train", 1)
     (latents,) = drawn
     assert (batch.label == (latents.shape[::2] == latents.shape[1::2])).all()
@@ -320,7 +321,7 @@ def test_match_area_makes_area_and_place_tell_nothing():
         assert one.row + offset == pytest.approx(per_shape[0].row)
 
 
-def test_pictures_are_the_same_pixels_or_not():
+def test_images_are_the_same_pixels_or_not():
     config = importlib.import_module("configs.heldout").get_config()
     config.data.update({"same_as": "pixels", "p_same": 0.4})
     config.batch_size = 3000
@@ -347,25 +348,25 @@ def test_noise_has_its_deviation_and_is_new_in_every_pixel():
 @pytest.mark.parametrize("changes", [{"p_mirror": 0.5}, {"shapes": ("circle", "ring")}])
 def test_a_class_without_an_image_in_a_split_ends_the_program(tiny, changes):
     tiny.data.update({"split": "disjoint", "min_sizes": (14, 14)} | changes)
-    with pytest.raises(SystemExit, match="more sizes or places are needed"):
-        settings.open_splits(tiny)
+    with pytest.raises(UserError, match="more sizes or places are needed"):
+        data.check_splits(tiny)
 
 
 def test_held_out_kinds_and_identities_are_the_tests_alone():
     unseen = importlib.import_module("configs.unseen").get_config()
-    of = {split: data.split_class_ids(unseen.data, split).tolist() for split in data.SPLITS}
+    of = {split: spaces.split_class_ids(unseen.data, split).tolist() for split in SPLITS}
     trained = [0, 1, 2, 3, 4, *range(9, 10_009)]
     assert of == {"train": trained, "validation": trained, "test": [5, 6, 7]}
     unseen.batch_size = 2000
     batch = data.make_batch(unseen, "train", 0)
-    assert (batch.classes < 5).mean() == pytest.approx(0.5, abs=0.05)  # the five kinds
-    assert (np.bincount(batch.classes[batch.classes < 5]) > 250).all()
+    assert (batch.local_classes < 5).mean() == pytest.approx(0.5, abs=0.05)  # the five kinds
+    assert (np.bincount(batch.local_classes[batch.local_classes < 5]) > 250).all()
     assert batch.label.mean() == pytest.approx(0.5, abs=0.05)
     identity = importlib.import_module("configs.identity").get_config()
-    parts = [data.split_class_ids(identity.data, split) for split in data.SPLITS]
+    parts = [spaces.split_class_ids(identity.data, split) for split in SPLITS]
     assert [len(part) for part in parts] == [8000, 1000, 1000]
     assert len(np.unique(np.concatenate(parts))) == 10_000
-    assert [len(data.class_split(6, split)) for split in data.SPLITS] == [2, 2, 2]
+    assert [len(spaces.class_split(6, split)) for split in SPLITS] == [2, 2, 2]
 
 
 def test_prefetch_keeps_the_order_and_raises_where_the_error_belongs():

@@ -10,8 +10,11 @@ import data
 import evaluate
 import images
 import settings
+import spaces
 import train
 from configs import default
+from errors import UserError
+from spaces import SPLITS, open_split
 
 
 def write_pairs(path, rows, header=("image1", "image2", "label")):
@@ -29,9 +32,14 @@ def config_of(source, path, **changes):
     return config
 
 
+def load(config):
+    data = config.data
+    return images.load(data.source, data.path, data.image_size, data.channels)
+
+
 def test_a_folder_is_its_classes(photos):
     config = config_of("folder", photos, channels=3, image_size=24)
-    files = images.load(config.data.to_json())
+    files = load(config)
     assert files.names == tuple(f"class{k}" for k in range(6))
     assert np.bincount(files.classes).tolist() == [41, 40, 40, 40, 40, 40]
     assert files.images.shape == (241, 24, 24, 3)
@@ -44,10 +52,10 @@ def test_a_folder_is_its_classes(photos):
 def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
     config = config_of("folder", photos, p_same=0.6)
     config.batch_size = 4000
-    files = images.load(config.data.to_json())
+    files = load(config)
     class_of = {x.tobytes(): c for x, c in zip(files.images, files.classes, strict=True)}
     seen = {}
-    for split in data.SPLITS:
+    for split in SPLITS:
         batch = data.make_batch(config, split, 0)
         pairs = [[class_of[x.tobytes()] for x in both] for both in batch[:2]]
         assert (np.equal(*pairs) == batch.label).all()
@@ -63,7 +71,7 @@ def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
 
 def test_classes_can_be_kept_apart(photos):
     config = config_of("folder", photos, split="classes")
-    parts = [set(data.open_space(config.data.to_json(), s).class_ids) for s in data.SPLITS]
+    parts = [set(open_split(config.data, s).class_ids) for s in SPLITS]
     assert [len(part) for part in parts] == [2, 2, 2] and set.union(*parts) == set(range(6))
 
 
@@ -78,27 +86,26 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
     config = config_of("pairs", path, p_same=0.0)
     index = {}
     for name in names:
-        picture = Image.open(photos / name).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
-        index[np.asarray(picture).tobytes()] = name
-    for split in data.SPLITS:
+        image = Image.open(photos / name).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
+        index[np.asarray(image).tobytes()] = name
+    for split in SPLITS:
         listed = {(a, b): float(c == "true") for a, b, c, s in rows if s == split}
         config.batch_size = 2000
         image1, image2, label, _ = data.make_batch(config, split, 3)
         drawn = [[index[x.tobytes()] for x in both] for both in (image1, image2)]
         found = dict(zip(zip(*drawn, strict=True), label.tolist(), strict=True))
         assert found == listed
-        pictures, first, _, label, weight = data.enumerate_pairs(config.data, split, 10**6)[:5]
-        assert len(first) == len(listed) and weight == pytest.approx(1 / len(listed))
-        assert sorted(label) == sorted(listed.values()) and len(pictures) <= 60
+        pairs = data.enumerate_pairs(config.data, split, 10**6)
+        assert len(pairs.first) == len(listed)
+        assert pairs.weight == pytest.approx(1 / len(listed))
+        assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
 
 
 def test_a_list_without_splits_is_divided_by_images(photos):
     names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
     rows = [(a, b, int(a[:6] == b[:6])) for a in names for b in names[::3]]
     config = config_of("pairs", write_pairs(photos / "all.csv", rows), p_same=0.0)
-    used = [
-        set(data.open_space(config.data.to_json(), s).pairs[:, :2].ravel()) for s in data.SPLITS
-    ]
+    used = [set(open_split(config.data, s).pairs[:, :2].ravel()) for s in SPLITS]
     assert all(used) and not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
 
 
@@ -115,8 +122,8 @@ def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
         "tiny.png": base.resize((1, 1)),
     }
     (tmp_path / "a").mkdir()
-    for name, picture in files.items():
-        picture.save(tmp_path / "a" / name)
+    for name, image in files.items():
+        image.save(tmp_path / "a" / name)
     turned = base.copy()
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
@@ -126,7 +133,7 @@ def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
     clear.save(tmp_path / "a" / "zclear.png")
     for channels in (1, 3):
         config = config_of("folder", tmp_path, channels=channels)
-        loaded = images.load(config.data.to_json())
+        loaded = load(config)
         assert loaded.images.shape == (9, 32, 32, channels) and (loaded.classes == 0).all()
         by_name = dict(
             zip(
@@ -149,12 +156,12 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(photos, tmp_path, cap
     (tmp_path / "c0" / "empty.png").touch()
     (tmp_path / "c1" / "text.jpg").write_text("not an image")
     config = config_of("folder", tmp_path, split="shared")
-    files = images.load(config.data.to_json())
+    files = load(config)
     text = capsys.readouterr().err
     assert "3 of 27 images cannot be read" in text and text.count("\n") == 1
     assert all(name in text for name in ("half.png", "empty.png", "text.jpg"))
     assert np.bincount(files.classes + 1).tolist() == [3, 12, 12]
-    assert len(data.open_space(config.data.to_json(), "train").rows) == 24
+    assert len(open_split(config.data, "train").rows) == 24
 
 
 def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
@@ -162,12 +169,12 @@ def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
     config.batch_size = 50
     expected = data.make_batch(config, "train", 0)
     monkeypatch.setattr(images, "KEEP_BYTES", 1000)
-    for function in (images.load, data.open_space):
+    for function in (images.load, spaces.open_frozen):
         function.cache_clear()
-    assert isinstance(images.load(config.data.to_json()).images, np.memmap)
+    assert isinstance(load(config).images, np.memmap)
     for field, other in zip(expected, data.make_batch(config, "train", 0), strict=True):
         assert (field == other).all()
-    for function in (images.load, data.open_space):
+    for function in (images.load, spaces.open_frozen):
         function.cache_clear()
 
 
@@ -203,7 +210,11 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
         ([], ("image1", "image2"), "lacks the column label"),
         ([], ("image1", "image2", "label"), "no pairs there"),
         ([("a.png", "b.png", "maybe")], ("image1", "image2", "label"), "line 2: label 'maybe'"),
-        ([("a.png", "b.png", 1)], ("image1", "image2", "label"), "none of its images"),
+        (
+            [("a.png", "b.png", 1)],
+            ("image1", "image2", "label"),
+            "train has 0 pairs of the same and 0 different: too few",
+        ),
         ([("a.png", "", 1)], ("image1", "image2", "label"), "line 2: the name of an image"),
         ([("a.png",)], ("image1", "image2", "label"), "line 2: label ''"),
         ([], (), "lacks the column"),
@@ -220,27 +231,27 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
     ],
 )
 def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
-    path = write_pairs(photos / f"{header}{text}.csv".replace("/", ""), rows, header)
-    with pytest.raises(SystemExit, match=text):
-        settings.open_splits(config_of("pairs", path, p_same=0.0))
+    path = write_pairs(photos / "bad.csv", rows, header)
+    images.load.cache_clear()
+    with pytest.raises(UserError) as raised:
+        data.check_splits(config_of("pairs", path, p_same=0.0))
+    assert str(raised.value).startswith(f"data.path={path}: {text}")
 
 
 def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = config_of("tfds", "omniglot")
-    with pytest.raises(SystemExit, match=r"prepare it: .*builder.'omniglot', file_format"):
-        images.load(config.data.to_json())
-    with pytest.raises(SystemExit, match="no set of tensorflow_datasets"):
-        images.load(config_of("tfds", "no_such_set").data.to_json())
+    with pytest.raises(UserError, match=r"prepare it: .*builder.'omniglot', file_format"):
+        load(config)
+    with pytest.raises(UserError, match="no set of tensorflow_datasets"):
+        load(config_of("tfds", "no_such_set"))
 
 
 def test_a_prepared_set_is_read_without_tensorflow(prepared, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1]); import images, json\n"
-        "from configs import default; config = default.get_config()\n"
-        "config.data.update({'source': 'tfds', 'path': sys.argv[2]})\n"
-        "files = images.load(config.data.to_json())\n"
+        "import sys; sys.path.insert(0, sys.argv[1]); import images\n"
+        "files = images.load('tfds', sys.argv[2], 32, 1)\n"
         "print(files.images.shape, files.names, 'tensorflow' in sys.modules)"
     )
     finished = run(str(script), str(images.__file__).rsplit("/", 1)[0], str(prepared))
@@ -261,8 +272,8 @@ def test_real_images_go_through_training_and_evaluation(
     evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, robustness=False))
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
-    picture = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))
-    assert np.ptp(picture.astype(int), axis=-1).mean() > 10  # in colour
+    image = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))
+    assert np.ptp(image.astype(int), axis=-1).mean() > 10  # in colour
 
 
 def odd_files(folder, random):
@@ -281,8 +292,8 @@ def odd_files(folder, random):
         "photo.webp": plain,
         "plain.bmp": plain,
     }
-    for name, picture in whole.items():
-        picture.save(folder / name)
+    for name, image in whole.items():
+        image.save(folder / name)
         yield folder / name, True
     frames = [plain, plain.rotate(90)]
     plain.save(folder / "moving.gif", save_all=True, append_images=frames)
@@ -290,7 +301,7 @@ def odd_files(folder, random):
     for name in list(whole):
         (folder / f"empty {name}").write_bytes(b"")
         yield folder / f"empty {name}", False
-        (folder / f"text {name}").write_text("no picture\n" * random.integers(1, 99))
+        (folder / f"text {name}").write_text("no image\n" * random.integers(1, 99))
         yield folder / f"text {name}", False
         content = (folder / name).read_bytes()
         for i in range(45):
@@ -314,8 +325,8 @@ def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
     for path, good in odd_files(tmp_path, np.random.default_rng(0)):
         count += 1
         try:
-            read = images.read_images([path], config.data)
-        except SystemExit as stopped:
+            read = images.read_images([path], config.data.image_size, config.data.channels)
+        except UserError as stopped:
             assert not good and str(path) in str(stopped) and "\n" not in str(stopped)
         else:
             assert good is not False and read.shape == (1, 32, 32, 1)

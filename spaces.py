@@ -1,0 +1,422 @@
+"""What a split's pairs are drawn from, and how they are drawn and listed (NumPy).
+
+`open_split` returns one of three types:
+
+    ListedImages    every image is known, with its class and its probability
+    DrawnImages     images are too many, or continuous: each is rendered anew from random latents
+    GivenPairs      the pairs themselves are listed in a file
+
+Each type has draw(uniform) -> DrawnPairs, and enumerate_pairs(most, ordered) -> Pairs or None.
+`uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
+width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
+
+A class id names a class in all splits: of shapes see `shapes.shape_and_identity`, of files it is an
+index into the names of the classes. A local class is an index into the class ids of one split.
+"""
+
+import sys
+from functools import lru_cache
+from statistics import NormalDist
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+import images
+import settings
+from errors import UserError
+from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
+
+SPLITS = ("train", "validation", "test")
+SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
+TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
+# The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.
+PAIR_WIDTH = 24
+CLASS_COLUMNS = slice(0, 2)  # decide the classes of image 1 and image 2
+LATENT_COLUMNS = slice(2, 22)  # LATENT_NUMBERS of image 1, then those of image 2
+COPY_COLUMN = 22  # decides whether image 2 is a copy of image 1, with same_as=pixels
+MOST_ATTEMPTS = 1000  # a tenth of them succeeds where there is an image at all
+NOISE_ATTEMPT = 2**32  # beyond every attempt: random numbers of their own
+NOISE_LEVELS = 2**12  # quantiles of the normal distribution
+
+
+class Pairs(NamedTuple):
+    """m pairs of a split, as indices into n images, so that each image is encoded once."""
+
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    first: np.ndarray  # int [m], index of image 1
+    second: np.ndarray  # int [m], index of image 2
+    label: np.ndarray  # float64 [m], 1 if both show the same, else 0
+    weight: np.ndarray  # float64 [m], sum 1: the probability of each pair
+    exact: bool  # whether these are all pairs that can occur, else a sample
+    ordered: bool  # whether (a, b) and (b, a) are two pairs, else one with the weight of both
+    class_ids: np.ndarray  # int [n], of the images; None where pairs are given
+    latents: Latents  # of the n images; None where they are not drawn
+
+
+class DrawnPairs(NamedTuple):
+    """m random pairs, as indices into n images; not every image need be in a pair."""
+
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    first: np.ndarray  # int [m]
+    second: np.ndarray  # int [m]
+    label: np.ndarray  # float32 [m], 1 if both show the same, else 0
+    local_classes: np.ndarray  # int32 [m, 2], of both images; -1 where pairs are given
+    latents: Latents  # of the n images; None where they are not drawn
+
+
+class ListedImages(NamedTuple):
+    """A split of n images of k classes, all of them known."""
+
+    images: np.ndarray  # uint8 [all, height, width, channels], of files those of every split
+    rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
+    class_ids: np.ndarray  # int [k]
+    starts: np.ndarray  # int [k + 1], where among the rows each class begins
+    edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the rows
+    p_same: float  # probability of "same"; 0: images are independent
+    repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
+    latents: Latents  # of the n images, where they are drawn; else None
+
+    def draw(self, uniform):
+        u = uniform(4)
+        class1, class2 = draw_classes(self.edges[self.starts], self.p_same, u[:, 0], u[:, 1])
+        place1 = draw_index(self.edges, u[:, 2], self.starts[class1], self.starts[class1 + 1])
+        without = None if self.repeats else np.where(class1 == class2, place1, -1)
+        bounds = self.starts[class2], self.starts[class2 + 1]
+        place2 = draw_index(self.edges, u[:, 3], *bounds, without)
+        label = (class1 == class2).astype(np.float32)
+        local_classes = np.stack([class1, class2], axis=1).astype(np.int32)
+        first, second = self.rows[place1], self.rows[place2]
+        return DrawnPairs(self.images, first, second, label, local_classes, self.latents)
+
+    def enumerate_images(self):
+        """(images uint8 [n, ...], local classes int [n], probabilities float64 [n], sum 1)."""
+        local_classes = np.repeat(np.arange(len(self.class_ids)), np.diff(self.starts))
+        return self.images[self.rows], local_classes, np.diff(self.edges)
+
+    def enumerate_pairs(self, most, ordered):
+        n = len(self.rows)
+        if (n**2 if ordered else n * (n + 1) // 2) > most:
+            return None
+        shown, classes, p = self.enumerate_images()
+        first, second = np.indices((n, n)).reshape(2, -1) if ordered else np.triu_indices(n)
+        weight = self.pair_probability(classes, p, first, second)
+        if not ordered:
+            reverse = self.pair_probability(classes, p, second, first)
+            weight += np.where(first == second, 0, reverse)
+        can = weight > 0
+        first, second, weight = first[can], second[can], weight[can]
+        label = (classes[first] == classes[second]).astype(float)
+        ids = self.class_ids[classes]
+        return Pairs(shown, first, second, label, weight, True, ordered, ids, self.latents)
+
+    def pair_probability(self, classes, p, first, second):
+        """The probability of ordered pairs, float64 [m]; p is that of the images, [n]."""
+        p1, p2 = p[first], p[second]
+        share1, share2 = (np.bincount(classes, p)[classes[i]] for i in (first, second))
+        same = classes[first] == classes[second]
+        weight = p1 * share2  # of image 1 and the class of image 2, which follows
+        if self.p_same:
+            different = (1 - self.p_same) * share2 / np.maximum(1 - share1, 1e-300)
+            weight = p1 * np.where(same, self.p_same, different)
+        if self.repeats:
+            return weight * p2 / share2
+        return weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
+
+
+class DrawnImages(NamedTuple):
+    """A split of k classes whose images are not listed: each is drawn from its latents."""
+
+    class_ids: np.ndarray  # int [k]
+    edges: np.ndarray  # float64 [k + 1], 0 ... 1, cumulated probabilities of the classes
+    data: FrozenConfigDict  # config.data
+    split: str
+
+    def draw(self, uniform):
+        """Two images for each pair, in turn; latents is None with same_as=pixels.
+
+        Raises UserError where no image of some class is found in the split.
+        """
+        u = uniform(PAIR_WIDTH)
+        pixels = self.data.same_as == "pixels"
+        p_same = 0 if pixels else self.data.p_same
+        both = draw_classes(self.edges, p_same, *u[:, CLASS_COLUMNS].T)
+        local_classes = np.stack(both, axis=1).astype(np.int32)
+        drawn, latents = self.draw_images(self.class_ids[local_classes.ravel()], u, uniform)
+        image1, image2 = drawn[::2], drawn[1::2]  # views
+        if pixels:
+            copied = u[:, COPY_COLUMN] < self.data.p_same
+            image2[copied] = image1[copied]
+            same, latents = (image1 == image2).all(axis=(1, 2, 3)), None
+        else:
+            same = local_classes[:, 0] == local_classes[:, 1]
+        if self.data.noise:
+            for i, side in enumerate((image1, image2)):
+                side[:] = add_noise(side, self.data.noise, uniform, NOISE_ATTEMPT + i)
+        first, second = np.arange(len(drawn)).reshape(-1, 2).T
+        return DrawnPairs(drawn, first, second, same.astype(np.float32), local_classes, latents)
+
+    def draw_images(self, class_ids, u, uniform):
+        """Draws an image of each class by rejection: again until it is one of the split's.
+
+        `u` are the uniform numbers of the first attempt. Returns (images uint8 [n, image_size,
+        image_size, 1], Latents [n]).
+        """
+        drawn = np.empty((len(class_ids), self.data.image_size, self.data.image_size, 1), np.uint8)
+        missing, latents = np.arange(len(class_ids)), None
+        for attempt in range(MOST_ATTEMPTS):
+            if attempt:
+                u = uniform(PAIR_WIDTH, attempt)
+            tried = draw_latents(self.data, latent_numbers(u)[missing], class_ids[missing])
+            drawn[missing] = fresh = render(self.data, tried)
+            latents = tried if latents is None else latents
+            for kept, values in zip(latents, tried, strict=True):
+                kept[missing] = values
+            missing = missing[~in_split(self.data, self.split, fresh)]
+            if not len(missing):
+                return drawn, latents
+        text = f"no image of some class is in {self.split}; more sizes or places are needed"
+        raise UserError(f"data.split={self.data.split}: {text}")
+
+    def enumerate_pairs(self, most, ordered):
+        return None
+
+
+class GivenPairs(NamedTuple):
+    """A split of m pairs that a file lists."""
+
+    images: np.ndarray  # uint8 [all, height, width, channels], of every split
+    pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
+    p_same: float  # probability of "same"; 0: each pair is as probable as any other
+    class_ids = None  # images have no classes here
+
+    def draw(self, uniform):
+        u_label, u_pair = uniform(4)[:, :2].T
+        first, last = 0, len(self.pairs)
+        if self.p_same:
+            different = int((self.pairs[:, 2] == 0).sum())
+            same = u_label < self.p_same
+            first, last = np.where(same, different, 0), np.where(same, last, different)
+        chosen = self.pairs[(first + u_pair * (last - first)).astype(int)]
+        image1, image2, label = chosen.T
+        unknown = np.full((len(label), 2), -1, np.int32)
+        return DrawnPairs(self.images, image1, image2, label.astype(np.float32), unknown, None)
+
+    def enumerate_pairs(self, most, ordered):
+        """The pairs as they are given: `ordered` changes nothing."""
+        if len(self.pairs) > most:
+            return None
+        used, inverse = np.unique(self.pairs[:, :2], return_inverse=True)
+        first, second = inverse.reshape(-1, 2).T
+        label = self.pairs[:, 2]
+        share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
+        weight = share if self.p_same else np.full(len(label), 1 / len(label))
+        shown, label = self.images[used], label.astype(float)
+        return Pairs(shown, first, second, label, weight, True, True, class_ids=None, latents=None)
+
+
+def latent_numbers(u):
+    """The numbers of both images of m pairs, in turn: float64 [2 * m, 10] of [m, PAIR_WIDTH]."""
+    return u[:, LATENT_COLUMNS].reshape(-1, len(LATENT_NUMBERS))
+
+
+def draw_classes(edges, p_same, u1, u2):
+    """Draws m pairs of local classes by uniform numbers [m]: (int [m], int [m]).
+
+    `edges`, float64 [k + 1], are the cumulated probabilities of the classes. The second class is
+    the first with probability p_same; where that is 0, both are independent.
+    """
+    last = len(edges) - 1
+    class1 = draw_index(edges, u1, 0, last)
+    if p_same == 0:
+        return class1, draw_index(edges, u2, 0, last)
+    rest = np.maximum(u2 - p_same, 0) / max(1 - p_same, 1e-300)  # uniform again, if u2 >= p_same
+    return class1, np.where(u2 < p_same, class1, draw_index(edges, rest, 0, last, class1))
+
+
+def draw_index(edges, u, first, last, without=None):
+    """Draws i, first <= i < last, with a probability in proportion to edges[i + 1] - edges[i].
+
+    Inverse transform sampling: the uniform number u becomes a point between edges[first] and
+    edges[last], and i is the interval that it falls into. `without`, int [n], is an i that must not
+    come out, where it is within the bounds: its interval is a gap, over which points are moved.
+    """
+    low, high = edges[first], edges[last]
+    if without is None:
+        point = low + u * (high - low)
+    else:
+        has_gap = (first <= without) & (without < last)
+        gap_start, gap_end = edges[without], edges[without + 1]
+        gap = np.where(has_gap, gap_end - gap_start, 0)
+        point = low + u * (high - low - gap)
+        moved = np.maximum(point + gap, gap_end)  # the sum may be rounded to below the end
+        point = np.where(has_gap & (point >= gap_start), moved, point)
+    i = np.searchsorted(edges, point, "right") - 1
+    return np.clip(i, first, last - 1)  # points are rounded, too
+
+
+def add_noise(drawn, deviation, uniform, attempt):
+    """Adds normal noise, of a standard deviation in grey levels, to each pixel: uint8 as `drawn`.
+
+    A uniform number has 53 random bits: each of four blocks of 12 bits chooses a quantile of the
+    normal distribution, for one pixel. The bits are the same everywhere, which a generator of
+    normal numbers cannot promise.
+    """
+    pixels = drawn[0].size
+    width = -(-pixels // 16) * 4  # four pixels a number, and a multiple of four numbers
+    u = uniform(width, attempt)
+    shifts = 2.0 ** np.array([12, 24, 36, 48])
+    levels = (u[..., None] * shifts).astype(np.int64) % NOISE_LEVELS  # [n, width, 4]
+    noise = deviation * normal_quantiles()[levels.reshape(len(drawn), -1)[:, :pixels]]
+    return np.rint(np.clip(drawn + noise.reshape(drawn.shape), 0, 255)).astype(np.uint8)
+
+
+@lru_cache
+def normal_quantiles():
+    levels = (np.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
+    return np.array([NormalDist().inv_cdf(level) for level in levels])
+
+
+def open_split(data, split):
+    """What the pairs of a split are drawn from: ListedImages, DrawnImages or GivenPairs.
+
+    `data` is config.data, frozen or not; every batch is looked up in what is remembered here, and a
+    frozen one is found faster. Raises UserError where no pairs can be made of the split.
+    """
+    return open_frozen(settings.frozen(data), split)
+
+
+@lru_cache(maxsize=8)
+def open_frozen(data, split):
+    if data.source == "shapes":
+        return open_shapes(data, split)
+    files = images.load(data.source, data.path, data.image_size, data.channels)
+    kept = (files.classes >= 0) & in_split(data, split, files.images, files.split_hash)
+    if files.pairs is None:
+        return open_classes(data, split, files, kept)
+    return open_pairs(data, split, files, kept)
+
+
+def open_shapes(data, split):
+    """A split of shapes: ListedImages where all of its images can be listed, else DrawnImages."""
+    class_ids = split_class_ids(data, split)
+    most = TABLE_BYTES // data.image_size**2
+    latents = None
+    if not is_continuous(data):
+        latents, probability = list_latents(data, class_ids, most)
+    if latents is None:
+        edges = np.append(0, np.cumsum(class_shares(data, class_ids)))
+        return DrawnImages(class_ids, edges, data, split)
+    drawn = render(data, latents)
+    kept = in_split(data, split, drawn)
+    drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
+    shape, identity = latents.shape, latents.identity
+    if data.same_as == "pixels":  # each image is a class
+        probability /= np.bincount(shape, probability)[shape]
+        drawn, same = np.unique(drawn, axis=0, return_inverse=True)
+        return list_images(
+            data, drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability)
+        )
+    classes = shape
+    if data.same_as == "identity":
+        blob = np.array(data.shapes)[shape] == "blob"
+        classes = np.where(blob, len(data.shapes) + identity, shape)
+    found, place = np.unique(classes, return_inverse=True)
+    share = probability * (class_shares(data, found) / np.bincount(place, probability))[place]
+    return list_images(data, drawn, classes, share, latents=latents)
+
+
+def open_pairs(data, split, files, kept):
+    """The pairs of a split that a file lists: by their column split, or of two `kept` images."""
+    if files.splits is None:
+        chosen = kept[files.pairs[:, :2]].all(axis=1)
+    else:
+        chosen = (files.splits == split) & (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
+    pairs = files.pairs[chosen]
+    same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
+    counts = f"{split} has {same} pairs of the same and {different} different"
+    if not (same and different):
+        text = f"{counts}: too few; more lines, or a column split, are needed"
+        raise images.bad_set(data.path, text)
+    if files.splits is None and data.split == "disjoint":
+        text = "pairs of images that the hash puts into two splits are left out"
+        print(f"warning: {counts}; {text}", file=sys.stderr)
+    order = np.argsort(pairs[:, 2], kind="stable")
+    return GivenPairs(files.images, pairs[order], data.p_same)
+
+
+def open_classes(data, split, files, kept):
+    """The images of a split that are `kept`, of files in classes."""
+    if data.split == "classes":
+        if len(files.names) < 6:
+            text = f"{len(files.names)} classes; data.split=classes takes six, two a split"
+            raise images.bad_set(data.path, text)
+        kept = kept & np.isin(files.classes, class_split(len(files.names), split))
+    counts = np.bincount(files.classes[kept], minlength=len(files.names))
+    usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
+    if (counts > 1).sum() < 2:
+        text = f"{usable}; pairs of same and different take two such classes"
+        raise images.bad_set(data.path, text)
+    if (counts == 1).any():
+        print(f"warning: {usable}; the others are left out of it", file=sys.stderr)
+    rows = np.flatnonzero(kept & (counts[files.classes] > 1))
+    rows = rows[np.argsort(files.classes[rows], kind="stable")]
+    classes = files.classes[rows]
+    return list_images(data, files.images, classes, 1 / counts[classes], rows)
+
+
+def list_images(data, every, classes, probability, rows=None, latents=None):
+    """ListedImages of images sorted by class id, with probabilities up to a common factor."""
+    class_ids, starts = np.unique(classes, return_index=True)
+    edges = np.concatenate([[0], np.cumsum(probability)])
+    rows = np.arange(len(classes)) if rows is None else rows
+    starts, edges = np.append(starts, len(classes)), edges / edges[-1]
+    repeats = data.source == "shapes"
+    return ListedImages(every, rows, class_ids, starts, edges, data.p_same, repeats, latents)
+
+
+def split_class_ids(data, split):
+    """The class ids that a split draws of shapes, int [k]: see `shapes.shape_and_identity`.
+
+    Kinds of shape; and where these are told apart by identity each blob, of which the test has none
+    if it has kinds of its own.
+    """
+    held_out = np.isin(data.shapes, data.held_out_shapes)
+    chosen = held_out == (split == "test" and held_out.any())
+    if data.same_as != "identity":
+        return np.flatnonzero(chosen)
+    kinds = np.flatnonzero(chosen & (np.array(data.shapes) != "blob"))
+    if held_out.any() and split == "test":
+        return kinds
+    every = np.arange(data.num_identities)
+    blobs = class_split(data.num_identities, split) if data.split == "classes" else every
+    return np.append(kinds, len(data.shapes) + blobs)
+
+
+def class_shares(data, class_ids):
+    """How probable each class is, float64 [k]: equally; half the images show blobs among kinds."""
+    blobs = class_ids >= len(data.shapes)
+    groups = [group.sum() for group in (blobs, ~blobs) if group.any()]
+    return 1 / len(groups) / np.where(blobs, groups[0], groups[-1])
+
+
+def class_split(count, split):
+    """The classes of a split where no class is in two: at least two for validation and for test."""
+    order = np.random.Generator(np.random.Philox(key=2)).permutation(count)
+    share = max(2, round(SHARES[2] * count))
+    parts = {"test": order[:share], "validation": order[share : 2 * share]}
+    return np.sort(parts.get(split, order[2 * share :]))
+
+
+def in_split(data, split, shown, split_hash=None):
+    """Which images belong to a split: bool [n].
+
+    Where splits are disjoint a hash of the pixels decides, so that equal images, however they came
+    about, are on the same side. `split_hash` is this hash where it is known.
+    """
+    if data.split != "disjoint":
+        return np.ones(len(shown), bool)
+    if split_hash is None:
+        split_hash = images.hash_pixels(shown)
+    bounds = np.cumsum((0, *SHARES))[SPLITS.index(split) :][:2]
+    return (bounds[0] <= split_hash) & (split_hash < bounds[1])
