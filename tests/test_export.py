@@ -15,7 +15,7 @@ import settings
 import train
 from model import create_model, init_variables
 
-LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def probability(workdir, both):
 
 
 @pytest.mark.parametrize("loader", [0, 1])
-def test_readmes_loaders_need_nothing_of_this_project(loader, light_run, both, tmp_path):
+def test_the_loaders_of_the_docs_need_nothing_of_this_project(loader, light_run, both, tmp_path):
     code = LOADERS[loader] if loader else LOADERS[0] + "probability = 1 / (1 + np.exp(-logits))\n"
     alone = (
         "import sys\nimport numpy as np\nimages1, images2 = np.load(sys.argv[1])\n"
