@@ -1,5 +1,6 @@
 # make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
 # make test    the same environment, then the linter and the tests
+# make slow    the tests that take minutes
 # make torture ends training at random moments for 15 minutes and checks that no bit is lost
 # make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
 CONFIG ?= configs/default.py
@@ -27,6 +28,9 @@ test: .venv/installed
 	.venv/bin/ruff format --check .
 	.venv/bin/python -m pytest -n 2 --dist loadfile
 
+slow: .venv/installed
+	.venv/bin/python -m pytest -n 2 --dist load -m slow
+
 .venv/installed: requirements.txt requirements-cpu.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12"; exit 1; }
@@ -34,4 +38,4 @@ test: .venv/installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	touch $@
 
-.PHONY: train compare torture test
+.PHONY: train compare torture test slow

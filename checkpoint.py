@@ -23,7 +23,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
-from settings import stop
+from errors import UserError
 
 NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
 ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends with
@@ -190,8 +190,8 @@ def restore(manager, state):
 def restore_model(manager, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    Ends the program if it is damaged; with `mend` it is set aside instead and the next is taken, as
-    is one that a training beside removes meanwhile.
+    Raises UserError if it is damaged; with `skip_damaged` it is set aside and the next is taken,
+    as is one that a training beside removes meanwhile.
     """
     steps = manager.all_steps()
     choices = {"best": manager.best_step(), "last": manager.latest_step()}

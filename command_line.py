@@ -29,11 +29,13 @@ def run(define_flags, main):
     code = 0
     try:
         main(parse(define_flags))
+        sys.stdout.flush()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.stdout.flush()
+        print(f"error: {error}", file=sys.stderr, flush=True)
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    except BrokenPipeError:  # what reads the output, as head does, has enough
+        code = 128 + signal.SIGPIPE
     os._exit(code)
 
 

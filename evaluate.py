@@ -2,213 +2,158 @@
 
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
-    python evaluate.py --workdir=runs/light,runs/two_channel       # several runs in one table
+    python evaluate.py --workdir=runs/light,runs/joint       # several runs in one table
     python evaluate.py --images=a.png,b.png                  # the same or not?
     python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
-    python evaluate.py --robustness                              # which nuisance breaks it
+    python evaluate.py --robustness                          # which nuisance breaks it
 
-train.py calls the same functions at each validation. "Same" is the positive class.
+"Same" is the positive class.
 """
-
-if __name__ == "__main__":  # first: a mistake is answered before JAX and TensorFlow load
-    import settings
-
-    COMMAND, CLUSTER = settings.evaluate_command(), settings.cluster()
 
 import csv
 import importlib
 import json
+import math
 import re
 import signal
 import sys
-from functools import partial
+from pathlib import Path
 from threading import Thread
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
 from scipy.special import expit, logit
 from tqdm import tqdm
 
-import checkpoint
+import command_line
+import curves
 import data
 import hosts
+import images
 import robustness
+import runtime
 import settings
-from figures import curve
-from metrics import compute_metrics, fit_threshold, mcnemar, wilson
-from model import AXIS, create_model, pair_losses, variable_shapes
-from report import import_slow, write_report, write_table
-from settings import stop
+from errors import UserError
+from metrics import fit_threshold, mcnemar, wilson
+from model import create_model
+from report import write_report, write_table
+from scoring import (
+    BAR,
+    MOST_PAIRS,
+    THRESHOLD,
+    evaluate,
+    evaluate_pairs,
+    kept_threshold,
+    load_variables,
+    make_scorer,
+)
 
-MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 8 GB
-MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
-IMAGES_AT_ONCE = 256
-THRESHOLD = "threshold.json"
-PAIRS_AT_ONCE = 8192
-BAR = {"leave": False, "disable": not sys.stderr.isatty()}
+COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared
 
 
-def main(runs, options):
+def define_flags():
+    flags.DEFINE_list("workdir", None, "The run's folder, by default the newest under runs/; "
+                      "of several, separated by commas, one table is made.")  # fmt: skip
+    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+    flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
+    flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
+                        "far:RATE: fitted on validation and kept.")  # fmt: skip
+    flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
+    flags.DEFINE_bool("robustness", False, "Which nuisance breaks it: one more at each step.")
+    runtime.define_flags()
+    hosts.define_flags()
+
+
+def main(options):
+    """Checks the options, and does what they ask together with the other hosts."""
+    runtime.prepare(options.cache)
+    cluster, (runs, asked) = hosts.read_cluster(options), read_command(options)
+    values = {f"--{key}": str(value) for key, value in vars(asked).items() if key != "images"}
+    values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
+    with hosts.joined(cluster, values):
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
+        if jax.process_index() == 0:
+            Thread(target=curves.import_slow, daemon=True).start()  # meanwhile: it takes seconds
+        try:
+            if len(runs) > 1:
+                compare_runs(runs, asked.step, asked.split)
+            else:
+                evaluate_run(*runs[0], asked)
+        except FloatingPointError as error:
+            raise UserError(error) from None
+
+
+def read_command(options):
+    """What is asked, checked: ([(config, workdir) of each run], options as a SimpleNamespace).
+
+    Its fields are step, split, threshold, robustness and images, which are (names, images) or None.
+    """
+    named = [settings.named_workdir(name) for name in options.workdir or ()]
+    workdirs = named or [settings.newest_run(Path("runs"))]
+    settings.check_step(options.step)
+    check_threshold(options.threshold)
+    if len(workdirs) > 1 and (options.images or options.robustness or options.threshold):
+        text = "--images, --robustness and --threshold are about one run"
+        raise UserError(f"{text}: name one --workdir")
+    runs = [(settings.load_config(workdir), workdir) for workdir in workdirs]
+    for folder in workdirs + ([workdirs[0].parent] if len(workdirs) > 1 else []):
+        settings.check_writable(folder, f"--workdir={folder}")
+    first = runs[0][0].data
+    asked = {name: options[name].value for name in ("step", "split", "threshold", "robustness")}
+    asked["images"] = options.images and images.open_images(
+        options.images, first.image_size, first.channels
+    )
+    if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
+        text = "for runs about classes of drawn shapes, not files or pixels"
+        raise UserError(f"--robustness: {text}")
+    if not (options.images or options.robustness):
+        for config, _ in runs:
+            data.check_splits(config)
+    return runs, SimpleNamespace(**asked)
+
+
+def check_threshold(rule):
+    """Refuses a rule that is neither accuracy nor far:RATE nor a probability."""
+    if rule in (None, "accuracy"):
+        return
+    try:
+        number = float(rule.removeprefix("far:"))
+    except ValueError:
+        number = math.nan
+    if not (0 <= number <= 1 if rule.startswith("far:") else 0 < number < 1):
+        text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
+        raise UserError(f"--threshold={rule}: {text}")
+
+
+def evaluate_run(config, workdir, asked):
     """Evaluates a checkpoint of a run and writes the report, or does what else is asked.
 
-    options: step ("best", "last" or a number), split, threshold, pictures, ladder.
+    asked: as of `read_command`.
     """
-    if jax.process_index() == 0:
-        Thread(target=import_slow, daemon=True).start()  # meanwhile: it takes seconds
-    if len(runs) > 1:
-        compare_runs(runs, options.step, options.split)
-        return
-    ((config, workdir),) = runs
     model = create_model(config)
     score = make_scorer(model)
-    step, variables = load_variables(config, workdir, model, options.step)
-    threshold = choose_threshold(config, workdir, step, score, variables, options.threshold)
-    if options.pictures:
-        compare_pictures(score, variables, threshold, *options.pictures)
-    elif options.robustness:
+    step, variables = load_variables(config, workdir, model, asked.step)
+    threshold = choose_threshold(config, workdir, step, score, variables, asked.threshold)
+    if asked.images:
+        compare_images(score, variables, threshold, *asked.images)
+    elif asked.robustness:
         print_robustness(config, score, variables, threshold)
     else:
-        found = evaluate(config, score, variables, options.split, MOST_PAIRS, threshold)
+        found = evaluate(config, score, variables, asked.split, MOST_PAIRS, threshold)
         if jax.process_index() == 0:
-            write_report(config, workdir, step, {options.split: found})
-
-
-def load_variables(config, workdir, model, which):
-    """(step, variables) of a checkpoint."""
-    target = variable_shapes(model, config)
-
-    def restore():
-        with checkpoint.open_checkpoints(workdir) as checkpoints:
-            return checkpoint.restore_model(checkpoints, which, target)
-
-    step, variables = hosts.from_first(restore, (np.int64(0), target))
-    return int(step), variables
-
-
-class Evaluation(NamedTuple):
-    """The metrics of a split, and what they were computed from."""
-
-    metrics: dict  # of compute_metrics, and pairs, wrong, exact, confusion
-    pairs: data.Pairs
-    scores: "Scores"
-    features: np.ndarray  # float32 [images, features], or the images where they are seen together
-
-
-class Scores(NamedTuple):
-    """The answers to m pairs, float64 or bool [m] each."""
-
-    logits: np.ndarray
-    losses: np.ndarray
-    predicted: np.ndarray  # whether the answer is "same"
-    label: np.ndarray
-
-
-def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshold=None):
-    """Scores the pairs of a split with a scorer: all, or a sample where these are over `most`."""
-    pairs = evaluation_pairs(config, split, most)
-    return evaluate_pairs(config, score, variables, pairs, threshold)
-
-
-def evaluate_pairs(config, score, variables, pairs, threshold=None):
-    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold.
-
-    Raises FloatingPointError if an answer or its loss is not finite.
-    """
-    threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
-    features, logits = score(variables, pairs)
-    losses = np.float64(pair_losses(config, *np.float32([logits, pairs.label])))
-    if not np.isfinite([logits, losses]).all():
-        raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
-    scores = Scores(logits, losses, logits >= threshold, pairs.label)
-    values, (*_, predicted, label) = compute_metrics(*scores, pairs.weight), scores
-    orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)
-    (right0, wrong0), (wrong1, right1) = confusion = [
-        [int(orders[(label == truth) & (predicted == answer)].sum()) for answer in (0, 1)]
-        for truth in (0, 1)
-    ]
-    values |= {
-        "pairs": right0 + wrong0 + wrong1 + right1,
-        "wrong": wrong0 + wrong1,
-        "threshold": float(expit(threshold)),
-        "exact": pairs.exact,
-        "confusion": confusion,  # pairs, [truth][answer], different before same
-    }
-    return Evaluation(values, pairs, scores, features)
-
-
-def evaluation_pairs(config, split, most):
-    """Every pair with its probability; where these are more than `most`, a sample of them.
-
-    Where the order of two images makes no difference each two are compared once.
-    """
-    symmetric = config.model.fusion == "siamese"
-    most = most if symmetric else min(most, MOST_WHILE_TRAINING)
-    listed = data.enumerate_pairs(config.data, split, most, ordered=not symmetric)
-    return listed or data.sample_pairs(config, split, config.eval.num_pairs)
-
-
-def make_scorer(model):
-    """Returns score(variables, pairs) -> (features [n, ...], logits float64 [pairs]).
-
-    Every device of every process takes an equal part of each block; every process gets it all.
-    """
-    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
-    whole, rows = jax.P(), jax.P(AXIS)
-    everywhere = jax.NamedSharding(mesh, whole)
-    place = partial(jax.make_array_from_process_local_data, everywhere)
-    blocks = partial(in_blocks, parts=jax.device_count())
-
-    def over_devices(function, *specs):
-        parts = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
-        return jax.jit(parts, out_shardings=everywhere)
-
-    def encode(variables, images):
-        return model.apply(variables, images, method="encode")
-
-    def compare(variables, features, first, second):
-        return model.apply(variables, features[first], features[second], method="compare")
-
-    encode = over_devices(encode, whole, rows)
-    compare = over_devices(compare, whole, whole, rows, rows)
-
-    def score(variables, pairs):
-        variables = place(variables)
-        features = blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
-        compare_features = partial(compare, variables, place(features))
-        size = PAIRS_AT_ONCE if features.ndim == 2 else IMAGES_AT_ONCE  # images: a whole network
-        logits = blocks(compare_features, size, pairs.first, pairs.second)
-        return features, np.float64(logits)
-
-    return score
-
-
-def in_blocks(function, size, *arrays, parts=1):
-    """function(*arrays) in blocks of rows, all of one size so that it compiles once.
-
-    A block has so many parts of at most `size` rows, a multiple of eight: as few blocks as there
-    can be, shared out evenly but for steps of size / 8, so that few sizes need a program.
-    """
-    n = len(arrays[0])
-    blocks = -(-n // (size * parts))
-    rows = -(-n // (blocks * parts))
-    size = parts * (rows if blocks == 1 else -(-rows // (size // 8)) * (size // 8))
-    results = []
-    for start in tqdm(range(0, n, size), delay=2, **BAR):
-        rows = slice(start, start + size)
-        if start + size > n:
-            rows = np.arange(start, start + size) % n  # the last is filled up with the first rows
-        results.append(function(*(array[rows] for array in arrays)))
-        jax.block_until_ready(results[-3:-2])  # two ahead of the device, no further
-    return np.concatenate(jax.device_get(results))[:n]
+            write_report(config, workdir, step, {asked.split: found})
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):
     """The logit from which on to say "same".
 
-    Of a probability given, or fitted on validation by a rule, and kept in the run for this step; a
-    probability could not tell logits above 37 apart.
+    rule: a probability as a text, for this once; "accuracy" or "far:RATE", which fit it on
+    validation and keep it in the run for this step; or None for the one that is kept. The logit is
+    what is kept: a probability could not tell logits above 37 apart.
     """
     if rule is None:
         return kept_threshold(config, workdir, step)
@@ -226,19 +171,7 @@ def choose_threshold(config, workdir, step, score, variables, rule):
     return threshold
 
 
-def kept_threshold(config, workdir, step):
-    """The logit that was fitted for this step, or else that of the config's threshold."""
-    path = workdir / THRESHOLD
-    try:
-        kept = json.loads(path.read_text()) if path.exists() else {"step": None}
-        return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{path} is no saved threshold; fit it again with --threshold, or delete it"
-        ) from None
-
-
-def compare_pictures(score, variables, threshold, names, images):
+def compare_images(score, variables, threshold, names, images):
     """Prints whether two images are the same; of more the matrix of probabilities as CSV."""
     n = len(names)
     first, second = np.indices((n, n)).reshape(2, -1)
@@ -258,7 +191,7 @@ def compare_pictures(score, variables, threshold, names, images):
 
 
 def print_robustness(config, score, variables, threshold):
-    """Prints the accuracy on pairs with one nuisance more in each line."""
+    """Prints a robustness sweep: the accuracy on pairs with one nuisance more in each line."""
     print(f"{'one more each':<16}accuracy of {config.eval.num_pairs:,} pairs")
     for name, pairs in robustness.sweep(config):
         found = evaluate_pairs(config, score, variables, pairs, threshold)
@@ -277,7 +210,7 @@ def compare_runs(runs, which, split):
     for config, workdir in runs:
         load_variables(config, workdir, create_model(config), which)  # first, what cannot be read
         same = settings.flatten(config.to_dict())
-        key = json.dumps({k: v for k, v in same.items() if k not in ("seed", *settings.NEUTRAL)})
+        key = tuple((k, v) for k, v in same.items() if k not in ("seed", *settings.NEUTRAL))
         rows.setdefault(key, []).append((config, workdir))
     table = []
     for row in rows.values():
@@ -312,9 +245,6 @@ def difference(one, other, which, split):
     )
 
 
-COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared
-
-
 def measure_run(config, workdir, score, which, split):
     """{column: number} of a run; None where there is none, as on data of another size."""
     model = create_model(config)
@@ -323,35 +253,26 @@ def measure_run(config, workdir, score, which, split):
     size, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
     cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()
-    wrong, rates = curve(workdir, "validation/wrong", "train/pairs_per_second")
+    wrong, rates = curves.read(workdir, "validation/wrong", "train/pairs_per_second")
     columns = {
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(variables["params"])),
         "multiply-adds": cost["flops"] / 2,
         "training pairs/s": float(np.median([rate for _, rate in rates])) if rates else None,
         "steps to 0 wrong": next((step for step, count in wrong if count == 0), None),
     }
-    asked = {f"`{c}`": importlib.import_module(f"configs.{c}").get_config().data for c in COMPARED}
-    known = {}  # a run's own data may be among those asked
-    for name, options in ({"its own data": config.data} | asked).items():
-        config, key = config.copy_and_resolve_references(), options.to_json()
-        config.data, config.seed = options, 0  # the same sample for every seed
-        if (options.image_size, options.channels) != (size, channels):
-            known[key] = None
-        elif key not in known:
-            found = evaluate(config, score, variables, split, threshold=threshold)
-            known[key] = found.metrics["accuracy"]
-        columns[name] = known[key]
+    configs = {f"`{c}`": importlib.import_module(f"configs.{c}").get_config() for c in COMPARED}
+    accuracies = {}  # by data: a run's own may be among those of the configs
+    for name, other in ({"its own data": config} | configs).items():
+        key = settings.frozen(other.data)
+        if (key.image_size, key.channels) != (size, channels):
+            accuracies[key] = None
+        elif key not in accuracies:  # seed 0: the same sample for every run
+            asked = ConfigDict(config.to_dict() | {"data": other.data.to_dict(), "seed": 0})
+            found = evaluate(asked, score, variables, split, threshold=threshold)
+            accuracies[key] = found.metrics["accuracy"]
+        columns[name] = accuracies[key]
     return columns
 
 
 if __name__ == "__main__":
-    runs, options = COMMAND
-    values = {f"--{key}": str(value) for key, value in vars(options).items() if key != "pictures"}
-    values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
-    with hosts.joined(CLUSTER, values):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
-        try:
-            main(runs, options)
-        except FloatingPointError as error:
-            raise UserError(error) from None
-    hosts.finish()
+    command_line.run(define_flags, main)

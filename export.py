@@ -3,39 +3,62 @@
     python export.py                               # the newest run under runs/
     python export.py --workdir=runs/light --numpy
 
-What is compared is stored: an encoder is run once for each image, and a head for each pair of its
-features. README.md shows how to load both.
+A siamese network is written in two parts: the encoder, which is run once for each image, and the
+head, which compares two embeddings. docs/export.md shows how to load both.
 """
-
-if __name__ == "__main__":  # first: a mistake is answered before JAX loads
-    import settings
-
-    COMMAND = settings.export_command()
 
 import json
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import flags
 from jax import export
 from scipy.special import expit
 
-import evaluate
+import command_line
+import runtime
+import settings
+from errors import UserError
 from model import create_model
+from scoring import kept_threshold, load_variables
 
 PLATFORMS = ("cpu", "cuda")
 
 
-def main(config, workdir, which, for_numpy):
+def define_flags():
+    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+    flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a siamese cnn.")
+    runtime.define_flags()
+
+
+def main(options):
+    """Checks the options and writes the export of a run."""
+    runtime.prepare(options.cache)
+    named = options.workdir and settings.named_workdir(options.workdir)
+    workdir = named or settings.newest_run(Path("runs"))
+    settings.check_step(options.step)
+    config = settings.load_config(workdir)
+    kind = config.model.fusion, config.model.encoder
+    if options.numpy and kind != ("siamese", "cnn"):
+        text = f"for a siamese cnn, this is a {' '.join(kind)}; leave the option out"
+        raise UserError(f"--numpy: {text}")
+    settings.check_writable(workdir / "export", f"--workdir={workdir}")
+    write_export(config, workdir, options.step, options.numpy)
+
+
+def write_export(config, workdir, which, for_numpy):
     """Writes workdir/export: *.stablehlo, export.json, and weights.npz where asked for."""
     model = create_model(config)
-    step, variables = evaluate.load_variables(config, workdir, model, which)
-    threshold = evaluate.kept_threshold(config, workdir, step)
+    step, variables = load_variables(config, workdir, model, which)
+    threshold = kept_threshold(config, workdir, step)
     size, channels = config.data.image_size, config.data.channels
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
-        "features": None,
+        "embeddings": None,
         "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
         "threshold": {"logit": threshold, "probability": float(expit(threshold))},
         "platforms": PLATFORMS,
@@ -51,8 +74,8 @@ def main(config, workdir, which, for_numpy):
         print(f"wrote {path}: {path.stat().st_size:,} bytes")
         if name == "encoder":
             _, width = part.out_avals[0].shape
-            facts["features"] = f"{part.out_avals[0].dtype} [n, {width}]"
-            print(f"  {width * part.out_avals[0].dtype.itemsize:,} bytes of features an image")
+            facts["embeddings"] = f"{part.out_avals[0].dtype} [n, {width}]"
+            print(f"  {width * part.out_avals[0].dtype.itemsize:,} bytes of embedding an image")
     if for_numpy:
         path = folder / "weights.npz"
         np.savez(path, **to_arrays(config, variables))
@@ -70,11 +93,11 @@ def export_parts(config, model, variables):
         function = jax.jit(partial(model.apply, variables, method=method))
         return export.export(function, platforms=PLATFORMS)(*arguments)
 
-    if config.model.fusion != "siamese":
+    if not model.has_embeddings:
         return {"network": exported("compare", images, images)}
     encoder = exported("encode", images)
-    features = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
-    return {"encoder": encoder, "head": exported("compare", features, features)}
+    embeddings = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
+    return {"encoder": encoder, "head": exported("compare", embeddings, embeddings)}
 
 
 def to_arrays(config, variables):
@@ -99,4 +122,4 @@ def to_arrays(config, variables):
 
 
 if __name__ == "__main__":
-    main(*COMMAND)
+    command_line.run(define_flags, main)

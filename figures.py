@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 from scipy.special import expit
 
+import curves
 import data
 import metrics
 
@@ -37,7 +38,11 @@ def plot_figures(config, workdir, evaluation):
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
     names = kind_names(config, evaluation.pairs)
-    if names is not None and evaluation.features.ndim == 2 and min(evaluation.features.shape) > 1:
+    if (
+        names is not None
+        and evaluation.embeddings is not None
+        and min(evaluation.embeddings.shape) > 1
+    ):
         figures["embeddings"] = plot_embeddings(
             evaluation, names, directions=config.model.head == "cosine"
         )
@@ -87,10 +92,10 @@ def plot_training(workdir):
     """Loss and accuracy over the steps, of training and validation."""
     figure, names = new_figure(12, 3), ("loss", "accuracy")
     tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
-    curves = list(zip(tags, curve(workdir, *tags), strict=True))
-    for axes, name, two in zip(figure.subplots(1, 2), names, (curves[:2], curves[2:]), strict=True):
-        for tag, points in two:
-            axes.plot(*zip(*points, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
+    points = list(zip(tags, curves.read(workdir, *tags), strict=True))
+    for axes, name, two in zip(figure.subplots(1, 2), names, (points[:2], points[2:]), strict=True):
+        for tag, curve in two:
+            axes.plot(*zip(*curve, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
         axes.set(title=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()
     return figure
@@ -104,22 +109,22 @@ def kind_names(config, pairs):
 
 
 def plot_embeddings(evaluation, names, directions):
-    """The images' features on their two principal components, a colour for each class."""
+    """The images' embeddings on their two principal components, a colour for each class."""
     kinds = np.unique(names)[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
     chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
-    features = np.float32(evaluation.features[chosen])
+    embeddings = np.float32(evaluation.embeddings[chosen])
     if directions:
-        features /= np.sqrt((features**2).sum(axis=1, keepdims=True) + 1e-12)
-    features -= features.mean(axis=0)
-    _, spreads, components = np.linalg.svd(features, full_matrices=False)
+        embeddings /= np.sqrt((embeddings**2).sum(axis=1, keepdims=True) + 1e-12)
+    embeddings -= embeddings.mean(axis=0)
+    _, spreads, components = np.linalg.svd(embeddings, full_matrices=False)
     share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
     figure = new_figure(6, 5)
     axes = figure.subplots()
     for kind in kinds:
-        points = features[names[chosen] == kind] @ components[:2].T
+        points = embeddings[names[chosen] == kind] @ components[:2].T
         axes.scatter(*points.T, s=8, alpha=0.6, label=kind)
-    title = "directions of the features" if directions else "features of the images"
+    title = "directions of the embeddings" if directions else "embeddings of the images"
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
     axes.legend()
@@ -229,15 +234,3 @@ def hardest_first(pairs, probability):
     unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
     _, once = np.unique(unordered, axis=1, return_index=True)
     return order[np.sort(once)]
-
-
-def curve(workdir, *tags):
-    """[(step, value)] of each of the run's curves for TensorBoard."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
-
-    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
-    events.Reload()
-    known = events.Tags()["tensors"]
-    found = [events.Tensors(tag) if tag in known else [] for tag in tags]
-    return [[(e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in f] for f in found]

@@ -51,44 +51,43 @@ def trained(config, params):
     return {k: v for k, v in params.items() if k != "encoder"} if config.model.frozen else params
 
 
-def pair_losses(config, logits, label):
-    """The loss of each pair, float32 [n], from logits and labels (1: the same).
-
-    Binary cross-entropy; with the euclidean head the contrastive loss of Hadsell et al. 2006 (whose
-    label is 0 for the same): the squared distance of the same, and of different ones the square of
-    what their distance lacks to the margin.
-    """
-    if config.model.fusion == "siamese" and config.model.head == "euclidean":
-        distance = config.model.margin / 2 - logits
-        lacking = jnp.maximum(config.model.margin - distance, 0)
-        return label * distance**2 + (1 - label) * lacking**2
-    return optax.sigmoid_binary_cross_entropy(logits, label)
-
-
 def training_loss(config, model, batch):
     """(loss [], losses [n], logits [n]) of a batch of n pairs by a bound module, under AXIS.
 
-    The loss is the mean of the pairs' losses; with config.model.all_pairs_loss that over every two
-    images of the whole batch, of same and different ones in equal parts.
+    The loss is the mean of the pairs' losses, or with config.model.all_pairs_loss that of
+    `all_pairs_loss`. Losses and logits are those of the drawn pairs.
     """
-    if not config.model.all_pairs_loss:
-        logits = model(batch.image1, batch.image2, train=True)
-        losses = pair_losses(config, logits, batch.label)
-        return losses.mean(), losses, logits
-    features = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
-    logits = model.compare(*jnp.split(features, 2))
-    classes = batch.classes.T.reshape(-1)
-    every, their = (lax.all_gather(one, AXIS, tiled=True) for one in (features, classes))
-    same = classes[:, None] == their[None]
-    losses = pair_losses(
-        config, model.compare(features[:, None], every[None]), same.astype(jnp.float32)
-    )
-    own = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
-    itself = own[:, None] == jnp.arange(len(their))[None]
-    kinds = same & ~itself, ~same
-    counts = (jnp.maximum(lax.psum(k.sum(), AXIS), 1) / lax.axis_size(AXIS) for k in kinds)
-    means = [jnp.where(kind, losses, 0).sum() / n for kind, n in zip(kinds, counts, strict=True)]
-    return sum(means) / 2, pair_losses(config, logits, batch.label), logits
+    if config.model.all_pairs_loss:
+        return all_pairs_loss(model, batch)
+    logits = model(batch.image1, batch.image2, train=True)
+    losses = model.losses(logits, batch.label)
+    return losses.mean(), losses, logits
+
+
+def all_pairs_loss(model, batch):
+    """As `training_loss`: the loss is over every two images of the whole batch, on all devices.
+
+    Each device compares its own images with all. The pairs of the same class count as much as
+    those of different classes, however many there are; no image is compared with itself.
+    """
+    embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
+    logits = model.compare(*jnp.split(embeddings, 2))
+    classes = batch.local_classes.T.reshape(-1)  # in the order of the embeddings
+    all_embeddings = lax.all_gather(embeddings, AXIS, tiled=True)
+    all_classes = lax.all_gather(classes, AXIS, tiled=True)
+    same = classes[:, None] == all_classes[None]
+    all_logits = model.compare(embeddings[:, None], all_embeddings[None])
+    losses = model.losses(all_logits, same.astype(jnp.float32))
+    own_places = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
+    itself = own_places[:, None] == jnp.arange(len(all_classes))[None]
+    loss = (part_of_mean(losses, same & ~itself) + part_of_mean(losses, ~same)) / 2
+    return loss, model.losses(logits, batch.label), logits
+
+
+def part_of_mean(losses, chosen):
+    """A device's part of the mean of the chosen losses on all devices; the parts' mean is it."""
+    count = jnp.maximum(lax.psum(chosen.sum(), AXIS), 1) / lax.axis_size(AXIS)
+    return jnp.where(chosen, losses, 0).sum() / count
 
 
 def init_variables(model, config):
@@ -111,7 +110,7 @@ def initialise(model, config):
 
 
 class Siamese(nn.Module):
-    """One encoder for both images; a head compares their features.
+    """One encoder for both images; a head compares their embeddings.
 
     Symmetric by construction: exchanging the images leaves every bit of the logit as it is.
     """
@@ -122,13 +121,16 @@ class Siamese(nn.Module):
     pretrained: bool
     dtype: jnp.dtype
 
+    has_embeddings = True  # an image is encoded once, for all pairs that it is in
+
     def __call__(self, image1, image2, train=False):
+        """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
         # One pass for both images: BatchNorm sees them together and the products are larger.
-        features = self.encode(jnp.concatenate([image1, image2]), train)
-        return self.compare(*jnp.split(features, 2))
+        embeddings = self.encode(jnp.concatenate([image1, image2]), train)
+        return self.compare(*jnp.split(embeddings, 2))
 
     def encode(self, images, train=False):
-        """uint8 [n, height, width, channels] -> features [n, features].
+        """uint8 [n, height, width, channels] -> embeddings [n, size].
 
         A frozen encoder's BatchNorm keeps its statistics and uses them while training too. A
         pretrained one sees what it was trained on: three colours, normalised as for ImageNet.
@@ -139,40 +141,51 @@ class Siamese(nn.Module):
             x = (x - mean) / std
         return self.encoder(x, train and not self.frozen)
 
-    def compare(self, features1, features2):
-        """Two [n, features] -> logits float32 [n]."""
-        return self.head(features1, features2)
+    def compare(self, embeddings1, embeddings2):
+        """Two [n, size] -> logits float32 [n]; all axes but the last may be broadcast."""
+        return self.head(embeddings1, embeddings2)
+
+    @nn.nowrap
+    def losses(self, logits, label):
+        """The loss of each pair, of the shape of both: float32 logits and labels (1: the same)."""
+        return self.head.losses(logits, label)
 
 
 class MLP(nn.Module):
-    """A hidden layer on the distance |f1 - f2|, per feature."""
+    """A hidden layer on the distance |e1 - e2| of each number of two embeddings."""
 
     features: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, features1, features2):
+    def __call__(self, embeddings1, embeddings2):
+        """Two [..., size] -> logits float32 [...]."""
         hidden = nn.Dense(self.features, dtype=self.dtype, name="hidden")
-        x = nn.relu(hidden(jnp.abs(features1 - features2)))
+        x = nn.relu(hidden(jnp.abs(embeddings1 - embeddings2)))
         return nn.Dense(1, name="logit")(x.astype(jnp.float32)).squeeze(-1)
+
+    losses = staticmethod(optax.sigmoid_binary_cross_entropy)
 
 
 class Cosine(nn.Module):
-    """The cosine of the features, scaled and shifted by two learnt numbers to be a logit."""
+    """The cosine of two embeddings, scaled and shifted by two learnt numbers to be a logit."""
 
     @nn.compact
-    def __call__(self, features1, features2):
-        features1, features2 = (f.astype(jnp.float32) for f in (features1, features2))
+    def __call__(self, embeddings1, embeddings2):
+        """Two [..., size] -> logits float32 [...]."""
+        e1, e2 = (e.astype(jnp.float32) for e in (embeddings1, embeddings2))
         # The norm of nothing has no gradient: a tiny number in it gives it one, 0.
-        norm1, norm2 = (jnp.sqrt((f**2).sum(axis=-1) + 1e-12) for f in (features1, features2))
-        cosine = (features1 * features2).sum(axis=-1) / (norm1 * norm2)
+        norm1, norm2 = (jnp.sqrt((e**2).sum(axis=-1) + 1e-12) for e in (e1, e2))
+        cosine = (e1 * e2).sum(axis=-1) / (norm1 * norm2)
         scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
         threshold = self.param("threshold", nn.initializers.constant(0.5), ())
         return jnp.exp(scale) * (cosine - threshold)
 
+    losses = staticmethod(optax.sigmoid_binary_cross_entropy)
+
 
 class Euclidean(nn.Module):
-    """How far the distance of the features falls below half the margin.
+    """How far the distance of two embeddings falls below half the margin.
 
     As a logit it decides; it is not calibrated: the probability of "same" is at most that of
     margin / 2.
@@ -180,24 +193,40 @@ class Euclidean(nn.Module):
 
     margin: float
 
-    def __call__(self, features1, features2):
-        difference = features1.astype(jnp.float32) - features2.astype(jnp.float32)
+    def __call__(self, embeddings1, embeddings2):
+        """Two [..., size] -> logits float32 [...]: margin / 2 - distance."""
+        difference = embeddings1.astype(jnp.float32) - embeddings2.astype(jnp.float32)
         # The root of no difference has no gradient: a tiny number under it gives it one, 0.
         return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
+
+    @nn.nowrap
+    def losses(self, logits, label):
+        """The contrastive loss (Hadsell et al. 2006; there the label of "same" is 0).
+
+        The squared distance for the same; for different images the square of what their distance
+        lacks to the margin.
+        """
+        distance = self.margin / 2 - logits
+        lacking = jnp.maximum(self.margin - distance, 0)
+        return label * distance**2 + (1 - label) * lacking**2
 
 
 class EarlyFusion(nn.Module):
     """Both images in one pass of the encoder: not symmetric, and no work is shared between pairs.
 
-    stack: along the channels; joint: as two images of one sequence, for the ViT.
+    two_channel: stacked along the channels (Zagoruyko & Komodakis 2015, arXiv:1504.03641); joint:
+    as two images of one sequence, for the ViT.
     """
 
     encoder: nn.Module
     fusion: str
     dtype: jnp.dtype
 
+    has_embeddings = False
+
     @nn.compact
     def __call__(self, image1, image2, train=False):
+        """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
         images = [image1, image2]
         x = jnp.stack(images, 1) if self.fusion == "joint" else jnp.concatenate(images, -1)
         x = x.astype(self.dtype) / 255
@@ -209,7 +238,10 @@ class EarlyFusion(nn.Module):
         return images
 
     def compare(self, image1, image2):
+        """As `__call__`, under the name that a siamese network has for it."""
         return self(image1, image2)
+
+    losses = staticmethod(optax.sigmoid_binary_cross_entropy)
 
 
 class ViT(nn.Module):

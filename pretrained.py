@@ -10,7 +10,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from settings import stop
+from errors import UserError
 
 FILE = "model.safetensors"  # of a Hugging Face repository
 OTHER = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters

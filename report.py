@@ -4,25 +4,17 @@ Everything goes to workdir/evaluation. The page is one file that asks nothing of
 """
 
 import base64
-import contextlib
 import html
-import importlib
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+import curves
 import figures
 import metrics
-from settings import stop
+import runtime
+from errors import UserError
 
 
 def write_report(config, workdir, step, evaluations):
@@ -54,10 +46,12 @@ def write_files(config, workdir, step, evaluations):
     page = format_page(config, workdir, split, evaluation, table, pictures)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
-    with open_writer(folder) as (write, _):
+    with curves.Writer(folder) as writer:
         for name, one in evaluations.items():
-            write("scalars", step, scalars(name, one))
-        write("images", step, {f"{split}/{name}": p[None] for name, (_, p) in pictures.items()})
+            writer.write("scalars", step, scalars(name, one))
+        writer.write(
+            "images", step, {f"{split}/{name}": p[None] for name, (_, p) in pictures.items()}
+        )
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
 
 
@@ -107,70 +101,6 @@ def format_table(step, evaluations, bounds):
             most = 100 * metrics.most_wrong(m["pairs"])
             lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
     return "\n".join(lines) + ("\nranges are 95 % intervals" if bounds else "")
-
-
-@contextlib.contextmanager
-def open_writer(folder, start=None):
-    """A context with write(kind, step, values), kind as "scalars", and flush(), for TensorBoard.
-
-    A thread writes, by CLU, whose TensorFlow takes seconds to load; flush() waits for it.
-    Where it fails, for want of room say, it warns once and writes no more: training goes on.
-    `start`: the step that a training goes on from. Of several processes the first alone writes.
-    """
-    import jax  # not at the top: NumPy's part needs none
-
-    writers = []
-
-    def attempt(function, *arguments):
-        try:
-            function(*arguments)
-        except Exception as error:  # TensorFlow's own kinds
-            writers.clear()
-            reason = " ".join(str(error).split())[:200]
-            print(f"warning: no more curves in {folder}: {reason}", file=sys.stderr)
-
-    def create():
-        if start is not None:
-            mark_start(folder, start)
-        writers.append(import_metric_writers().create_default_writer(folder, asynchronous=False))
-
-    def put(kind, step, values):
-        for writer in writers:
-            getattr(writer, f"write_{kind}")(step, values)
-            writer.flush()
-
-    with ThreadPoolExecutor(1) as thread:
-        if jax.process_index() == 0:
-            thread.submit(attempt, create)
-        try:
-            yield partial(thread.submit, attempt, put), lambda: thread.submit(int).result()
-        finally:
-            thread.submit(lambda: [attempt(writer.close) for writer in tuple(writers)])
-
-
-def mark_start(folder, step):
-    """Tells TensorBoard's readers that points after this step, of a killed run, come again."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(folder))
-    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    writer.close()
-
-
-def import_slow():
-    """Imports what takes seconds, for a thread beside the start of a program."""
-    import_metric_writers()
-    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        importlib.import_module(name)
-
-
-def import_metric_writers():
-    """Imports CLU's writers: not at the top, because the TensorFlow they load takes seconds."""
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says that it uses them
-    from clu import metric_writers
-
-    return metric_writers
 
 
 def write_table(path, rows):
@@ -256,65 +186,21 @@ def format_page(config, workdir, split, evaluation, table, pictures):
         c=m["confusion"],
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
-        versions=html.escape("\n".join(f"{k}: {v}" for k, v in last_versions(workdir).items())),
+        versions=html.escape(
+            "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
+        ),
     )
 
 
-def made_with():
-    """Versions and hardware: {name: text}."""
-    import jax  # not at the top: NumPy's part needs none
-
-    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    devices = jax.devices()
-    git = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
-    found = subprocess.run(git, capture_output=True, text=True) if shutil.which("git") else None
-    return {
-        "commit": found.stdout.strip() if found and found.returncode == 0 else "unknown",
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in packages},
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "XLA_FLAGS": os.environ.get("XLA_FLAGS", ""),
-    }
-
-
-def read_versions(workdir):
-    """{step from which on: versions} of a run."""
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads((workdir / "versions.json").read_text())
-        if isinstance(kept, dict) and all(isinstance(one, dict) for one in kept.values()):
-            return kept
-    return {}
-
-
-def last_versions(workdir):
-    """What a run was trained with at last; what there is now, where that is not known."""
-    kept = list(read_versions(workdir).values())
-    return kept[-1] if kept else made_with()
-
-
-def note_versions(workdir, step):
-    """Writes what a run is trained with from this step on; warns of what is not as before."""
-    kept, now = read_versions(workdir), made_with()
-    before = [now, *kept.values()][-1]
-    changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
-    if changed:
-        text = "; ".join(changed)
-        print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
-    if changed or not kept:
-        text = json.dumps(kept | {str(step): now}, indent=2) + "\n"
-        (workdir / "versions.json").write_text(text)
-
-
 def write_embeddings(config, folder, evaluation):
-    """The features of some images for TensorBoard's projector, with their classes."""
+    """The embeddings of some images, for TensorBoard's projector, with their classes."""
     names = figures.kind_names(config, evaluation.pairs)
-    if names is None or evaluation.features.ndim != 2:
+    if names is None or evaluation.embeddings is None:
         return
     step = -(-len(names) // figures.MOST_POINTS)
-    np.savetxt(folder / "features.tsv", evaluation.features[::step], "%.6g", "\t")
+    np.savetxt(folder / "embeddings.tsv", evaluation.embeddings[::step], "%.6g", "\t")
     Path(folder, "classes.tsv").write_text("\n".join(names[::step]) + "\n")
     Path(folder, "projector_config.pbtxt").write_text(
-        'embeddings { tensor_name: "features" tensor_path: "features.tsv" '
+        'embeddings { tensor_name: "embeddings" tensor_path: "embeddings.tsv" '
         'metadata_path: "classes.tsv" }\n'
     )

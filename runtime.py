@@ -41,30 +41,40 @@ def prepare(cache):
     gc.set_threshold(100_000)  # tracing makes a million objects; counting them took a tenth of it
 
 
-def keep_compiled(folder):
-    """Has JAX keep compiled programs for later starts, in a folder; nowhere where that is "".
-
-    By default (None) in the user's cache folder, by version and machine: a program is good for the
-    instructions and the number of threads that it was compiled for.
-    """
-    if folder is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    base = Path(folder).absolute() if folder else None
-    if folder:
-        check_writable(base, f"--cache={base}")
-    elif folder is None:
-        with contextlib.suppress(RuntimeError, UserError):  # no home, or none to write to
-            caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-            check_writable(caches, "cache")
-            base = caches / "same-or-different"
-    if base is None:
+def keep_compiled(option):
+    """Has JAX keep compiled programs for later starts, in `cache_folder`, or not at all."""
+    if option is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # which JAX follows by itself
+    folder = cache_folder(option)
+    if folder is None:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    folder = base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
+
+
+def cache_folder(option):
+    """The folder of compiled programs that --cache asks for; None for none.
+
+    By default (None) it is in the user's cache folder, for "" there is none. Programs are kept by
+    version and machine: one is good for the instructions and the number of threads that it was
+    compiled for.
+    """
+    if option == "":
+        return None
+    if option is None:
+        try:
+            base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+            check_writable(base, "cache")
+        except (RuntimeError, UserError):  # no home, or none to write to
+            return None
+        base /= "same-or-different"
+    else:
+        base = Path(option).absolute()
+        check_writable(base, f"--cache={base}")
+    return base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
 
 
 def machine():

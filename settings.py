@@ -222,6 +222,12 @@ def check_writable(folder, option):
         raise UserError(f"{option}: {existing} is not a folder that can be written to")
 
 
+def check_step(step):
+    """Refuses what --step cannot mean."""
+    if not (step in ("best", "last") or step.isdecimal()):
+        raise UserError(f"--step={step}: best, last or the number of a step")
+
+
 def save_config(config, workdir):
     """Writes config.json where it is not there already, whole or not at all."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
@@ -265,7 +271,7 @@ def load_config(workdir):
     try:
         values = json.loads(path.read_text(), object_hook=tuples)
         config = ConfigDict(values)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no saved config: {error}") from None
     check(config, f"{path}: ")
     return config

@@ -7,52 +7,77 @@
 The step is the only clock: batches, learning rate and resume are functions of (seed, step).
 """
 
-if __name__ == "__main__":  # first: a mistake is answered before JAX and TensorFlow load
-    import pretrained
-    import settings
-
-    COMMAND, CLUSTER = settings.train_command(), settings.cluster()
-    pretrained.resolve(COMMAND[0].model)
-
-import ctypes
-import gc
 import json
 import math
 import os
 import signal
 import sys
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 from threading import Thread
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import linen as nn
-from flax import struct
-from jax import lax
+from absl import flags
 from jax.experimental import multihost_utils
-from jax.flatten_util import ravel_pytree
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import checkpoint
+import command_line
+import curves
 import data
 import hosts
 import pretrained
+import runtime
 import settings
-from evaluate import MOST_PAIRS, evaluate, kept_threshold, make_scorer
-from model import AXIS, create_model, init_variables, trained, training_loss
-from report import (
-    describe,
-    import_slow,
-    note_versions,
-    open_writer,
-    scalars,
-    write_report,
+from errors import UserError
+from model import create_model
+from report import describe, scalars, write_report
+from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
+from train_step import (
+    compile_steps,
+    create_state,
+    make_optimizer,
+    make_train_steps,
+    own_part,
+    replicate,
+    to_devices,
+    to_host,
 )
+
+
+def define_flags():
+    command_line.define_config("What to train.")
+    flags.DEFINE_string("workdir", None, "The run's folder; by default runs/<config's name>.")
+    runtime.define_flags()
+    hosts.define_flags()
+
+
+def main(options):
+    """Checks the options and trains, together with the other hosts."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, exit_at_once)
+    runtime.prepare(options.cache)
+    cluster, (config, workdir) = hosts.read_cluster(options), read_command(options)
+    if cluster is None and (workdir / settings.LOCK).exists():
+        with settings.lock(workdir):  # a training there is named before anything takes time
+            pass
+    with hosts.joined(cluster, settings.flatten(config.to_dict())):
+        train_and_evaluate(config, workdir)
+
+
+def read_command(options):
+    """What to train and where, checked: (config, workdir)."""
+    config, name = command_line.read_config(options)
+    named = f"runs/{name}" if options.workdir is None else options.workdir
+    workdir = settings.named_workdir(named)
+    settings.check_workdir(config, workdir)
+    data.check_splits(config)
+    pretrained.resolve(config.model)
+    return config, workdir
 
 
 def train_and_evaluate(config, workdir):
@@ -61,195 +86,85 @@ def train_and_evaluate(config, workdir):
     Validation and test are evaluated with the checkpoint of lowest validation loss. A run that was
     interrupted and resumed ends with the same bits as one that was not.
     """
-    keep_freed_memory()
-    config, first = resolve(config), jax.process_index() == 0
+    runtime.keep_freed_memory()
+    config = resolve(config)
     model, (optimizer, schedule) = create_model(config), make_optimizer(config)
     score, state = make_scorer(model), create_state(config, model, optimizer)
-    with ExitStack() as stack:
-        if first:  # this process alone touches the run's folder
-            stack.enter_context(settings.lock(workdir))  # before anything in there is written
-            settings.check_workdir(config, workdir)  # again: another one may have come before
-            settings.save_config(config, workdir)
-        checkpoints = stack.enter_context(checkpoint.opened(workdir, **config.checkpoint))
+    with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as checkpoints:
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         introduce(config, workdir, state)
         programs = compile_programs(config, make_train_steps(config, model, optimizer), state)
-        if first:  # now: beside tracing it would take turns with it, beside steps it does not
-            Thread(target=import_slow, daemon=True).start()
-        write, flush = stack.enter_context(open_writer(workdir, int(state.step)))
-        if int(state.step) == 0:
-            write("texts", 0, texts(config, state.params))
-        bar = stack.enter_context(progress_bar(config, int(state.step)))
-        stack.enter_context(finishing_steps())
+        if jax.process_index() == 0:  # now: beside tracing it would take turns with it
+            Thread(target=curves.import_slow, daemon=True).start()
+        with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
+            if int(state.step) == 0:
+                writer.write("texts", 0, texts(config, state.params))
+            validate = partial(evaluate, config, score, split="validation")
+            train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
+            checkpoint.wait(checkpoints)
+            restore = partial(checkpoint.restore_model, checkpoints, "best", skip_damaged=True)
+            best = partial(restore, model=state.variables)
+            step, variables = hosts.from_first(best, (np.int64(0), state.variables))
+    if SIGNALS:
+        hosts.disconnect()
+        exit_on_signal(SIGNALS[0], "training is complete; the same command writes its report")
+    threshold = kept_threshold(config, workdir, int(step))
+    splits = ("validation", "test")
+    found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
+    if jax.process_index() == 0:
+        write_report(config, workdir, int(step), found)
+
+
+def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):
+    """Trains to the end: writes curves, validates and saves where that is due.
+
+    After a signal what is due is finished and the newest step saved; then the process exits.
+    """
+    with progress_bar(config, int(state.step)) as bar:
         for step, current, metrics in train(config, programs, state, bar):
             interrupted = bool(SIGNALS)  # once: one may come at any moment
-            metrics["learning_rate"] = float(
-                schedule((step - 1) // settings.accumulated_steps(config))
-            )
-            write("scalars", step, {f"train/{name}": value for name, value in metrics.items()})
+            update = (step - 1) // settings.accumulated_steps(config)
+            metrics["learning_rate"] = float(schedule(update))
+            writer.write("scalars", step, {f"train/{name}": v for name, v in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
             if due or interrupted:
                 host_state = to_host(current)
                 found = {"loss": math.inf}  # never the best
                 if due:
-                    validation = evaluate(config, score, host_state.variables, "validation")
-                    write("scalars", step, scalars("validation", validation))
+                    validation = validate(host_state.variables)
+                    writer.write("scalars", step, scalars("validation", validation))
                     bar.write(describe(step, "validation", validation))
                     found = validation.metrics
-                flush()  # no gap on resuming: curves before the checkpoint
+                writer.flush()  # no gap on resuming: curves before the checkpoint
                 checkpoint.save(checkpoints, host_state, found)
             if interrupted or (due and SIGNALS):
                 checkpoint.wait(checkpoints)
-                hosts.part()
-                leave(SIGNALS[0], f"saved at step {step}; the same command resumes there")
-        checkpoint.wait(checkpoints)
-        best = partial(
-            checkpoint.restore_model, checkpoints, "best", state.variables, skip_damaged=True
-        )
-        step, variables = hosts.from_first(best, (np.int64(0), state.variables))
-    if SIGNALS:
-        hosts.part()
-        leave(SIGNALS[0], "training is complete; the same command writes its report")
-    splits = ("validation", "test")
-    threshold = kept_threshold(config, workdir, int(step))
-    found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
-    if first:
-        write_report(config, workdir, int(step), found)
+                hosts.disconnect()
+                text = f"saved at step {step}; the same command resumes there"
+                exit_on_signal(SIGNALS[0], text)
 
 
-class TrainState(struct.PyTreeNode):
-    """All that changes while training; a checkpoint holds it whole."""
-
-    step: jax.Array  # int32 [], batches seen
-    params: dict
-    batch_stats: dict
-    opt_state: optax.OptState
-
-    @property
-    def variables(self):
-        """What the model is applied with."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
-
-
-def keep_freed_memory():
-    """Has glibc keep the memory that a step frees; without it the kernel clears it anew each step.
-
-    ResNet18 at batch 32 touches 140 MB of temporaries a step: 36,000 page faults, a fifth of the
-    step's time on two cores.
-    """
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_ARENA_MAX, 1)
+@contextmanager
+def held(config, workdir):
+    """A context in which the run's folder is this training's; only the first process touches it."""
+    if jax.process_index():
+        yield
+        return
+    with settings.lock(workdir):  # before anything in there is written
+        settings.check_workdir(config, workdir)  # again: another one may have come before
+        settings.save_config(config, workdir)
+        yield
 
 
 def resolve(config):
-    """Returns a copy with "auto" replaced by what this machine computes with."""
-    config = config.copy_and_resolve_references()
-    devices = jax.device_count()
+    """Returns a frozen copy with "auto" replaced by what this machine computes with."""
+    config, devices = ConfigDict(config.to_dict()), jax.device_count()
     if config.batch_size % devices:
         text = f"must be divisible by the number of devices ({devices})"
-        settings.stop(f"--config.batch_size={config.batch_size}: {text}")
+        raise UserError(f"--config.batch_size={config.batch_size}: {text}")
     if config.model.dtype == "auto":
         config.model.dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return config
-
-
-def make_optimizer(config):
-    """Returns (optax transformation of batches' gradients, learning rate as a function of updates).
-
-    Adam or Nesterov SGD after torch.optim: L2 decay is added to the gradient before the moments.
-    Batches smaller than the nominal one accumulate, and the decay is scaled to what they add up to
-    (the rule of YOLOv5's trainer): by batch * accumulated / nominal.
-    """
-    options, accumulated = config.optimizer, settings.accumulated_steps(config)
-    schedule = optax.cosine_decay_schedule(
-        options.learning_rate,
-        decay_steps=config.num_steps // accumulated,
-        alpha=options.final_learning_rate / options.learning_rate,
-    )
-    scale = config.batch_size * accumulated / options.nominal_batch_size
-    moments = {
-        "adam": lambda: optax.scale_by_adam(b1=options.momentum, b2=options.beta2),
-        "sgd": lambda: optax.trace(decay=options.momentum, nesterov=True),
-    }[options.name]
-    optimizer = optax.chain(
-        optax.add_decayed_weights(options.weight_decay * scale),
-        moments(),
-        optax.scale_by_learning_rate(schedule),
-    )
-    if accumulated > 1:
-        optimizer = optax.MultiSteps(optimizer, accumulated)
-    return optimizer, schedule
-
-
-def create_state(config, model, optimizer):
-    """The state before the first step, as host arrays."""
-    variables = init_variables(model, config)
-    if config.model.pretrained:
-        encoder = {kind: tree["encoder"] for kind, tree in variables.items()}
-        for kind, tree in pretrained.load(config.model.pretrained, encoder).items():
-            variables[kind]["encoder"] = tree
-    opt_state = jax.jit(optimizer.init)(trained(config, variables["params"]))
-    return jax.device_get(TrainState(jnp.zeros((), jnp.int32), opt_state=opt_state, **variables))
-
-
-def make_train_steps(config, model, optimizer):
-    """Returns the pmapped steps (state, batches) -> (state, metrics); the state is donated.
-
-    Batches have an axis of steps after that of devices, and each metric has one.
-    The state is the same on all devices, without an axis for them: with one, XLA would have Adam
-    compute its moments twice and copy all that is donated, a seventh of ResNet18's step on CPU.
-    Gradients and BatchNorm's statistics are means over the whole batch, so what is learnt does not
-    depend on the number of devices. Metrics are float32, of the batch: sums (loss, correct), count
-    and gradient_norm.
-    """
-    threshold = math.log(config.eval.threshold / (1 - config.eval.threshold))  # as a logit
-    apply = nn.apply(partial(training_loss, config), model, mutable=["batch_stats"])
-
-    def train_step(state, batch):
-        def loss_of(params):
-            variables = {"params": state.params | params, "batch_stats": state.batch_stats}
-            (loss, *answers), updated = apply(variables, batch)
-            return loss, (*answers, updated["batch_stats"])
-
-        params = trained(config, state.params)
-        gradient, (losses, logits, batch_stats) = jax.grad(loss_of, has_aux=True)(params)
-        gradient = mean_over_devices(gradient)
-        updates, opt_state = optimizer.update(gradient, state.opt_state, params)
-        params = state.params | optax.apply_updates(params, updates)
-        correct = (logits >= threshold) == (batch.label == 1)
-        sums = {
-            "loss": losses.sum(),
-            "correct": correct.sum(dtype=jnp.float32),
-            "count": jnp.float32(len(losses)),
-        }
-        flat = jax.tree.map(jnp.ravel, gradient)  # on CPU XLA sums one axis far faster than four
-        metrics = lax.psum(sums, AXIS) | {"gradient_norm": optax.tree.norm(flat)}
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
-
-    def train_steps(state, batches):
-        return lax.scan(train_step, state, batches)
-
-    return jax.pmap(train_steps, AXIS, in_axes=(None, 0), out_axes=None, donate_argnums=0)
-
-
-def mean_over_devices(tree):
-    """Averages over AXIS; in one piece, since leaf by leaf would cost a message each.
-
-    But for GPUs: there XLA gathers leaves into messages of 30 MB and sends them while it computes.
-    """
-    if lax.axis_size(AXIS) == 1:
-        return tree
-    if jax.default_backend() == "gpu":
-        return lax.pmean(tree, AXIS)
-    vector, unravel = ravel_pytree(tree)
-    return unravel(lax.pmean(vector, AXIS))
+    return settings.frozen(config)
 
 
 def compile_programs(config, train_steps, state):
@@ -257,16 +172,6 @@ def compile_programs(config, train_steps, state):
     calls = islice(executions(config, int(state.step)), config.steps_per_execution)
     counts = {len(steps) for steps in calls}  # there are no others: by then calls are aligned
     return {count: compile_steps(config, train_steps, state, count) for count in counts}
-
-
-def compile_steps(config, train_steps, state, count=1):
-    """Compiles pmapped steps ahead, for so many in a call, so that no step's time contains it.
-
-    Unlike the pmapped function a program takes and gives arrays over the devices of all processes.
-    """
-    # Arrays, not their shapes alone, which pmap cannot lower where there are several processes.
-    batches = split([own_part(config, 0)] * count, jax.local_device_count())
-    return train_steps.lower(state, batches).compile()
 
 
 def executions(config, start):
@@ -297,18 +202,13 @@ def train(config, programs, state, bar):
     Raises FloatingPointError at a step whose metrics are not finite.
     """
     done, call, state = int(state.step), 0, replicate(state)
-    placed = data.prefetch(
-        lambda steps: to_devices([own_part(config, step) for step in steps]),
-        executions(config, done),
-        workers=min(8, os.cpu_count()),
-    )
-    history, began = [], time.perf_counter()
-    for call, (steps, batches) in enumerate(zip(executions(config, done), placed, strict=True), 1):
+    history, began = [], time.perf_counter()  # the metrics of each call since the last yield
+    calls = zip(executions(config, done), placed_batches(config, done), strict=True)
+    for call, (steps, batches) in enumerate(calls, start=1):
         state, metrics = programs[len(steps)](state, batches)
         history.append(metrics)
         bar.update(len(steps))
-        history[-2:-1] = jax.device_get(history[-2:-1])  # one call ahead of the device, no more
-        last = signalled(call) or not all(map(is_finite, history[-2:-1]))
+        last = signalled(call) or not is_finite(wait_for_previous(history))
         if last or any(steps.stop % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
             rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
@@ -319,41 +219,24 @@ def train(config, programs, state, bar):
     signalled(call + 1)  # while the last call ran
 
 
-def own_part(config, step):
-    """The part of a step's batch that is this process's."""
-    return data.make_batch(config, "train", step, jax.process_index(), jax.process_count())
-
-
-def to_devices(batches, devices=None):
-    """Places a process's part of consecutive batches on its devices, or on some of all devices."""
-    devices = devices or jax.devices()
-    local = sum(device.process_index == jax.process_index() for device in devices)
-    return on_devices(split(batches, local), jax.P(AXIS), devices)
-
-
-def split(batches, count):
-    """Batches as one, with leading axes of so many devices and of steps, as pmap takes them."""
-    shared = (
-        [field.reshape(count, -1, *field.shape[1:]) for field in fields]
-        for fields in zip(*batches, strict=True)
+def placed_batches(config, start):
+    """Yields the batches of each of `executions`, which threads place on the devices in advance."""
+    return data.prefetch(
+        lambda steps: to_devices([own_part(config, step) for step in steps]),
+        executions(config, start),
+        workers=min(8, os.cpu_count()),
     )
-    return data.Batch(*(np.stack(fields, axis=1) for fields in shared))
 
 
-def replicate(state, devices=None):
-    """Places a state on all devices, or on some of them."""
-    return on_devices(state, jax.P(), devices or jax.devices())
+def wait_for_previous(history):
+    """Waits for the call before the newest, whose metrics become host arrays, and returns them.
 
-
-def on_devices(tree, spec, devices):
-    """Places this process's rows on its devices; with P() the same whole on each."""
-    sharding = jax.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), spec)
-    return jax.make_array_from_process_local_data(sharding, tree)
-
-
-def to_host(state):
-    """A state as host arrays: copies, for with views the next step could not reuse its memory."""
-    return jax.tree.map(np.array, state)
+    So the loop is one call ahead of the devices, and no more. The first call has none before: {}.
+    """
+    if len(history) < 2:
+        return {}
+    history[-2] = jax.device_get(history[-2])
+    return history[-2]
 
 
 def summarize(history, done, rate, bar):
@@ -407,7 +290,7 @@ def introduce(config, workdir, state):
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
-        note_versions(workdir, step)
+        runtime.note_versions(workdir, step)
 
 
 def texts(config, params):
@@ -433,7 +316,7 @@ def signalled(call):
 
 
 @contextmanager
-def finishing_steps():
+def noting_signals():
     """In here a first signal is only noted, so that the steps that run end and are saved.
 
     Where there are several processes JAX handles SIGTERM and tells the others.
@@ -445,7 +328,7 @@ def finishing_steps():
         else:
             os.kill(os.getpid(), signal.SIGTERM)
         for each in before:
-            signal.signal(each, leave_at_once)
+            signal.signal(each, exit_at_once)
 
     SIGNALS.clear()
     alone = jax.process_count() == 1
@@ -459,20 +342,16 @@ def finishing_steps():
             signal.signal(number, handler)
 
 
-def leave_at_once(number, _):
-    """Ends the program on a signal; what checkpoints hold is whole at every moment."""
-    leave(number, "the same command resumes from the newest checkpoint")
+def exit_at_once(number, _):
+    """Exits on a signal; what checkpoints hold is whole at every moment."""
+    exit_on_signal(number, "the same command resumes from the newest checkpoint")
 
 
-def leave(number, text):
+def exit_on_signal(number, text):
+    """Exits with a line and the code that shells give to a signal."""
     os.write(2, f"\ninterrupted: {text}\n".encode())  # print may be in the middle of a line
     os._exit(128 + number)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, leave_at_once)
-    gc.set_threshold(100_000)  # tracing makes a million objects; counting them took a tenth of it
-    with hosts.joined(CLUSTER, settings.flatten(COMMAND[0].to_dict())):
-        train_and_evaluate(*COMMAND)
-    hosts.finish()
+    command_line.run(define_flags, main)

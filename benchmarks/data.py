@@ -23,7 +23,7 @@ from absl import app, flags
 sys.path[0] = str(Path(__file__).parent.parent)  # in place of benchmarks/, which has a data.py too
 
 import data
-import train
+import runtime
 
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 4096, "Pairs a batch.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
@@ -32,7 +32,7 @@ SECONDS = 0.5  # a turn
 
 
 def main(_):
-    train.keep_freed_memory()
+    runtime.keep_freed_memory()
     workers = os.cpu_count()
     rates = {"pixel loop": [], "copy": []}
     for _ in range(ROUNDS.value):
@@ -45,8 +45,8 @@ def main(_):
     print(f"{'config':<12}{'one core':>12}{f'{workers} cores':>12}{'/ copy':>8}{'table, MB':>11}")
     for name in CONFIGS:
         one, every = measure(config_of(name), workers)
-        table = data.open_space(config_of(name).data.to_json(), "train").images
-        size = 0 if table is None else table.nbytes / 1e6
+        listed = data.enumerate_images(config_of(name).data, "train")
+        size = 0 if listed is None else listed[0].nbytes / 1e6
         share = one / statistics.median(rates["copy"])
         print(f"{name:<12}{one:>12,.0f}{every:>12,.0f}{share:>8.3f}{size:>11.1f}")
 

@@ -15,21 +15,20 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import settings
-
-settings.keep_compiled(None)  # before JAX loads
-
-import jax
-import numpy as np
 
 import checkpoint
 import data
+import runtime
+import settings
 import train
+import train_step
 from configs import default
 from model import create_model
 
@@ -39,16 +38,18 @@ STEPS = flags.DEFINE_integer("steps", 40, "Steps a turn.")
 
 
 def main(_):
-    train.keep_freed_memory()
-    config = train.resolve(CONFIG.value)
+    runtime.prepare(None)
+    runtime.keep_freed_memory()
+    config = CONFIG.value
     config.num_steps = STEPS.value
     settings.check(config)
-    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    state = train.create_state(config, model, optimizer)
-    train_steps = train.make_train_steps(config, model, optimizer)
-    batches = [train.to_devices([data.make_batch(config, "train", step)]) for step in range(8)]
+    config = train.resolve(config)
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    state = train_step.create_state(config, model, optimizer)
+    train_steps = train_step.make_train_steps(config, model, optimizer)
+    batches = [train_step.to_devices([data.make_batch(config, "train", step)]) for step in range(8)]
     programs = train.compile_programs(config, train_steps, state)
-    step = train.compile_steps(config, train_steps, state)
+    step = train_step.compile_steps(config, train_steps, state)
     bare, loop = [], []
     for turn in range(ROUNDS.value + 1):
         rates = time_bare(config, step, state, batches), time_loop(config, programs, state)
@@ -67,7 +68,7 @@ def main(_):
 
 
 def time_bare(config, step, state, batches):
-    state = train.replicate(state)
+    state = train_step.replicate(state)
     jax.block_until_ready(state)
     began = time.perf_counter()
     for index in range(STEPS.value):
@@ -86,14 +87,14 @@ def time_loop(config, programs, state):
 
 def time_checkpoint(config, state):
     """Seconds that the loop waits for a checkpoint while nothing else is being written: median."""
-    state, times = train.replicate(state), []
+    state, times = train_step.replicate(state), []
     with (
         tempfile.TemporaryDirectory() as folder,
         checkpoint.opened(Path(folder), **config.checkpoint) as manager,
     ):
         for step in range(ROUNDS.value + 1):
             began = time.perf_counter()
-            host_state = train.to_host(state).replace(step=np.int32(step))
+            host_state = train_step.to_host(state).replace(step=np.int32(step))
             checkpoint.save(manager, host_state, {"loss": 1.0})
             times.append(time.perf_counter() - began)
             checkpoint.wait(manager)

@@ -22,8 +22,6 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import settings
-
 STEPS = 30
 
 
@@ -87,37 +85,42 @@ def start(processes, devices, batch, joined, values):
 
 def worker():
     """Prints the median milliseconds of a step and of its input, the gradient's bytes, messages."""
-    (config, _), cluster = settings.train_command(), settings.cluster()
     import jax
     import numpy as np
     from jax import lax
 
+    import command_line
     import hosts
+    import runtime
     import train
+    import train_step
     from model import AXIS, create_model, trained
 
-    train.keep_freed_memory()
-    with hosts.joined(cluster, {}):
+    options = command_line.parse(train.define_flags)
+    config, _ = command_line.read_config(options)
+    runtime.prepare(options.cache)
+    runtime.keep_freed_memory()
+    with hosts.joined(hosts.read_cluster(options), {}):
         config = train.resolve(config)
-        model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-        state = train.create_state(config, model, optimizer)
-        train_steps = train.make_train_steps(config, model, optimizer)
-        step = train.compile_steps(config, train_steps, state)
+        model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+        state = train_step.create_state(config, model, optimizer)
+        train_steps = train_step.make_train_steps(config, model, optimizer)
+        step = train_step.compile_steps(config, train_steps, state)
         gradient = jax.tree.leaves(trained(config, state.params))
         found = {"bytes": sum(leaf.nbytes for leaf in gradient)}
         found["messages"] = len(re.findall(r" all-reduce(?:-start)?\(", step.as_text()))
-        state = train.replicate(state)
+        state = train_step.replicate(state)
         times = {"ms": [], "input": []}
         for i in range(STEPS):
             began = time.perf_counter()
-            batch = jax.block_until_ready(train.to_devices([train.own_part(config, i)]))
+            batch = jax.block_until_ready(train_step.to_devices([train_step.own_part(config, i)]))
             drawn = time.perf_counter()
             state, metrics = step(state, batch)
             jax.block_until_ready(metrics)
             times["input"].append(1000 * (drawn - began))
             times["ms"].append(1000 * (time.perf_counter() - drawn))
         ones = np.ones((jax.local_device_count(), 64), np.float32)
-        vector = train.on_devices(ones, jax.P(AXIS), jax.devices())
+        vector = train_step.on_devices(ones, jax.P(AXIS), jax.devices())
         add = jax.jit(jax.shard_map(partial(lax.psum, axis_name=AXIS), mesh=vector.sharding.mesh,
                                     in_specs=jax.P(AXIS), out_specs=jax.P()))  # fmt: skip
         times["message"] = []
@@ -127,7 +130,8 @@ def worker():
             times["message"].append(1000 * (time.perf_counter() - began))
         found |= {name: statistics.median(values[5:]) for name, values in times.items()}
         print(json.dumps(found))
-    hosts.finish()
+    sys.stdout.flush()
+    os._exit(0)  # as command_line.run
 
 
 if __name__ == "__main__":

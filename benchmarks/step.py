@@ -45,7 +45,7 @@ KEPT = flags.DEFINE_bool("kept", True, "Whether glibc keeps freed memory for PyT
 WHOLE = flags.DEFINE_bool("whole", True, "Whether PyTorch has the weights that only meet padding.")
 WORKER = flags.DEFINE_string("worker", None, "For the program itself.")
 BATCHES = 8
-# What train.keep_freed_memory sets.
+# What runtime.keep_freed_memory sets.
 KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
@@ -54,9 +54,7 @@ def main(_):
     settings.check(config)
     kind = config.model.fusion, config.model.head in ("mlp", "cosine"), config.optimizer.name
     if kind != ("siamese", True, "adam") or config.model.encoder == "vit":
-        settings.stop(
-            "measured are siamese resnets and cnns with the mlp or the cosine head, by adam"
-        )
+        sys.exit("measured are siamese resnets and cnns with the mlp or the cosine head, by adam")
     if WORKER.value:
         work(config, *WORKER.value.split(":"))
         return
@@ -105,7 +103,7 @@ def check(first, config):
         bound = bound if first["jax"]["dtype"] == "float32" else 5e-2
         ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
         if not np.allclose(ours, theirs, rtol=bound, atol=bound):
-            settings.stop(f"{key} differ: {ours} and {theirs}")
+            sys.exit(f"{key} differ: {ours} and {theirs}")
 
 
 def start(name, folder):
@@ -150,26 +148,27 @@ def work(config, name, folder):
 
 
 def with_jax(config, weights):
-    settings.keep_compiled(None)  # before JAX loads
-
     import jax
     from flax.traverse_util import flatten_dict
 
+    import runtime
     import train
-    from evaluate import make_scorer
+    import train_step
     from model import create_model
+    from scoring import make_scorer
 
-    train.keep_freed_memory()
+    runtime.prepare(None)
+    runtime.keep_freed_memory()
     config = train.resolve(config)
-    model, (optimizer, _) = create_model(config), train.make_optimizer(config)
-    state = train.create_state(config, model, optimizer)
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    state = train_step.create_state(config, model, optimizer)
     named = {
         pretrained.torch_name(key): leaf for key, leaf in flatten_dict(state.variables).items()
     }
     np.savez(weights, **{name: to_torch(array) for name, array in named.items()})
-    train_steps = train.make_train_steps(config, model, optimizer)
-    compiled = train.compile_steps(config, train_steps, state)
-    held = [train.replicate(state)]
+    train_steps = train_step.make_train_steps(config, model, optimizer)
+    compiled = train_step.compile_steps(config, train_steps, state)
+    held = [train_step.replicate(state)]
     score = make_scorer(model)
     pairs = validation_pairs(config)
 
@@ -179,7 +178,7 @@ def with_jax(config, weights):
             return metrics["loss"].item() / config.batch_size, metrics["gradient_norm"].item()
 
     def place(batch):
-        return train.to_devices([batch])
+        return train_step.to_devices([batch])
 
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     about = {"version": jax.__version__, "device": device, "dtype": config.model.dtype}

@@ -1,9 +1,11 @@
-"""Shapes wherever they fit, and no image of validation or test in training.
+"""Circles and squares wherever they fit; no image of validation or test is in training.
 
     python train.py --config=configs/everywhere.py
 
-0 of 630,436 pairs wrong on seeds 0, 1 and 2; 97,394 parameters.
-README.md says how fast, and on what that was measured.
+There are 7,741 images, all different: 6,177 for training, 770 for validation, 794 for the test. One
+shortcut is left: no circle has the same number of lit pixels as a square. 0 of 630,436 pairs wrong
+on seeds 0, 1 and 2; 97,394 parameters.
+benchmarks/README.md says how long it takes and on which machine.
 """
 
 from configs import cosine

@@ -1,8 +1,9 @@
-"""Pairs from a folder of your own images, one folder a class: root/class/image.
+"""Pairs from a folder of your own images: one folder for each class, root/class/image.
 
     python train.py --config=configs/folder.py --config.data.path=root
 
-Test images are never trained on; with data.split=classes neither are their classes.
+No test image is in training. With --config.data.split=classes no test class is in training either:
+use it when the network must compare classes that it has never seen. It takes six classes or more.
 """
 
 from configs import default

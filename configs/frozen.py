@@ -1,10 +1,10 @@
-"""The light CNN with its encoder left as it was initialised; only the head on |f1 - f2| is trained.
+"""The light CNN with an untrained encoder: only the head on |e1 - e2| is trained.
 
     python train.py --config=configs/frozen.py
 
-What random filters tell of a shape is little. 3,334, 3,304 and 2,650 of 9,216 pairs wrong on seeds
-0, 1 and 2; 130,673 parameters.
-README.md says how fast, and on what that was measured.
+The encoder keeps its random initial weights. It shows how little random filters tell about a shape.
+3,334, 3,304 and 2,650 of 9,216 pairs wrong on seeds 0, 1 and 2; 130,673 parameters.
+benchmarks/README.md says how long it takes and on which machine.
 """
 
 from configs import light

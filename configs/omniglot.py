@@ -1,10 +1,12 @@
-"""Handwritten characters of 50 alphabets (Lake et al. 2015): the same character or not.
+"""Handwritten characters of 50 alphabets (Lake et al. 2015): the same character or not?
 
     python -c "import tensorflow_datasets as tfds; tfds.builder(
         'omniglot', file_format='array_record').download_and_prepare()"
     python train.py --config=configs/omniglot.py
 
-Test characters are unseen. Any image classification set of tensorflow_datasets goes the same way.
+The first command downloads and prepares the images once. Test characters are in no training image.
+Any other image classification set of tensorflow_datasets works in the same way:
+--config.data.path=NAME.
 """
 
 from configs import default

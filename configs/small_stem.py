@@ -1,9 +1,9 @@
-"""ResNet18 with a 3x3 stem of stride 1 and no max-pool, as is usual for small images; 16 channels.
+"""ResNet18 for small images: a 3x3 first layer of stride 1, no max-pool, 16 channels.
 
     python train.py --config=configs/small_stem.py
 
 0 of 9,216 pairs wrong on seeds 0, 1 and 2; 733,457 parameters.
-README.md says how fast, and on what that was measured.
+benchmarks/README.md says how long it takes and on which machine.
 """
 
 from configs import default

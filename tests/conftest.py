@@ -70,6 +70,19 @@ def run(program, *options, cwd=None, devices=1, environment=None):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
+def assert_same_gradient(opt_state, other):
+    """That after one step of Adam two optimizer states hold the same gradient, in other sums.
+
+    The first moment is the gradient, scaled. A kernel's is a sum of 16 images x 256 pixels. Summed
+    in another order, n float32 numbers differ by about sqrt(n) / 2 ** 24 of their size; four such
+    sums follow one another, BatchNorm's mean and variance on the way there and back.
+    """
+    bound = 4 * (16 * 256) ** 0.5 / 2**24
+    moments = (jax.tree.leaves(state[1].mu) for state in (opt_state, other))
+    for one, two in zip(*moments, strict=True):
+        assert np.abs(one - two).max() <= bound * np.abs(one).max() + 1e-12
+
+
 def tiny_options(**changes):
     """TINY as command-line options."""
     values = TINY | {key.replace("__", "."): value for key, value in changes.items()}

@@ -2,7 +2,7 @@
 
     python tests/random_configs.py --count=2000
 
-A command is read by a fork of this process, which has loaded what train.py loads before JAX. What
+A command is read by a fork of this process, which has imported train.py. What
 is refused must leave no workdir. So many of those taken, --train, are then trained for two steps
 with a small batch, and must end with exit code 0 or one line.
 """
@@ -22,9 +22,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import pretrained
+import command_line
+import hosts
 import settings
+import train
 from configs import default
+from errors import UserError
 
 ODD = ("nan", "inf", "-inf", "-1", "0", "1e400", "10**9", "9" * 30, "", " ", "ä✓", "None")
 ODD += ("[]", "()", "(1,)", "1,2,3", "True", "adam", "../..", "a" * 5000, "1.5", "1e-300", "2", "7")
@@ -102,11 +105,12 @@ def answer(options, folder):
         printed, code = io.StringIO(), 1
         with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
             try:
-                config, _ = settings.train_command()
-                pretrained.resolve(config.model)
+                options = command_line.parse(train.define_flags)
+                hosts.read_cluster(options)
+                train.read_command(options)
                 code = 0
-            except SystemExit as error:
-                print(error.code)
+            except UserError as error:
+                print(f"error: {error}")
             except BaseException as error:
                 print(f"{type(error).__name__}: {error}\nTraceback")
         with open(write, "w", errors="replace") as file:
@@ -132,7 +136,7 @@ def judge(code, text, seconds, workdir):
     return f"{seconds:.1f} s" if seconds > most else None
 
 
-def train(options, folder):
+def train_briefly(options, folder):
     """What is wrong with two steps of training, or None."""
     small = ["batch_size=4", "optimizer.nominal_batch_size=4", "num_steps=2", "eval.num_pairs=8"]
     small += ["model.stage_sizes=(1,)", "model.width=32", "data.num_identities=10"]
@@ -168,7 +172,7 @@ def main():
             taken += [options] if code == 0 else []
         for options in chance.sample(taken, min(arguments.train, len(taken))):
             with tempfile.TemporaryDirectory() as folder:
-                fault = train(options, Path(folder))
+                fault = train_briefly(options, Path(folder))
             if fault:
                 print(f"{options}\n{fault}", flush=True)
             found["faults" if fault else "trained"] += 1

@@ -9,7 +9,8 @@ import pytest
 from conftest import tiny_config
 
 import checkpoint
-import train
+import train_step
+from errors import UserError
 from model import create_model
 
 # Orbax leaves tasks behind when it fails to read.
@@ -21,7 +22,7 @@ def saved(tmp_path_factory):
     """(workdir with two checkpoints, {step: state}, the state to restore into)."""
     config = tiny_config()
     model = create_model(config)
-    fresh = train.create_state(config, model, train.make_optimizer(config)[0])
+    fresh = train_step.create_state(config, model, train_step.make_optimizer(config)[0])
     workdir, states = tmp_path_factory.mktemp("saved"), {}
     with checkpoint.opened(workdir, keep_latest=2, keep_best=5) as manager:
         for step in (4, 8):
@@ -81,7 +82,7 @@ def test_with_nothing_whole_left_training_does_not_start_again_unasked(saved, tm
     for _ in range(2):  # the second start finds nothing but what was set aside
         with (
             checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager,
-            pytest.raises(SystemExit, match=r"4.damaged, 8.damaged"),
+            pytest.raises(UserError, match=r"4.damaged, 8.damaged"),
         ):
             checkpoint.restore(manager, fresh)
 
@@ -94,7 +95,7 @@ def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
         damage(path, "flipped")
     model = checkpoint.split(fresh)["model"]
     with checkpoint.open_checkpoints(tmp_path / "run") as manager:
-        with pytest.raises(SystemExit, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
+        with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
             checkpoint.restore_model(manager, "last", model)
         step, variables = checkpoint.restore_model(manager, "4", model)
     assert step == 4
@@ -106,10 +107,12 @@ def test_another_network_is_told_apart_from_damage(saved):
     whole, _, _ = saved
     config = tiny_config()
     config.model.width = 8
-    wide = train.create_state(config, create_model(config), train.make_optimizer(config)[0])
+    wide = train_step.create_state(
+        config, create_model(config), train_step.make_optimizer(config)[0]
+    )
     with (
         checkpoint.open_checkpoints(whole, 2, 5) as manager,
-        pytest.raises(SystemExit, match=r"checkpoint 8 has model.* the config needs float32"),
+        pytest.raises(UserError, match=r"checkpoint 8 has model.* the config needs float32"),
     ):
         checkpoint.restore(manager, wide)
     assert (whole / "checkpoints" / "8").exists()
@@ -151,7 +154,7 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
 
     with (
         pytest.raises(
-            SystemExit, match=r"cannot be written: no space left on the device; the ones"
+            UserError, match=r"cannot be written: no space left on the device; the ones"
         ),
         checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
     ):
@@ -167,7 +170,7 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
     params = jax.tree.map(lambda leaf: leaf.copy(), states[8].params)
     jax.tree.leaves(params)[-1].flat[-1] = np.inf
     with (
-        pytest.raises(SystemExit, match=r"step 9 .* not finite; the last good checkpoint is 8;"),
+        pytest.raises(UserError, match=r"step 9 .* not finite; the last good checkpoint is 8;"),
         checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
     ):
         state = states[8].replace(step=np.int32(9), params=params)

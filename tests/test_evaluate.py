@@ -10,12 +10,15 @@ import pytest
 from conftest import run, tiny_config
 from PIL import Image
 
+import curves
 import data
 import evaluate
-import figures
+import images
 import metrics
 import robustness
+import scoring
 import settings
+from errors import UserError
 from model import create_model, init_variables, variable_shapes
 
 
@@ -24,14 +27,14 @@ def scored():
     """(config, variables, apply, score) of an untrained network."""
     config = tiny_config()
     model = create_model(config)
-    return config, init_variables(model, config), model.apply, evaluate.make_scorer(model)
+    return config, init_variables(model, config), model.apply, scoring.make_scorer(model)
 
 
 def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
     config, variables, apply, score = scored
-    found = evaluate.evaluate(config, score, variables, "validation")
+    found = scoring.evaluate(config, score, variables, "validation")
     assert found.metrics["pairs"] == 9216 and found.metrics["exact"]
-    images, shapes, probabilities = data.enumerate_images(config.data, "validation")
+    shown, shapes, probabilities = data.enumerate_images(config.data, "validation")
     pairs = {}
     for i, j, p, w in zip(
         found.pairs.first, found.pairs.second, found.scores.logits, found.pairs.weight, strict=True
@@ -41,7 +44,7 @@ def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
     assert len(pairs) == 9216
     rng = np.random.default_rng(0)
     i, j = rng.integers(96, size=(2, 64))
-    logits = apply(variables, images[i], images[j])
+    logits = apply(variables, shown[i], shown[j])
     expected = 1 / (1 + np.exp(-np.asarray(logits, np.float64)))
     np.testing.assert_allclose(
         [pairs[a, b] for a, b in zip(i, j, strict=True)], expected, rtol=1e-4
@@ -56,13 +59,11 @@ def test_a_space_too_large_to_enumerate_is_sampled(scored):
     config = tiny_config()
     config.data.placement = "inside"
     config.eval.num_pairs = 1001
-    assert (
-        len(data.enumerate_images(config.data, "test")[0]) ** 2 > 2 * evaluate.MOST_WHILE_TRAINING
-    )
-    found = evaluate.evaluate(config, score, variables, "test")
+    assert len(data.enumerate_images(config.data, "test")[0]) ** 2 > 2 * scoring.MOST_WHILE_TRAINING
+    found = scoring.evaluate(config, score, variables, "test")
     assert found.metrics["pairs"] == 1001 and not found.metrics["exact"]
-    again = evaluate.evaluate(config, score, variables, "test")
-    other = evaluate.evaluate(config, score, variables, "validation")
+    again = scoring.evaluate(config, score, variables, "test")
+    other = scoring.evaluate(config, score, variables, "validation")
     assert found.metrics == again.metrics != other.metrics
     drawn = data.make_batch(config, "test", 0)  # the sample is what the test's stream begins with
     np.testing.assert_array_equal(found.pairs.images[found.pairs.first[:8]], drawn.image1)
@@ -79,7 +80,7 @@ def test_blocks_compute_every_row_once_and_in_order():
             sizes.append(len(rows))
             return 2 * rows
 
-        found = evaluate.in_blocks(double, 16, np.arange(n))
+        found = scoring.in_blocks(double, 16, np.arange(n))
         np.testing.assert_array_equal(found, 2 * np.arange(n))
         assert len(sizes) == -(-n // 16) and len(set(sizes)) == 1 and sizes[0] <= 16
         assert sum(sizes) < n + 2 * len(sizes)
@@ -148,8 +149,8 @@ def test_several_runs_are_one_table_with_a_row_for_all_seeds(
     assert second["steps to 0 wrong"] == ""  # nothing is learnt in eight steps
     layers = jax.tree.leaves(variable_shapes(create_model(config), config)["params"])
     assert first["parameters"] == f"{sum(np.prod(leaf.shape) for leaf in layers):,}"
-    assert len(figures.curve(workdir, "train/pairs_per_second")[0]) == 4
-    wrong = dict(figures.curve(workdir, "validation/wrong")[0])
+    assert len(curves.read(workdir, "train/pairs_per_second")[0]) == 4
+    wrong = dict(curves.read(workdir, "validation/wrong")[0])
     assert wrong.keys() == {4, 8} and wrong[metrics["step"]] == metrics["wrong"]
 
 
@@ -162,11 +163,11 @@ def scratch_run(whole_run, tmp_path_factory):
 
 
 def call(workdir, **changes):
-    """evaluate.py's main for one run."""
-    options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
+    """What evaluate.py does with one run."""
+    options = {"step": "best", "split": "test", "threshold": None, "images": None}
     options |= {"robustness": False} | changes
     config = settings.load_config(workdir)
-    evaluate.main([(config, workdir)], SimpleNamespace(**options))
+    evaluate.evaluate_run(config, workdir, SimpleNamespace(**options))
 
 
 @pytest.mark.slow
@@ -191,33 +192,33 @@ def test_a_fitted_threshold_is_kept_for_its_step(scratch_run, capsys):
     (scratch_run / "threshold.json").unlink()
 
 
-def test_two_pictures_and_a_folder_of_them(scratch_run, tmp_path, capsys):
+def test_two_images_and_a_folder_of_them(scratch_run, tmp_path, capsys):
     config = settings.load_config(scratch_run)
     shown = data.enumerate_images(config.data, "test")[0][[0, 20, 60]]
     for i, pixels in enumerate(shown):
         Image.fromarray(pixels[..., 0]).save(tmp_path / f"{i}.png")
     names = [str(tmp_path / f"{i}.png") for i in range(3)]
     model = create_model(config)
-    _, variables = evaluate.load_variables(config, scratch_run, model, "best")
+    _, variables = scoring.load_variables(config, scratch_run, model, "best")
     i, j = np.indices((3, 3)).reshape(2, -1)
     logits = np.float64(model.apply(variables, shown[i], shown[j])).reshape(3, 3)
     expected = 1 / (1 + np.exp(-logits))
-    call(scratch_run, pictures=settings.open_pictures(names[:2], config.data))
+    call(scratch_run, images=images.open_images(names[:2], 32, 1))
     answer = "same" if expected[0, 1] >= 0.5 else "different"
     printed = capsys.readouterr().out
     assert printed.startswith(f"{answer}: probability of same {expected[0, 1]:.4f}"[:-1])
-    call(scratch_run, pictures=settings.open_pictures([str(tmp_path)], config.data))
+    call(scratch_run, images=images.open_images([str(tmp_path)], 32, 1))
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header == ["", *names] and [row[0] for row in rows] == names
     np.testing.assert_allclose([[float(p) for p in row[1:]] for row in rows], expected, atol=1e-5)
 
 
-def test_the_ladder_is_printed(scratch_run, capsys):
+def test_the_robustness_sweep_is_printed(scratch_run, capsys):
     config = settings.load_config(scratch_run)
     config.eval.num_pairs = 60
     model = create_model(config)
-    _, variables = evaluate.load_variables(config, scratch_run, model, "best")
-    evaluate.print_robustness(config, evaluate.make_scorer(model), variables, 0.0)
+    _, variables = scoring.load_variables(config, scratch_run, model, "best")
+    evaluate.print_robustness(config, scoring.make_scorer(model), variables, 0.0)
     heading, *lines = capsys.readouterr().out.splitlines()
     assert heading.endswith("accuracy of 60 pairs")
     assert [line[:16].strip() for line in lines] == [name for name, _ in robustness.sweep(config)]
@@ -253,8 +254,8 @@ def test_all_pairs_and_a_sample_of_them_agree_within_the_interval(scored, change
     config = config.copy_and_resolve_references()
     config.data.update(changes)
     settings.check(config)
-    whole = evaluate.evaluate(config, score, variables, "test", evaluate.MOST_PAIRS)
-    sampled = evaluate.evaluate(config, score, variables, "test", most=1)
+    whole = scoring.evaluate(config, score, variables, "test", scoring.MOST_PAIRS)
+    sampled = scoring.evaluate(config, score, variables, "test", most=1)
     assert whole.metrics["exact"] and not sampled.metrics["exact"]
     bounds = metrics.intervals(*sampled.scores)
     for name in ("loss", "accuracy", "precision", "recall", "f1", "roc_auc", "eer", "brier"):
@@ -269,13 +270,13 @@ def test_answers_that_are_not_finite_are_refused(scored):
     logits = np.ones(len(pairs.label))
     logits[3] = np.nan
     with pytest.raises(FloatingPointError, match="not finite"):
-        evaluate.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
+        scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
 
 
 def test_a_kept_threshold_that_cannot_be_read_is_one_line(scratch_run):
     config = settings.load_config(scratch_run)
     for text in ("no json", "[1]", '{"step": 8}', '{"step": 8, "logit": "high"}'):
         (scratch_run / "threshold.json").write_text(text)
-        with pytest.raises(SystemExit, match="is no saved threshold"):
-            evaluate.kept_threshold(config, scratch_run, 8)
+        with pytest.raises(UserError, match="is no saved threshold"):
+            scoring.kept_threshold(config, scratch_run, 8)
     (scratch_run / "threshold.json").unlink()

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from conftest import ENVIRONMENT, ROOT, run, tiny_config
 
-import evaluate
 import export
+import scoring
 import settings
 import train
 from model import create_model, init_variables
 
-LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LOADERS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -26,25 +26,25 @@ def light_run(tmp_path_factory):
     config.model.stage_sizes = (1, 1, 1, 1)  # as many as light's, down to maps of 2x2
     workdir = folder / "runs" / "light"
     train.train_and_evaluate(config, workdir)
-    export.main(settings.load_config(workdir), workdir, "best", True)
+    export.write_export(settings.load_config(workdir), workdir, "best", True)
     return folder
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def both():
     return np.random.default_rng(0).integers(0, 256, (2, 5, 32, 32, 1)).astype(np.uint8)
 
 
-def probability(workdir, pictures):
+def probability(workdir, both):
     """What the project itself says of pairs."""
     config = settings.load_config(workdir)
     model = create_model(config)
-    _, variables = evaluate.load_variables(config, workdir, model, "best")
-    return 1 / (1 + np.exp(-np.float64(model.apply(variables, *pictures))))
+    _, variables = scoring.load_variables(config, workdir, model, "best")
+    return 1 / (1 + np.exp(-np.float64(model.apply(variables, *both))))
 
 
 @pytest.mark.parametrize("loader", [0, 1])
-def test_readmes_loaders_need_nothing_of_this_project(loader, light_run, pictures, tmp_path):
+def test_the_loaders_of_the_docs_need_nothing_of_this_project(loader, light_run, both, tmp_path):
     code = LOADERS[loader] if loader else LOADERS[0] + "probability = 1 / (1 + np.exp(-logits))\n"
     alone = (
         "import sys\nimport numpy as np\nimages1, images2 = np.load(sys.argv[1])\n"
@@ -52,18 +52,18 @@ def test_readmes_loaders_need_nothing_of_this_project(loader, light_run, picture
         "np.save(sys.argv[2], probability)\n"
     )
     (tmp_path / "alone.py").write_text(alone)
-    np.save(tmp_path / "images.npy", pictures)
+    np.save(tmp_path / "images.npy", both)
     paths = [str(tmp_path / name) for name in ("alone.py", "images.npy", "found.npy")]
     command = [sys.executable, "-I", *paths]
     subprocess.run(command, cwd=light_run, env=ENVIRONMENT, check=True)
-    expected = probability(light_run / "runs" / "light", pictures)
+    expected = probability(light_run / "runs" / "light", both)
     np.testing.assert_allclose(np.load(paths[-1]), expected, atol=1e-5)
 
 
 def test_shapes_threshold_and_step_are_written_beside(light_run):
     facts = json.loads((light_run / "runs/light/export/export.json").read_text())
     assert facts["images"].startswith("uint8 [n, 32, 32, 1]")
-    assert facts["features"] == "float32 [n, 32]"
+    assert facts["embeddings"] == "float32 [n, 32]"
     assert facts["threshold"] == {"logit": 0, "probability": 0.5} and facts["platforms"] == [
         "cpu",
         "cuda",
@@ -72,7 +72,7 @@ def test_shapes_threshold_and_step_are_written_beside(light_run):
 
 
 @pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
-def test_numpys_arrays_give_the_same_for_every_head(head, pictures):
+def test_numpys_arrays_give_the_same_for_every_head(head, both):
     config = tiny_config()
     config.model.update({"encoder": "cnn", "head": head, "stage_sizes": (2, 1), "margin": 2.0})
     model = create_model(config)
@@ -85,13 +85,13 @@ def test_numpys_arrays_give_the_same_for_every_head(head, pictures):
     code = LOADERS[1].split("weights = np.load")[0]
     names = {}
     exec(code, names)
-    found = names["compare"](weights, *(names["encode"](weights, images) for images in pictures))
-    expected = 1 / (1 + np.exp(-np.float64(model.apply(variables, *pictures))))
+    found = names["compare"](weights, *(names["encode"](weights, images) for images in both))
+    expected = 1 / (1 + np.exp(-np.float64(model.apply(variables, *both))))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("encoder, fusion", [("cnn", "two_channel"), ("vit", "joint")])
-def test_networks_that_see_both_images_are_one_file(encoder, fusion, pictures):
+def test_networks_that_see_both_images_are_one_file(encoder, fusion, both):
     config = tiny_config()
     config.model.update({"encoder": encoder, "fusion": fusion, "width": 32})
     model = create_model(config)
@@ -99,8 +99,8 @@ def test_networks_that_see_both_images_are_one_file(encoder, fusion, pictures):
     parts = export.export_parts(config, model, variables)
     loaded = jax.export.deserialize(parts["network"].serialize())
     assert list(parts) == ["network"]
-    expected = model.apply(variables, *pictures)
-    np.testing.assert_allclose(loaded.call(*pictures), expected, rtol=1e-4, atol=1e-5)
+    expected = model.apply(variables, *both)
+    np.testing.assert_allclose(loaded.call(*both), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported_is_one_line(whole_run, tmp_path):

@@ -3,8 +3,8 @@ import pytest
 from conftest import tiny_config
 
 import data
-import evaluate
 import figures
+import scoring
 from model import create_model, init_variables
 
 
@@ -13,12 +13,12 @@ def scored():
     """(config, variables, score) of an untrained network."""
     config = tiny_config()
     model = create_model(config)
-    return config, init_variables(model, config), evaluate.make_scorer(model)
+    return config, init_variables(model, config), scoring.make_scorer(model)
 
 
 def test_the_grid_shows_the_most_wrong_pairs_first(scored):
     config, variables, score = scored
-    found = evaluate.evaluate(config, score, variables, "test")
+    found = scoring.evaluate(config, score, variables, "test")
     figure = figures.plot_pairs(found, rows=2, columns=3)
     titles = [axes.get_title() for axes in figure.axes]
     assert len(titles) == 6
@@ -35,7 +35,7 @@ def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     config.data.split = "disjoint"
     config.data.placement = "inside"
     config.eval.num_pairs = 400
-    found = evaluate.evaluate(config, score, variables, "test", most=1)
+    found = scoring.evaluate(config, score, variables, "test", most=1)
     assert not found.pairs.exact
     names = figures.kind_names(config, found.pairs)
     tables = figures.breakdown(found, names)
@@ -56,7 +56,7 @@ def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     )
     nearest = apart < np.quantile(apart, 1 / 6)
     assert table[0, 0] == pytest.approx(right[nearest].mean(), abs=0.02)
-    whole = evaluate.evaluate(config, score, variables, "test")
+    whole = scoring.evaluate(config, score, variables, "test")
     assert whole.pairs.exact and not whole.pairs.ordered
     table = figures.breakdown(whole, figures.kind_names(config, whole.pairs))["classes"][2]
     np.testing.assert_array_equal(table, table.T)
@@ -82,8 +82,8 @@ def test_latents_are_those_of_the_images(continuous, tiny):
 def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
     tiny.model.update({"encoder": "cnn", "stage_sizes": (1,), "width": width})
     model = create_model(tiny)
-    score = evaluate.make_scorer(model)
-    found = evaluate.evaluate(tiny, score, init_variables(model, tiny), "test")
+    score = scoring.make_scorer(model)
+    found = scoring.evaluate(tiny, score, init_variables(model, tiny), "test")
     drawn = figures.plot_figures(tiny, tmp_path, found)
     assert ("embeddings" in drawn) == (width == 2)
     for figure in drawn.values():

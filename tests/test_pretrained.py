@@ -14,6 +14,7 @@ import settings
 import train
 from checkpoint import open_checkpoints, restore_model
 from configs import default
+from errors import UserError
 from model import create_model, variable_shapes
 
 # --- torchvision's ResNet18 in plain NumPy, float64, from its definition ---
@@ -141,7 +142,7 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
 
     def refused(changed):
         save_file(changed, spoilt)
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(UserError) as caught:
             pretrained.load(spoilt, shapes)
         return str(caught.value)
 
@@ -167,7 +168,7 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
     other = arrays | {"layer4.0.downsample.0.weight": np.zeros((512, 256, 3, 3), np.float32)}
     assert "layer4.0.downsample.0.weight has shape" in refused(other)
     spoilt.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(SystemExit, match="cannot be read as safetensors"):
+    with pytest.raises(UserError, match="cannot be read as safetensors"):
         pretrained.load(spoilt, shapes)
 
 
@@ -212,7 +213,7 @@ def test_the_file_is_known_by_its_checksum_not_its_place(frozen_run, tmp_path):
     resume(tmp_path / "moved.safetensors")
     tiny_file(tmp_path / "other.safetensors", 1)
     for weights in (tmp_path / "other.safetensors", ""):
-        with pytest.raises(SystemExit, match=f"model.pretrained_sha256 is {found} there"):
+        with pytest.raises(UserError, match=f"model.pretrained_sha256 is {found} there"):
             resume(weights)
 
 
@@ -251,8 +252,8 @@ def test_one_line_for_a_file_that_is_not_there_or_another(tmp_path, monkeypatch)
     tiny_file(file, 0)
     config = tiny_config()
     config.model.pretrained, config.model.pretrained_sha256 = str(file), "0" * 64
-    with pytest.raises(SystemExit, match=r"has SHA-256 .*, wanted is 000"):
+    with pytest.raises(UserError, match=r"has SHA-256 .*, wanted is 000"):
         pretrained.resolve(config.model)
     for name in (tmp_path / "b.safetensors", "no", "a/b/c", ""):
-        with pytest.raises(SystemExit, match="no such file, and no OWNER/NAME"):
+        with pytest.raises(UserError, match="no such file, and no OWNER/NAME"):
             pretrained.find(str(name))

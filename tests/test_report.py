@@ -47,28 +47,3 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(whole_run):
 )
 def test_the_mean_and_the_range_of_several_numbers(values, text):
     assert report.spread(values) == text
-
-
-def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys):
-    report.note_versions(tmp_path, 0)
-    report.note_versions(tmp_path, 4)
-    assert capsys.readouterr().err == ""
-    path, now = tmp_path / "versions.json", report.made_with()
-    assert json.loads(path.read_text()) == {"0": now}
-    path.write_text(json.dumps({"0": now | {"jax": "0.0.1", "python": "2"}}))
-    report.note_versions(tmp_path, 8)
-    warning = capsys.readouterr().err
-    assert "python was 2, is" in warning and "jax was 0.0.1, is" in warning
-    assert warning.count("\n") == 1 and "numpy" not in warning
-    assert list(json.loads(path.read_text())) == ["0", "8"]
-    assert report.last_versions(tmp_path) == now
-    path.write_text("[]")
-    assert report.last_versions(tmp_path) == now
-
-
-def test_curves_that_cannot_be_written_are_warned_of_once(tmp_path, capsys):
-    (tmp_path / "file").write_text("no folder")
-    with report.open_writer(tmp_path / "file") as (write, _):
-        for step in range(3):
-            write("scalars", step, {"loss": 1.0})
-    assert capsys.readouterr().err.count("no more curves") == 1

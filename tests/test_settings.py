@@ -4,14 +4,13 @@ import os
 import re
 import subprocess
 import sys
-import warnings
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, TINY, run, tiny_config
 
 import settings
 from configs import default
+from errors import UserError
 
 SLOW = pytest.mark.slow
 BAD_SEED = json.dumps(tiny_config().to_dict() | {"seed": -1})
@@ -45,7 +44,7 @@ def check(key, value):
         ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
         ("data.path", "photos", "empty with data.source=shapes"),
         ("data.channels", 3, "1 with data.source=shapes"),
-        ("data.same_as", "colour", "one of ('class', 'picture', 'identity')"),
+        ("data.same_as", "colour", "one of ('class', 'pixels', 'identity')"),
         ("data.p_same", 1.5, "from 0 to 1"),
         ("data.held_out_shapes", ("star",), "of data.shapes two or more"),
         ("data.num_identities", 0, "from 1 to"),
@@ -74,7 +73,7 @@ def check(key, value):
     ],
 )
 def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
-    with pytest.raises(SystemExit) as refusal:
+    with pytest.raises(UserError) as refusal:
         check(key, value)
     message = str(refusal.value)
     assert f"config.{key}" in message and allowed in message and "\n" not in message
@@ -100,7 +99,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
 def test_values_that_do_not_go_together_are_refused(changes, message):
     config = default.get_config()
     config.data.update(changes)
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         settings.check(config)
 
 
@@ -127,7 +126,7 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
     config = default.get_config()
     config.model.update(changes)
-    with pytest.raises(SystemExit, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         settings.check(config)
 
 
@@ -139,11 +138,11 @@ def test_values_at_the_edge_are_allowed(key, value):
 def test_keys_must_be_those_of_the_default():
     config = default.get_config()
     config.optimizer.warmup = 3
-    with pytest.raises(SystemExit, match=r"optimizer\.warmup is a key that nothing reads"):
+    with pytest.raises(UserError, match=r"optimizer\.warmup is a key that nothing reads"):
         settings.check(config)
     config = default.get_config()
     del config.model.width
-    with pytest.raises(SystemExit, match=r"model\.width is missing"):
+    with pytest.raises(UserError, match=r"model\.width is missing"):
         settings.check(config)
 
 
@@ -181,7 +180,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.optimizer.lr=1"], "unknown config key"),
         (["--config.batch_size=many"], "invalid literal for int()"),
         (["--config.batch_size=31.5"], "invalid literal for int()"),
-        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config=configs/nothing.py"], "No such file or directory"),
         (["--work=x"], "Did you mean: workdir"),
         (["batch_size=3"], "cannot read 'batch_size=3'"),
         (["--config.optimizer.learning_rate=nan"], "finite"),
@@ -193,7 +192,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.batch_size.x=3"], "unknown config key"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
         ([f"--config={ROOT}/data.py"], "get_config"),
-        ([f"--config={ROOT}/README.md"], "--config"),
+        ([f"--config={ROOT}/README.md"], "SyntaxError"),
     ],
 )
 def test_a_bad_command_line_is_one_line_and_leaves_nothing(options, message, tmp_path):
@@ -204,13 +203,13 @@ def test_a_bad_command_line_is_one_line_and_leaves_nothing(options, message, tmp
 
 
 @pytest.mark.parametrize("command", [["train.py", "--config.seed=-1"], ["evaluate.py"]])
-def test_a_mistake_is_answered_before_jax_and_tensorflow_load(command, tmp_path):
+def test_a_mistake_is_answered_before_tensorflow_loads(command, tmp_path):
     program, *options = command
     command = [sys.executable, "-X", "importtime", str(ROOT / program), *options]
     finished = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     modules = {line.split("|")[-1].strip() for line in finished.stderr.splitlines()}
     assert finished.returncode == 1 and "numpy" in modules
-    assert not {"jax", "tensorflow"} & modules
+    assert "tensorflow" not in modules
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
@@ -228,31 +227,23 @@ def test_a_saved_config_comes_back_whole(tmp_path):
     config.model.dtype = "auto"  # still to be resolved: agrees with what was
     settings.check_workdir(config, tmp_path)
     config.num_steps = 16
-    with pytest.raises(SystemExit, match="num_steps is 8 there, 16 now"):
+    with pytest.raises(UserError, match="num_steps is 8 there, 16 now"):
         settings.check_workdir(config, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"seed": 0}', json.dumps(TINY), BAD_SEED])
 def test_a_damaged_config_is_named(text, tmp_path):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(SystemExit, match=re.escape(str(tmp_path / "config.json"))):
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "config.json"))):
         settings.load_config(tmp_path)
-
-
-def test_a_run_of_before_there_were_calls_of_several_steps_is_read(tmp_path):
-    settings.save_config(tiny_config(), tmp_path)
-    values = json.loads((tmp_path / "config.json").read_text())
-    del values["steps_per_execution"]
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert settings.load_config(tmp_path).steps_per_execution == 1
-    settings.check_workdir(tiny_config(), tmp_path)  # and may go on with several
 
 
 def test_the_default_workdir_is_named_after_the_config(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "import settings; print(settings.train_command()[1])"
+        "import command_line, train\n"
+        "print(train.read_command(command_line.parse(train.define_flags))[1])"
     )
     finished = run(str(script), f"--config={ROOT}/configs/seed.py", cwd=tmp_path)
     assert finished.stdout == f"{tmp_path}/runs/seed\n", finished.stderr
@@ -285,30 +276,3 @@ def test_random_command_lines_are_taken_or_answered_in_one_line(count, trained):
     options = [f"--count={count}", f"--train={trained}"]
     finished = subprocess.run([*command, *options], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-
-
-def test_a_cache_that_cannot_be_read_is_emptied_of_programs_alone(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
-    shown = []
-    monkeypatch.setattr(warnings, "showwarning", lambda *details: shown.append(details))
-    settings.keep_compiled(str(tmp_path / "mine"))
-    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    assert folder.parent == tmp_path / "mine" and "jaxlib" in folder.name
-    folder.mkdir(parents=True)
-    for name in ("step-cache", "thesis.txt", "../thesis.txt"):
-        (folder / name).write_text("")
-    warnings.showwarning(UserWarning("another"), UserWarning, "file", 1)
-    assert (folder / "step-cache").exists() and len(shown) == 1
-    text = "Error reading persistent compilation cache entry for 'step'"
-    warnings.showwarning(UserWarning(text), UserWarning, "file", 1)
-    assert {path.name for path in folder.iterdir()} == {"thesis.txt"}
-    assert (tmp_path / "mine" / "thesis.txt").exists() and text in capsys.readouterr().err
-
-
-def test_where_no_cache_can_be_written_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "/dev/null"})
-    settings.keep_compiled(None)
-    assert os.environ["JAX_ENABLE_COMPILATION_CACHE"] == "false"
-    settings.keep_compiled("")
-    with pytest.raises(SystemExit, match="--cache=/dev/null/x: /dev/null is not a folder"):
-        settings.keep_compiled("/dev/null/x")

@@ -1,0 +1,188 @@
+"""Scores pairs with a network: all pairs of a split, or a sample of them."""
+
+import json
+import math
+import sys
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from scipy.special import expit, logit
+from tqdm import tqdm
+
+import checkpoint
+import data
+import hosts
+from errors import UserError
+from metrics import compute_metrics
+from model import AXIS, create_model, variable_shapes
+
+MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 8 GB
+MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
+IMAGES_AT_ONCE = 256
+PAIRS_AT_ONCE = 8192
+THRESHOLD = "threshold.json"  # of a run: the threshold that was fitted for one of its steps
+BAR = {"leave": False, "disable": not sys.stderr.isatty()}
+
+
+class Evaluation(NamedTuple):
+    """The metrics of a split, and what they were computed from."""
+
+    metrics: dict  # of compute_metrics, and pairs, wrong, threshold, exact, confusion
+    pairs: data.Pairs
+    scores: "Scores"
+    embeddings: np.ndarray  # [images, size]; None of networks that see both images together
+
+
+class Scores(NamedTuple):
+    """The answers to m pairs, float64 or bool [m] each."""
+
+    logits: np.ndarray
+    losses: np.ndarray
+    predicted: np.ndarray  # whether the answer is "same"
+    label: np.ndarray
+
+
+def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshold=None):
+    """Scores the pairs of a split with a scorer: all, or a sample where these are over `most`."""
+    pairs = evaluation_pairs(config, split, most)
+    return evaluate_pairs(config, score, variables, pairs, threshold)
+
+
+def evaluation_pairs(config, split, most):
+    """Every pair with its probability; where these are more than `most`, a sample of them.
+
+    Where the order of two images makes no difference each two are compared once.
+    """
+    symmetric = config.model.fusion == "siamese"
+    most = most if symmetric else min(most, MOST_WHILE_TRAINING)
+    listed = data.enumerate_pairs(config.data, split, most, ordered=not symmetric)
+    return listed or data.sample_pairs(config, split, config.eval.num_pairs)
+
+
+def evaluate_pairs(config, score, variables, pairs, threshold=None):
+    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold.
+
+    Raises FloatingPointError if an answer or its loss is not finite.
+    """
+    threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
+    embeddings, logits = score(variables, pairs)
+    losses = np.float64(create_model(config).losses(*np.float32([logits, pairs.label])))
+    if not np.isfinite([logits, losses]).all():
+        raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
+    scores = Scores(logits, losses, logits >= threshold, pairs.label)
+    confusion = count_answers(pairs, scores.predicted)
+    (right0, wrong0), (wrong1, right1) = confusion
+    values = compute_metrics(*scores, pairs.weight) | {
+        "pairs": right0 + wrong0 + wrong1 + right1,
+        "wrong": wrong0 + wrong1,
+        "threshold": float(expit(threshold)),
+        "exact": pairs.exact,
+        "confusion": confusion,
+    }
+    return Evaluation(values, pairs, scores, embeddings)
+
+
+def count_answers(pairs, predicted):
+    """The confusion matrix in ordered pairs: [truth][answer], different before same."""
+    orders = np.ones(len(predicted)) if pairs.ordered else 1 + (pairs.first != pairs.second)
+    return [
+        [int(orders[(pairs.label == truth) & (predicted == answer)].sum()) for answer in (0, 1)]
+        for truth in (0, 1)
+    ]
+
+
+def make_scorer(model):
+    """Returns score(variables, pairs) -> (embeddings [images, size] or None, logits [pairs]).
+
+    Logits are float64. Each image is encoded once. Every device of every process takes an equal
+    part of each block; every process gets it all.
+    """
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
+    whole, rows = jax.P(), jax.P(AXIS)
+    everywhere = jax.NamedSharding(mesh, whole)
+    place = partial(jax.make_array_from_process_local_data, everywhere)
+    blocks = partial(in_blocks, parts=jax.device_count())
+
+    def over_devices(function, *specs):
+        parts = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
+        return jax.jit(parts, out_shardings=everywhere)
+
+    def encode(variables, images):
+        return model.apply(variables, images, method="encode")
+
+    def compare(variables, embeddings, first, second):
+        return model.apply(variables, embeddings[first], embeddings[second], method="compare")
+
+    encode = over_devices(encode, whole, rows)
+    compare = over_devices(compare, whole, whole, rows, rows)
+    size = PAIRS_AT_ONCE if model.has_embeddings else IMAGES_AT_ONCE  # else a whole network
+
+    def score(variables, pairs):
+        variables = place(variables)
+        encoded = blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
+        compare_encoded = partial(compare, variables, place(encoded))
+        logits = blocks(compare_encoded, size, pairs.first, pairs.second)
+        return encoded if model.has_embeddings else None, np.float64(logits)
+
+    return score
+
+
+def in_blocks(function, most, *arrays, parts=1):
+    """function(*arrays), computed in blocks of rows that all have one size: it compiles once.
+
+    A block has so many parts of at most `most` rows each, a multiple of eight.
+    """
+    n = len(arrays[0])
+    size = block_size(n, most, parts)
+    results = []
+    for start in tqdm(range(0, n, size), delay=2, **BAR):
+        rows = slice(start, start + size)
+        if start + size > n:
+            rows = np.arange(start, start + size) % n  # the last is filled up with the first rows
+        results.append(function(*(array[rows] for array in arrays)))
+        jax.block_until_ready(results[-3:-2])  # two ahead of the device, no further
+    return np.concatenate(jax.device_get(results))[:n]
+
+
+def block_size(n, most, parts):
+    """Rows of each block of n rows: as few blocks as there can be, and these as small.
+
+    Where there are several, a part is rounded up to a multiple of most / 8: few sizes, so few
+    programs to compile.
+    """
+    blocks = math.ceil(n / (most * parts))
+    part = math.ceil(n / (blocks * parts))
+    if blocks > 1:
+        step = most // 8
+        part = math.ceil(part / step) * step
+    return part * parts
+
+
+def load_variables(config, workdir, model, which):
+    """(step, variables) of a checkpoint: "best", "last" or the number of a step as a text.
+
+    variables: {"params", "batch_stats"} of host arrays, the same on every process. Raises UserError
+    where there is no such checkpoint, or it is damaged.
+    """
+    target = variable_shapes(model, config)
+
+    def restore():
+        with checkpoint.open_checkpoints(workdir) as checkpoints:
+            return checkpoint.restore_model(checkpoints, which, target)
+
+    step, variables = hosts.from_first(restore, (np.int64(0), target))
+    return int(step), variables
+
+
+def kept_threshold(config, workdir, step):
+    """The logit that was fitted for this step, or else that of the config's threshold."""
+    path = workdir / THRESHOLD
+    try:
+        kept = json.loads(path.read_text()) if path.exists() else {"step": None}
+        return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is no saved threshold; fit it again with --threshold, or delete it"
+        ) from None

@@ -1,0 +1,69 @@
+import json
+import os
+import warnings
+from functools import partial
+
+import pytest
+
+import runtime
+from errors import UserError
+
+
+def test_a_cache_that_cannot_be_read_is_emptied_of_programs_alone(tmp_path, capsys):
+    shown = []
+    folder = runtime.cache_folder(str(tmp_path / "mine"))
+    assert folder.parent == tmp_path / "mine" and "jaxlib" in folder.name
+    folder.mkdir(parents=True)
+    for name in ("step-cache", "thesis.txt", "../thesis.txt"):
+        (folder / name).write_text("")
+    warn = partial(runtime.empty_cache, folder, lambda *details: shown.append(details))
+    warn(UserWarning("another"), UserWarning, "file", 1)
+    assert (folder / "step-cache").exists() and len(shown) == 1
+    text = "Error reading persistent compilation cache entry for 'step'"
+    warn(UserWarning(text), UserWarning, "file", 1)
+    assert {path.name for path in folder.iterdir()} == {"thesis.txt"} and len(shown) == 1
+    assert (tmp_path / "mine" / "thesis.txt").exists() and text in capsys.readouterr().err
+
+
+def test_programs_are_kept_where_the_user_says_or_in_a_cache_or_not_at_all(
+    monkeypatch, tmp_path
+):
+    monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
+    assert runtime.cache_folder(None).parent == tmp_path / ".cache" / "same-or-different"
+    monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "/dev/null"})
+    assert runtime.cache_folder(None) is None
+    assert runtime.cache_folder("") is None
+    with pytest.raises(UserError, match="--cache=/dev/null/x: /dev/null is not a folder"):
+        runtime.cache_folder("/dev/null/x")
+
+
+def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatch, tmp_path):
+    updates = {}
+    monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    runtime.keep_compiled(str(tmp_path))
+    folder = runtime.cache_folder(str(tmp_path))
+    assert updates["jax_compilation_cache_dir"] == str(folder)
+    folder.mkdir()
+    (folder / "step-cache").touch()
+    warnings.showwarning(UserWarning("the persistent compilation cache"), UserWarning, "file", 1)
+    assert not (folder / "step-cache").exists()
+    runtime.keep_compiled("")
+    assert updates["jax_enable_compilation_cache"] is False
+
+
+def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys):
+    runtime.note_versions(tmp_path, 0)
+    runtime.note_versions(tmp_path, 4)
+    assert capsys.readouterr().err == ""
+    path, now = tmp_path / "versions.json", runtime.versions()
+    assert json.loads(path.read_text()) == {"0": now}
+    path.write_text(json.dumps({"0": now | {"jax": "0.0.1", "python": "2"}}))
+    runtime.note_versions(tmp_path, 8)
+    warning = capsys.readouterr().err
+    assert "python was 2, is" in warning and "jax was 0.0.1, is" in warning
+    assert warning.count("\n") == 1 and "numpy" not in warning
+    assert list(json.loads(path.read_text())) == ["0", "8"]
+    assert runtime.last_versions(tmp_path) == now
+    path.write_text("[]")
+    assert runtime.last_versions(tmp_path) == now
