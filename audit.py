@@ -7,7 +7,6 @@ and how often rules that know nothing of shape are right on test pairs, fitted o
 """
 
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from absl import flags
@@ -95,30 +94,31 @@ def seen(config):
 
 
 def seen_exactly(train, test, draws):
-    """The expected shares of test images and of test pairs in `draws` training pairs.
+    """The expected shares of test images and of test pairs that `draws` random pairs hold.
 
-    Both from all Pairs of a split. What a random pair holds with probability p is in one of `draws`
-    pairs with probability 1 - (1 - p) ** draws.
+    `train` and `test` are all Pairs of the two splits. What a random pair holds with probability p
+    is in one of `draws` pairs with probability 1 - (1 - p) ** draws.
     """
     images, pairs = number_alike(hashes(train), hashes(test))
-    first, second = images.train.T
-    once = np.where(first == second, 0, train.weight)  # an image in both places is in the pair once
-    p_image = np.bincount(first, train.weight, images.count)
-    p_image += np.bincount(second, once, images.count)
-    p_pair = np.bincount(pairs.train, train.weight, pairs.count)
+    n = len(train.weight)
+    weight = np.append(train.weight, np.zeros(len(test.weight)))  # only training is drawn
+    first, second = images.T
+    once = np.where(first == second, 0, weight)  # an image in both places is in the pair once
+    p_image = np.bincount(first, weight, 1 + images.max())
+    p_image += np.bincount(second, once, 1 + images.max())
+    p_pair = np.bincount(pairs, weight)
     image_seen, pair_seen = (1 - (1 - p.clip(max=1)) ** draws for p in (p_image, p_pair))
-    share_of_images = (image_seen[images.test].mean(axis=1) * test.weight).sum()
-    return share_of_images, (pair_seen[pairs.test] * test.weight).sum()
+    share_of_images = (image_seen[images[n:]].mean(axis=1) * test.weight).sum()
+    return share_of_images, (pair_seen[pairs[n:]] * test.weight).sum()
 
 
 def seen_by_drawing(config, count):
     """The shares of test images and of test pairs in the batches of training, of `count` pairs."""
-    steps = range(-(-count // config.batch_size))
-    batches = (data.make_batch(config, "train", step) for step in steps)
+    batches = (data.make_batch(config, "train", i) for i in range(-(-count // config.batch_size)))
     train = [np.stack([hash_pixels(images) for images in batch[:2]], axis=1) for batch in batches]
     test = hashes(data.sample_pairs(config, "test", TEST_PAIRS))
-    numbered = number_alike(np.concatenate(train)[:count], test)
-    return [np.isin(one.test, one.train).mean() for one in numbered]
+    numbers = number_alike(np.concatenate(train)[:count], test)
+    return [np.isin(one[count:], one[:count]).mean() for one in numbers]
 
 
 def hashes(pairs):
@@ -127,28 +127,17 @@ def hashes(pairs):
     return of_image[np.stack([pairs.first, pairs.second], axis=1)]
 
 
-class Numbered(NamedTuple):
-    """Images or pairs by numbers: equal ones have the same in training and test."""
+def number_alike(*splits):
+    """Numbers images and pairs, equal ones alike, by the hashes, float64 [m, 2], of each split.
 
-    train: np.ndarray  # int, of images [m, 2], of pairs [m]
-    test: np.ndarray
-    count: int  # numbers are below
-
-
-def number_alike(train, test):
-    """(Numbered images, Numbered pairs) from hashes float64 [m, 2] of both images of each pair.
-
-    Two images in the other order are the same pair.
+    Returns (int [pairs, 2] of images, int [pairs] of pairs), of all splits in a row. Whichever
+    image comes first, it is the same pair.
     """
-    both = np.concatenate([train, test])
+    both = np.concatenate(splits)
     found, images = np.unique(both, return_inverse=True)
-    images = images.reshape(both.shape)
-    low, high = np.sort(images, axis=1).T
-    found_pairs, pairs = np.unique(low * len(found) + high, return_inverse=True)
-    return [
-        Numbered(*np.split(numbers, [len(train)]), count)
-        for numbers, count in ((images, len(found)), (pairs, len(found_pairs)))
-    ]
+    low, high = np.sort(images.reshape(both.shape), axis=1).T
+    _, pairs = np.unique(low * len(found) + high, return_inverse=True)
+    return images.reshape(both.shape), pairs
 
 
 def apart(config):

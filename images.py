@@ -83,33 +83,27 @@ def open_images(names, image_size, channels):
     if len(paths) == 1 and paths[0].is_dir():
         for path in sorted(p for p in paths[0].rglob("*") if p.suffix.lower() in SUFFIXES):
             try:
-                found.append((str(path), read_images([path], image_size, channels)))
+                found.append((str(path), read_image(path, image_size, channels)))
             except UserError as error:
                 print(f"warning: left out: {error}", file=sys.stderr)
     elif len(paths) > 1:
-        found = [(str(path), read_images([path], image_size, channels)) for path in paths]
+        found = [(str(path), read_image(path, image_size, channels)) for path in paths]
     if len(found) < 2:
         wanted = "wanted are two files, or a folder of two images or more"
         raise UserError(f"--images={','.join(names)}: {wanted}")
-    return [name for name, _ in found], np.concatenate([image for _, image in found])
+    return [name for name, _ in found], np.stack([image for _, image in found])
 
 
-def read_images(paths, image_size, channels):
-    """Images of files, uint8 [n, image_size, image_size, channels]; raises UserError at a bad one.
-
-    Its message begins with --images, the option that names such files.
-    """
-    found = []
+def read_image(path, image_size, channels):
+    """The image that --images names, uint8 [image_size, image_size, channels]; or UserError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of odd but readable files
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        for path in paths:
-            try:
-                found.append(decode(partial(Image.open, path), image_size, channels))
-            except Exception as error:  # whatever a damaged file does to its decoder
-                text = " ".join(str(error).split()) or type(error).__name__
-                raise UserError(f"--images: {path} cannot be read: {text}") from None
-    return np.stack(found)
+        try:
+            return decode(partial(Image.open, path), image_size, channels)
+        except Exception as error:  # whatever a damaged file does to its decoder
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"--images: {path} cannot be read: {text}") from None
 
 
 def keep(shape):

@@ -251,8 +251,8 @@ def draw_index(edges, u, first, last, without=None):
         point = low + u * (high - low - gap)
         moved = np.maximum(point + gap, gap_end)  # the sum may be rounded to below the end
         point = np.where(has_gap & (point >= gap_start), moved, point)
-    i = np.searchsorted(edges, point, "right") - 1
-    return np.clip(i, first, last - 1)  # points are rounded, too
+    i = edges.searchsorted(point, "right") - 1
+    return i.clip(first, last - 1)  # points are rounded, too
 
 
 def add_noise(drawn, deviation, uniform, attempt):

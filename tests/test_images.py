@@ -49,6 +49,28 @@ def test_a_folder_is_its_classes(photos):
     assert (files.images[index] == expected).all()
 
 
+def test_images_are_decoded_once_whatever_else_the_config_says(photos, monkeypatch):
+    decoded = []
+
+    def count(open_image, *size):
+        decoded.append(size)
+        return decode(open_image, *size)
+
+    decode = images.decode
+    monkeypatch.setattr(images, "decode", count)
+    images.load.cache_clear()
+    data.check_splits(config_of("folder", photos, image_size=24))
+    assert decoded == [(24, 1)] * 241
+    for changes in ({"p_same": 0.2}, {"split": "classes"}, {"split": "shared", "p_same": 0.0}):
+        config = config_of("folder", photos, image_size=24, **changes)
+        data.check_splits(config)
+        data.make_batch(config, "train", 0)
+        assert data.class_names(config.data, [1]) == ["class1"]
+    assert len(decoded) == 241
+    data.check_splits(config_of("folder", photos, image_size=24, channels=3))
+    assert decoded[241:] == [(24, 3)] * 241
+
+
 def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
     config = config_of("folder", photos, p_same=0.6)
     config.batch_size = 4000
@@ -276,6 +298,30 @@ def test_real_images_go_through_training_and_evaluation(
     assert np.ptp(image.astype(int), axis=-1).mean() > 10  # in colour
 
 
+def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(
+            (photos / "class0" / f"{2 * (name > 'a.png')}.png").read_bytes()
+        )
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "notes.txt").touch()
+    two = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    for given in (two, [str(tmp_path)]):
+        names, read = images.open_images(given, 24, 3)
+        assert names == two and read.dtype == np.uint8
+        for name, image in zip(names, read, strict=True):
+            np.testing.assert_array_equal(image, images.read_image(name, 24, 3))
+    warning = capsys.readouterr().err
+    assert warning.startswith(f"warning: left out: --images: {tmp_path / 'empty.png'} cannot")
+    assert warning.count("\n") == 1
+    with pytest.raises(UserError, match=r"^--images=.*a.png: wanted are two files"):
+        images.open_images(two[:1], 24, 3)
+    with pytest.raises(UserError, match=r"^--images: .*empty.png cannot be read: cannot identify"):
+        images.open_images([*two, str(tmp_path / "empty.png")], 24, 3)
+    with pytest.raises(UserError, match=r"^--images: no such file or folder: none.png, other.png$"):
+        images.open_images(["none.png", two[0], "other.png"], 24, 3)
+
+
 def odd_files(folder, random):
     """Yields images, and files that only look like one: (path, whether it is an image)."""
     pixels = random.integers(0, 256, (24, 40, 3)).astype(np.uint8)
@@ -325,9 +371,9 @@ def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
     for path, good in odd_files(tmp_path, np.random.default_rng(0)):
         count += 1
         try:
-            read = images.read_images([path], config.data.image_size, config.data.channels)
+            read = images.read_image(path, config.data.image_size, config.data.channels)
         except UserError as stopped:
             assert not good and str(path) in str(stopped) and "\n" not in str(stopped)
         else:
-            assert good is not False and read.shape == (1, 32, 32, 1)
+            assert good is not False and read.shape == (32, 32, 1)
     assert count > 900
