@@ -45,7 +45,8 @@ def load(source, path, image_size, channels):
     """Reads a whole set: Files. The arguments are keys of config.data.
 
     An image that cannot be read is named in a warning and left out. Raises UserError where the set
-    is none. The result is remembered by these arguments: no other key decodes the images again.
+    cannot be listed. The result is remembered by these arguments: no other key of config.data has
+    the images decoded again.
     """
     items, classes, names, pairs, splits = LISTS[source](path)
     images = keep((len(items), image_size, image_size, channels))
@@ -140,10 +141,10 @@ def bad_set(path, message):
 
 
 def list_folder(path):
-    """A folder root/class/**/image. Returns, as every function of LISTS, what `Files` is made of:
+    """A folder root/class/**/image.
 
-    items, (name, function that opens the Pillow image) of each image; classes, int [n]; the names
-    of the classes; pairs and splits, None where the set is no list of pairs.
+    As every function of LISTS it returns what `Files` is made of: items, of each image (name,
+    function that opens the Pillow image); classes; their names; pairs; splits.
     """
     by_class = {
         folder.name: sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)

@@ -256,7 +256,7 @@ def draw_index(edges, u, first, last, without=None):
 
 
 def add_noise(drawn, deviation, uniform, attempt):
-    """Adds normal noise, of a standard deviation in grey levels, to each pixel: uint8 as `drawn`.
+    """Adds normal noise to each pixel, with a standard deviation in grey levels: uint8 as `drawn`.
 
     A uniform number has 53 random bits: each of four blocks of 12 bits chooses a quantile of the
     normal distribution, for one pixel. The bits are the same everywhere, which a generator of
@@ -310,17 +310,15 @@ def open_shapes(data, split):
     drawn = render(data, latents)
     kept = in_split(data, split, drawn)
     drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
-    shape, identity = latents.shape, latents.identity
-    if data.same_as == "pixels":  # each image is a class
+    classes = shape = latents.shape
+    if data.same_as == "pixels":  # each image is a class; latents that look alike are one image
         probability /= np.bincount(shape, probability)[shape]
-        drawn, same = np.unique(drawn, axis=0, return_inverse=True)
-        return list_images(
-            data, drawn, np.arange(len(drawn)), np.bincount(same.ravel(), probability)
-        )
-    classes = shape
+        drawn, place = np.unique(drawn, axis=0, return_inverse=True)
+        probability = np.bincount(place.ravel(), probability)
+        return list_images(data, drawn, np.arange(len(drawn)), probability)
     if data.same_as == "identity":
-        blob = np.array(data.shapes)[shape] == "blob"
-        classes = np.where(blob, len(data.shapes) + identity, shape)
+        is_blob = np.array(data.shapes)[shape] == "blob"
+        classes = np.where(is_blob, len(data.shapes) + latents.identity, shape)
     found, place = np.unique(classes, return_inverse=True)
     share = probability * (class_shares(data, found) / np.bincount(place, probability))[place]
     return list_images(data, drawn, classes, share, latents=latents)
@@ -376,10 +374,10 @@ def list_images(data, every, classes, probability, rows=None, latents=None):
 
 
 def split_class_ids(data, split):
-    """The class ids that a split draws of shapes, int [k]: see `shapes.shape_and_identity`.
+    """The class ids of a split of shapes, int [k]: see `shapes.shape_and_identity`.
 
-    Kinds of shape; and where these are told apart by identity each blob, of which the test has none
-    if it has kinds of its own.
+    With same_as=identity each blob is a class beside the kinds of shape; the test has no blobs if
+    it has held-out kinds.
     """
     held_out = np.isin(data.shapes, data.held_out_shapes)
     chosen = held_out == (split == "test" and held_out.any())
@@ -394,14 +392,20 @@ def split_class_ids(data, split):
 
 
 def class_shares(data, class_ids):
-    """How probable each class is, float64 [k]: equally; half the images show blobs among kinds."""
+    """The probability of each class, float64 [k]: equal within kinds of shape and within blobs.
+
+    Where a split has both, half of its images show blobs.
+    """
     blobs = class_ids >= len(data.shapes)
     groups = [group.sum() for group in (blobs, ~blobs) if group.any()]
     return 1 / len(groups) / np.where(blobs, groups[0], groups[-1])
 
 
 def class_split(count, split):
-    """The classes of a split where no class is in two: at least two for validation and for test."""
+    """The classes 0 ... count - 1 of a split where no class is in two splits: int, sorted.
+
+    Validation and test have a tenth each, at least two.
+    """
     order = np.random.Generator(np.random.Philox(key=2)).permutation(count)
     share = max(2, round(SHARES[2] * count))
     parts = {"test": order[:share], "validation": order[share : 2 * share]}
@@ -411,8 +415,8 @@ def class_split(count, split):
 def in_split(data, split, shown, split_hash=None):
     """Which images belong to a split: bool [n].
 
-    Where splits are disjoint a hash of the pixels decides, so that equal images, however they came
-    about, are on the same side. `split_hash` is this hash where it is known.
+    Where splits are disjoint the split hash decides, a hash of the pixels: equal images are in the
+    same split, however they came about. It is computed where it is not given.
     """
     if data.split != "disjoint":
         return np.ones(len(shown), bool)

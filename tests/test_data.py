@@ -104,14 +104,23 @@ GOLDEN = {
 }
 
 
+def golden(name, **changes):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config.batch_size = 32
+    config.data.update(changes)
+    batch = data.make_batch(config, "train", 7)
+    return hashlib.sha256(b"".join(field.tobytes() for field in batch[:3])).hexdigest()[:16]
+
+
 @pytest.mark.parametrize("name", GOLDEN)
 def test_golden_batch(name):
     """Changes only when the data of a seed are meant to change: every run then starts anew."""
-    config = importlib.import_module(f"configs.{name}").get_config()
-    config.batch_size = 32
-    batch = data.make_batch(config, "train", 7)
-    digest = hashlib.sha256(b"".join(field.tobytes() for field in batch[:3])).hexdigest()
-    assert digest[:16] == GOLDEN[name]
+    assert golden(name) == GOLDEN[name]
+
+
+def test_golden_batches_of_noise_and_of_pixels():
+    assert golden("rotation", noise=9.0) == "2af3c5f322e2a730"
+    assert golden("rotation", same_as="pixels", p_same=0.4) == "3a9b29fb9b821cfe"
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -171,6 +180,14 @@ def test_pixels_decide_the_side_whatever_the_rest_of_the_batch(everywhere):
     assert counts.sum() == 10_000 and ((counts - 500) ** 2 / 500).sum() < 50
 
 
+def test_golden_hashes():
+    """Another hash would put images that a run was trained on into its test."""
+    odd = np.arange(50, dtype=np.uint8).reshape(2, 5, 5, 1)  # no multiple of 8 bytes an image
+    assert hash_pixels(odd).tolist() == [0.08781645715280728, 0.35205352855119454]
+    colour = np.arange(48, dtype=np.uint8).reshape(1, 4, 4, 3)
+    assert hash_pixels(colour).tolist() == [0.8507738507405765]
+
+
 def draw_both(config, pairs):
     """Digests of the images that training and test draw in so many pairs."""
     config.batch_size = 5000
@@ -223,6 +240,37 @@ def test_drawn_pairs_follow_the_enumerated_distribution(tiny, same_as, p_same):
         label, weight = data.enumerate_pairs(tiny.data, "train", 10**6)[3:5]
         assert (label * weight).sum() == pytest.approx(p_same)
     assert data.enumerate_pairs(tiny.data, "train", 100) is None
+
+
+@pytest.mark.parametrize("name", ["everywhere", "heldout", "unseen", "identity"])
+def test_sampled_images_have_the_latents_and_classes_that_come_with_them(name):
+    config = importlib.import_module(f"configs.{name}").get_config()
+    pairs = data.sample_pairs(config, "test", 64)
+    assert len(np.unique(np.stack([pairs.first, pairs.second]))) == len(pairs.images)
+    np.testing.assert_array_equal(shapes.render(config.data, pairs.latents), pairs.images)
+    shape, identity = shapes.shape_and_identity(config.data, pairs.class_ids)
+    np.testing.assert_array_equal(pairs.latents.shape, shape)
+    if name == "identity":
+        np.testing.assert_array_equal(pairs.latents.identity, identity)
+    same = pairs.class_ids[pairs.first] == pairs.class_ids[pairs.second]
+    np.testing.assert_array_equal(pairs.label, same)
+    config.batch_size = 64
+    batch = data.make_batch(config, "test", 0)
+    for drawn, places in ((batch.image1, pairs.first), (batch.image2, pairs.second)):
+        np.testing.assert_array_equal(drawn, pairs.images[places])
+
+
+@pytest.mark.parametrize("p_same", [0.0, 0.3])
+def test_two_images_listed_once_have_the_weight_of_both_orders(tiny, p_same):
+    tiny.data.update({"p_same": p_same, "max_size": 6, "image_size": 14})
+    ordered, once = (data.enumerate_pairs(tiny.data, "train", 10**6, o) for o in (True, False))
+    n = len(ordered.images)
+    weights = np.zeros((2, n, n))
+    for table, pairs in zip(weights, (ordered, once), strict=True):
+        table[pairs.first, pairs.second] = pairs.weight
+    upper = np.triu(weights[0]) + np.triu(weights[0].T, 1)
+    assert weights[1] == pytest.approx(upper) and once.weight.sum() == pytest.approx(1)
+    assert ordered.ordered and not once.ordered and len(once.first) == n * (n + 1) // 2
 
 
 @pytest.mark.parametrize("pairs", [pytest.param(500_000, marks=pytest.mark.slow), 20_000])
@@ -367,6 +415,13 @@ def test_held_out_kinds_and_identities_are_the_tests_alone():
     assert [len(part) for part in parts] == [8000, 1000, 1000]
     assert len(np.unique(np.concatenate(parts))) == 10_000
     assert [len(spaces.class_split(6, split)) for split in SPLITS] == [2, 2, 2]
+
+
+def test_classes_have_the_names_of_kinds_and_the_numbers_of_blobs():
+    unseen = importlib.import_module("configs.unseen").get_config()
+    names = data.class_names(unseen.data, np.array([0, 7, 9, 9 + 1234]))
+    first, held_out = unseen.data.shapes[0], unseen.data.shapes[7]
+    assert names.tolist() == [first, held_out, "blob 0", "blob 1234"]
 
 
 def test_prefetch_keeps_the_order_and_raises_where_the_error_belongs():

@@ -260,6 +260,12 @@ def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
     assert str(raised.value).startswith(f"data.path={path}: {text}")
 
 
+def test_a_list_of_pairs_must_be_a_file(tmp_path):
+    for path in (tmp_path, tmp_path / "none.csv"):
+        with pytest.raises(UserError, match=r"^data.path=.*: must be a CSV file with data.source"):
+            data.check_splits(config_of("pairs", path))
+
+
 def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = config_of("tfds", "omniglot")
@@ -299,10 +305,8 @@ def test_real_images_go_through_training_and_evaluation(
 
 
 def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys):
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(
-            (photos / "class0" / f"{2 * (name > 'a.png')}.png").read_bytes()
-        )
+    for name, source in (("a.png", "0.png"), ("b.png", "2.png")):
+        (tmp_path / name).write_bytes((photos / "class0" / source).read_bytes())
     (tmp_path / "empty.png").touch()
     (tmp_path / "notes.txt").touch()
     two = [str(tmp_path / name) for name in ("a.png", "b.png")]

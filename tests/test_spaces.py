@@ -50,6 +50,14 @@ def test_an_index_is_drawn_by_its_probability(first, last, without):
     assert shares == pytest.approx(expected / expected.sum(), abs=2 / count)
 
 
+def test_a_point_that_is_rounded_up_stays_within_the_bounds():
+    u = np.full(5, 1 - 2**-53)
+    assert 0.6 + u[0] * (1.0 - 0.6) == 1.0  # the end of the interval, which is not in it
+    np.testing.assert_array_equal(
+        spaces.draw_index(EDGES, u, np.arange(5), np.arange(1, 6)), range(5)
+    )
+
+
 @pytest.mark.parametrize("without", [None, 0, 4])
 def test_the_ends_of_the_interval_stay_within_the_bounds(without):
     ends = np.array([0.0, 1 - 2**-53])
