@@ -54,6 +54,7 @@ def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     assert (
         table.shape == (1, len(texts)) and (np.diff([float(t.split()[0]) for t in texts]) > 0).all()
     )
+    assert all(len(end.partition(".")[2]) < 2 for text in texts for end in text.split(" to "))
     nearest = apart < np.quantile(apart, 1 / 6)
     assert table[0, 0] == pytest.approx(right[nearest].mean(), abs=0.02)
     whole = scoring.evaluate(config, score, variables, "test")
@@ -79,13 +80,13 @@ def test_latents_are_those_of_the_images(continuous, tiny):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
+def test_an_embedding_of_one_number_is_plotted_too(width, tiny, tmp_path):
     tiny.model.update({"encoder": "cnn", "stage_sizes": (1,), "width": width})
     model = create_model(tiny)
     score = scoring.make_scorer(model)
     found = scoring.evaluate(tiny, score, init_variables(model, tiny), "test")
-    drawn = figures.plot_figures(tiny, tmp_path, found)
-    assert ("embeddings" in drawn) == (width == 2)
-    for figure in drawn.values():
+    plotted = figures.plot_figures(tiny, tmp_path, found)
+    assert ("embeddings" in plotted) == (width == 2)
+    for figure in plotted.values():
         png, pixels = figures.render(figure)
         assert png.startswith(b"\x89PNG") and pixels.std() > 1
