@@ -68,7 +68,7 @@ def plot_decisions(evaluation):
     det.set(title="DET", xlabel="false accept rate", ylabel="false reject rate")
     det.set(xlim=limits, ylim=limits)
     if not shown.any():
-        det.text(0.5, 0.5, "no error at some threshold", ha="center", transform=det.transAxes)
+        det.text(0.5, 0.5, "a threshold separates all", ha="center", transform=det.transAxes)
     expected, observed, _ = metrics.calibration(probability, label, weight)
     reliable.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     reliable.plot(expected, observed, "o-", markersize=4)
