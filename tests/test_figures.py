@@ -29,6 +29,25 @@ def test_the_grid_shows_the_most_wrong_pairs_first(scored):
     assert titles[0].startswith(f"{truth}, said") and f"{probability[worst]:.3f}" in titles[0]
 
 
+def test_pairs_are_ordered_by_the_probability_of_the_truth_each_two_images_once(scored):
+    config, variables, score = scored
+    found = scoring.evaluate(config, score, variables, "test")
+    pairs = found.pairs._replace(ordered=True)  # as if (a, b) and (b, a) were two
+    probability = np.random.default_rng(0).random(len(pairs.label))
+    order = figures.hardest_first(pairs, probability)
+    for_truth = np.where(pairs.label == 1, probability, 1 - probability)
+    assert (np.diff(for_truth[order]) >= 0).all() and len(order) == 96 * 97 // 2
+    doubled = [np.concatenate(both) for both in ((pairs.first, pairs.second),) * 2]
+    pairs = pairs._replace(
+        first=doubled[0], second=np.concatenate([pairs.second, pairs.first]),
+        label=np.tile(pairs.label, 2),
+    )  # fmt: skip
+    probability = np.concatenate([probability, probability / 2])
+    order = figures.hardest_first(pairs, probability)
+    unordered = {frozenset((pairs.first[i], pairs.second[i])) for i in order}
+    assert len(unordered) == len(order) == 96 * 97 // 2
+
+
 def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     _, variables, score = scored
     config = tiny_config()
