@@ -37,11 +37,11 @@ def test_pairs_are_ordered_by_the_probability_of_the_truth_each_two_images_once(
     order = figures.hardest_first(pairs, probability)
     for_truth = np.where(pairs.label == 1, probability, 1 - probability)
     assert (np.diff(for_truth[order]) >= 0).all() and len(order) == 96 * 97 // 2
-    doubled = [np.concatenate(both) for both in ((pairs.first, pairs.second),) * 2]
     pairs = pairs._replace(
-        first=doubled[0], second=np.concatenate([pairs.second, pairs.first]),
+        first=np.concatenate([pairs.first, pairs.second]),
+        second=np.concatenate([pairs.second, pairs.first]),
         label=np.tile(pairs.label, 2),
-    )  # fmt: skip
+    )
     probability = np.concatenate([probability, probability / 2])
     order = figures.hardest_first(pairs, probability)
     unordered = {frozenset((pairs.first[i], pairs.second[i])) for i in order}
