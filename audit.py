@@ -248,71 +248,70 @@ def images_of_classes(config, split, pairs):
 
 
 def plot_audit(config, facts, rules):
-    """A sheet of samples by class and of pairs, beside the bars of the rules."""
-    figure = new_figure(14, 7.5)
-    sheet, right = figure.subfigures(1, 2, width_ratios=(3, 2))
-    top, bottom = sheet.subfigures(2, 1)
-    plot_classes(config, top)
-    plot_pairs(config, bottom)
-    axes = right.subplots()
+    """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
+    sheets = {"samples of training": tile_samples(config), "pairs of the test": tile_pairs(config)}
+    heights = [6.2 * sheet.shape[0] / sheet.shape[1] for _, sheet in sheets.values()]
+    figure = new_figure(7, sum(heights) + 4.8)
+    figure.suptitle("\n".join(map(": ".join, facts)), x=0.01, ha="left", fontsize=11)
+    *above, axes = figure.subplots(3, 1, height_ratios=[*heights, 2.6])
+    for part, (title, (names, sheet)) in zip(above, sheets.items(), strict=True):
+        plot_sheet(part, title, names, sheet)
     names = list(rules)[::-1]
-    axes.barh(names, [100 * rules[name] for name in names], color="steelblue")
+    axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
     axes.axvline(100 * rules[names[-1]], color="black", linewidth=1)
     for place, name in enumerate(names):
-        axes.text(1, place, f"{name}: {100 * rules[name]:.1f} %", va="center", color="white")
-    axes.set(xlim=(0, 100), yticks=[], xlabel="right on test pairs, %")
-    axes.set_title("\n".join(f"{name}: {text}" for name, text in facts), fontsize=9, loc="left")
+        axes.text(1, place, f"{name}: {100 * rules[name]:.1f} %", va="center", fontsize=11)
+    axes.set(xlim=(0, 100), yticks=[], title="right on test pairs, %")
     return figure
 
 
-def plot_classes(config, figure, columns=14, most=8):
-    """Samples of training, a row for each of the first classes."""
+def tile_samples(config, columns=14, most=8):
+    """Samples of training, a row for each of the first classes: (names of rows, one image)."""
     if not knows_classes(config):
         images = data.sample_pairs(config, "train", 200)[0]
-        rows = {columns * i: images[columns * i :][:columns] for i in range(5)}
-        names = ["" for _ in rows]
-    else:
-        images, classes = images_of_classes(config, "train", 4000)
-        found, counts = np.unique(classes, return_counts=True)
-        shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
-        rows = {c: images[classes == c][:columns] for c in shown}
-        names = [name[-16:] for name in data.class_names(config.data, shown)]
-    height, width = (side + 2 for side in images.shape[1:3])
-    sheet = np.full((len(rows) * height, columns * width, images.shape[-1]), 255, np.uint8)
-    for top, row in enumerate(rows.values()):
-        for left, image in enumerate(row):
-            place = np.s_[top * height :, left * width :]
-            sheet[place][:height, :width] = framed(image)
-    figure.suptitle("samples of training", fontsize=10)
-    axes = figure.subplots()
-    plot_image(axes, sheet)
-    axes.set_axis_on()
-    axes.set(xticks=[], yticks=(np.arange(len(rows)) + 0.5) * height - 0.5, yticklabels=names)
-    axes.tick_params(length=0, labelsize=9)
-    axes.spines[:].set_visible(False)
+        return [""] * 4, tile([framed(images[columns * i :][:columns]) for i in range(4)])
+    images, classes = images_of_classes(config, "train", 4000)
+    found, counts = np.unique(classes, return_counts=True)
+    shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
+    names = [name[-16:] for name in data.class_names(config.data, shown)]
+    return names, tile([framed(images[classes == c][:columns]) for c in shown])
 
 
-def plot_pairs(config, figure, columns=4, rows=4):
-    """Pairs of the test, same and different in turn."""
+def tile_pairs(config, columns=5, most=2):
+    """Pairs of the test, at most so many rows of each kind: (names of rows, one image)."""
     images, first, second, label, *_ = data.sample_pairs(config, "test", 500)
-    figure.suptitle("pairs of the test", fontsize=10)
-    of_kind = [np.flatnonzero(label == kind)[: columns * rows // 2] for kind in (1, 0)]
-    for place, index in enumerate(np.concatenate(of_kind)[: columns * rows]):
-        axis = figure.add_subplot(rows, columns, place + 1)
-        plot_image(
-            axis, np.concatenate([framed(images[i[index]]) for i in (first, second)], axis=1)
-        )
-        axis.set_title("same" if label[index] else "different", fontsize=8, pad=2)
+    names, rows = [], []
+    for kind, name in ((1, "same"), (0, "different")):
+        chosen = np.flatnonzero(label == kind)[: columns * most]
+        both = np.concatenate([framed(images[i[chosen]]) for i in (first, second)], axis=2)
+        gap = both.shape[1] // 10
+        both = np.pad(both, ((0, 0), (gap, gap), (0, 2 * gap), (0, 0)), constant_values=255)
+        rows += [both[start:][:columns] for start in range(0, len(both), columns)]
+        names += [name] * (len(rows) - len(names))
+    return names, tile(rows)
 
 
-def framed(image):
-    """An image with a grey line around it."""
-    return np.pad(image, ((1, 1), (1, 1), (0, 0)), constant_values=128)
+def tile(rows):
+    """Rows of images [n, height, width, channels] as one image, white where a row is short."""
+    sheet = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), 255, np.uint8)
+    for row, images in zip(sheet, rows, strict=True):
+        row[: len(images)] = images
+    return np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 
-def plot_image(axis, image):
-    axis.imshow(image.squeeze(), "gray", vmin=0, vmax=255)
-    axis.set_axis_off()
+def framed(images):
+    """Images [n, height, width, channels] with a grey line around each."""
+    return np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
+
+
+def plot_sheet(axes, title, names, sheet):
+    """A tiled image with the names of its rows."""
+    axes.imshow(sheet.squeeze(), "gray", vmin=0, vmax=255)
+    height = len(sheet) / len(names)
+    axes.set_yticks((np.arange(len(names)) + 0.5) * height - 0.5, names, fontsize=11)
+    axes.set(xticks=[], title=title)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 if __name__ == "__main__":

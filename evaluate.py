@@ -36,21 +36,13 @@ import hosts
 import images
 import robustness
 import runtime
+import scoring
 import settings
 from errors import UserError
 from metrics import fit_threshold, mcnemar, wilson
 from model import create_model
 from report import write_report, write_table
-from scoring import (
-    BAR,
-    MOST_PAIRS,
-    THRESHOLD,
-    evaluate,
-    evaluate_pairs,
-    kept_threshold,
-    load_variables,
-    make_scorer,
-)
+from scoring import BAR, MOST_PAIRS, THRESHOLD, evaluate, evaluate_pairs, make_scorer
 
 COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared
 
@@ -136,7 +128,7 @@ def evaluate_run(config, workdir, asked):
     """
     model = create_model(config)
     score = make_scorer(model)
-    step, variables = load_variables(config, workdir, model, asked.step)
+    step, variables = scoring.load_variables(config, workdir, model, asked.step)
     threshold = choose_threshold(config, workdir, step, score, variables, asked.threshold)
     if asked.images:
         compare_images(score, variables, threshold, *asked.images)
@@ -156,7 +148,7 @@ def choose_threshold(config, workdir, step, score, variables, rule):
     what is kept: a probability could not tell logits above 37 apart.
     """
     if rule is None:
-        return kept_threshold(config, workdir, step)
+        return scoring.kept_threshold(config, workdir, step)
     if rule != "accuracy" and not rule.startswith("far:"):
         return float(logit(float(rule)))
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
@@ -208,7 +200,8 @@ def compare_runs(runs, which, split):
     """
     rows = {}
     for config, workdir in runs:
-        load_variables(config, workdir, create_model(config), which)  # first, what cannot be read
+        model = create_model(config)
+        scoring.load_variables(config, workdir, model, which)  # first, what cannot be read
         same = settings.flatten(config.to_dict())
         key = tuple((k, v) for k, v in same.items() if k not in ("seed", *settings.NEUTRAL))
         rows.setdefault(key, []).append((config, workdir))
@@ -234,8 +227,8 @@ def difference(one, other, which, split):
     pairs, right = data.sample_pairs(one[0], split, one[0].eval.num_pairs), []
     for config, workdir in (one, other):
         model = create_model(config)
-        step, variables = load_variables(config, workdir, model, which)
-        threshold = kept_threshold(config, workdir, step)
+        step, variables = scoring.load_variables(config, workdir, model, which)
+        threshold = scoring.kept_threshold(config, workdir, step)
         found = evaluate_pairs(config, make_scorer(model), variables, pairs, threshold)
         right.append(found.scores.predicted == (pairs.label == 1))
     only1, only2, p = mcnemar(*right)
@@ -248,8 +241,8 @@ def difference(one, other, which, split):
 def measure_run(config, workdir, score, which, split):
     """{column: number} of a run; None where there is none, as on data of another size."""
     model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    threshold = kept_threshold(config, workdir, step)
+    step, variables = scoring.load_variables(config, workdir, model, which)
+    threshold = scoring.kept_threshold(config, workdir, step)
     size, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
     cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()

@@ -16,8 +16,8 @@ GREEN_AND_RED = ("tab:green", "tab:red")
 
 
 def new_figure(width, height):
-    """A figure of so many inches, drawn without a display."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: no display needed
+    """A figure of so many inches, of 100 pixels each."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: needs no display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
@@ -26,7 +26,7 @@ def new_figure(width, height):
 
 
 def render(figure):
-    """The picture of a figure: (PNG bytes, pixels uint8 [height, width, 3])."""
+    """A figure as an image: (PNG bytes, pixels uint8 [height, width, 3])."""
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return file.getvalue(), np.asarray(figure.canvas.buffer_rgba())[..., :3]
@@ -37,15 +37,9 @@ def plot_figures(config, workdir, evaluation):
     figures = {"pairs": plot_pairs(evaluation), "training": plot_training(workdir)}
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
-    names = kind_names(config, evaluation.pairs)
-    if (
-        names is not None
-        and evaluation.embeddings is not None
-        and min(evaluation.embeddings.shape) > 1
-    ):
-        figures["embeddings"] = plot_embeddings(
-            evaluation, names, directions=config.model.head == "cosine"
-        )
+    names, embeddings = kind_names(config, evaluation.pairs), evaluation.embeddings
+    if names is not None and embeddings is not None and min(embeddings.shape) > 1:
+        figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
     tables = breakdown(evaluation, names)
     if tables:
         figures["breakdown"] = plot_breakdown(tables)
@@ -60,8 +54,9 @@ def plot_decisions(evaluation):
     logits, _, _, label = evaluation.scores
     weight, probability = evaluation.pairs.weight, expit(logits)
     far, tar, _ = roc_curve(label, logits, sample_weight=weight)
-    figure = new_figure(12, 3.2)
-    roc, det, reliable, counts = figure.subplots(1, 4)
+    figure = new_figure(5.7, 5.7)
+    figure.get_layout_engine().set(h_pad=0.1)
+    roc, det, reliable, counts = figure.subplots(2, 2).flat
     roc.plot(far, tar, drawstyle="steps-post")
     roc.set(title="ROC", xlabel="false accept rate", ylabel="true accept rate")
     shown = (far > 0) & (tar < 1)
@@ -73,7 +68,7 @@ def plot_decisions(evaluation):
     det.set(title="DET", xlabel="false accept rate", ylabel="false reject rate")
     det.set(xlim=limits, ylim=limits)
     if not shown.any():
-        det.text(0.5, 0.5, "no error at some threshold", ha="center", transform=det.transAxes)
+        det.text(0.5, 0.5, "a threshold separates all", ha="center", transform=det.transAxes)
     expected, observed, _ = metrics.calibration(probability, label, weight)
     reliable.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     reliable.plot(expected, observed, "o-", markersize=4)
@@ -84,19 +79,20 @@ def plot_decisions(evaluation):
         counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
                     color=color, label=name)  # fmt: skip
     counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
-    counts.legend()
+    counts.margins(y=0.3)  # room for the legend
+    counts.legend(loc="upper center", ncols=2, fontsize=8)
     return figure
 
 
 def plot_training(workdir):
     """Loss and accuracy over the steps, of training and validation."""
-    figure, names = new_figure(12, 3), ("loss", "accuracy")
+    figure, names = new_figure(5.7, 5), ("loss", "accuracy")
     tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
     points = list(zip(tags, curves.read(workdir, *tags), strict=True))
-    for axes, name, two in zip(figure.subplots(1, 2), names, (points[:2], points[2:]), strict=True):
+    for axes, name, two in zip(figure.subplots(2, 1), names, (points[:2], points[2:]), strict=True):
         for tag, curve in two:
             axes.plot(*zip(*curve, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
-        axes.set(title=name, xlabel="step", yscale="log" if name == "loss" else "linear")
+        axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()
     return figure
 
@@ -119,7 +115,7 @@ def plot_embeddings(evaluation, names, directions):
     embeddings -= embeddings.mean(axis=0)
     _, spreads, components = np.linalg.svd(embeddings, full_matrices=False)
     share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
-    figure = new_figure(6, 5)
+    figure = new_figure(5.7, 5)
     axes = figure.subplots()
     for kind in kinds:
         points = embeddings[names[chosen] == kind] @ components[:2].T
@@ -127,7 +123,7 @@ def plot_embeddings(evaluation, names, directions):
     title = "directions of the embeddings" if directions else "embeddings of the images"
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
-    axes.legend()
+    axes.legend(markerscale=2)
     return figure
 
 
@@ -155,11 +151,11 @@ def breakdown(evaluation, names):
             tables[title] = rows, columns, sums[1] / sums[0]
 
     def in_bins(values, count):
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)))
+        edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)).round(1))
         if len(edges) < 2:
             return np.zeros(len(values), int), [""]
         bins = (np.searchsorted(edges, values, "right") - 1).clip(0, len(edges) - 2)
-        return bins, [f"{low:.3g} to {high:.3g}" for low, high in itertools.pairwise(edges)]
+        return bins, [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
 
     if names is not None and len(np.unique(names)) <= MOST_KINDS:
         kinds, places = np.unique(names, return_inverse=True)
@@ -188,10 +184,12 @@ def plot_breakdown(tables):
     widths = [max(2, len(columns)) for _, columns, _ in tables.values()]
     grid = figure.subplots(1, len(tables), width_ratios=widths, squeeze=False)[0]
     for axes, (title, (rows, columns, table)) in zip(grid, tables.items(), strict=True):
-        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect="auto", alpha=0.6)
+        aspect = "auto" if len(rows) > 1 else "equal"
+        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect=aspect, alpha=0.6)
         axes.set_title(title, fontsize=10)
         axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
         axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        axes.tick_params(length=0)
         for (i, j), value in np.ndenumerate(table):
             text = "" if np.isnan(value) else f"{100 * value:.1f}"
             axes.text(j, i, text, ha="center", va="center", fontsize=8 if len(rows) < 8 else 6)
@@ -199,7 +197,7 @@ def plot_breakdown(tables):
     return figure
 
 
-def plot_pairs(evaluation, rows=6, columns=4):
+def plot_pairs(evaluation, rows=4, columns=6):
     """A grid of pairs: the first half the most wrong and least certain ones, in this order.
 
     The second half goes on evenly spaced to the most certain one, so that it shows all there is.
@@ -209,21 +207,28 @@ def plot_pairs(evaluation, rows=6, columns=4):
     half = rows * columns // 2
     rest = np.linspace(half, len(order) - 1, half).astype(int)
     shown = order if len(order) <= 2 * half else order[np.r_[:half, rest]]
-    figure = new_figure(2.2 * columns, 1.7 * rows)
+    figure = new_figure(2 * columns, 1.6 * rows)
     title = f"The hardest {half} of {len(order):,} unordered pairs, then evenly to the easiest"
     figure.suptitle(title if len(shown) < len(order) else "All unordered pairs, hardest first")
     answers = ("different", "same")
     for place, index in enumerate(shown, start=1):
         axes = figure.add_subplot(rows, columns, place)
-        image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
-        gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
-        picture = np.concatenate([image1, gap, image2], axis=1).squeeze()
-        axes.imshow(picture, "gray", vmin=0, vmax=255)
-        axes.set_axis_off()
+        plot_pair(axes, pairs, index)
         truth, said = int(pairs.label[index]), int(evaluation.scores.predicted[index])
         title = f"{answers[truth]}, said {answers[said]}\np(same) = {probability[index]:.3f}"
-        axes.set_title(title, fontsize=11, color="black" if truth == said else "crimson")
+        axes.set_title(title, fontsize=9, color="black" if truth == said else "crimson")
     return figure
+
+
+def plot_pair(axes, pairs, index):
+    """Both images of a pair, side by side."""
+    image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
+    gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
+    both = np.concatenate([image1, gap, image2], axis=1).squeeze()
+    # Small images keep sharp pixels; large ones are shrunk, and need smoothing.
+    smooth = "nearest" if len(image1) <= 64 else "antialiased"
+    axes.imshow(both, "gray", vmin=0, vmax=255, interpolation=smooth)
+    axes.set_axis_off()
 
 
 def hardest_first(pairs, probability):

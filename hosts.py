@@ -117,7 +117,7 @@ def joined(cluster, values):
 
 
 def join(cluster):
-    """Connects to the other processes; ends the program where that takes too long."""
+    """Connects to the other processes; exits where that takes too long."""
     where = cluster.address.get("coordinator_address", "named by the environment")
     text = (
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
@@ -138,7 +138,7 @@ def join(cluster):
 
 
 def agree(values, seconds):
-    """Ends the program on all hosts, naming the keys, unless they were started with the same."""
+    """Exits all hosts, naming the keys, unless they were started with the same."""
     client, count = global_state.client, jax.process_count()
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
@@ -152,7 +152,7 @@ def agree(values, seconds):
         keys = [k for k in sorted({*first, *other}) if first.get(k) != other.get(k)]
         if keys:
             texts = (f"{k} is {first.get(k)} on {NAMES[0]}, {other.get(k)} on {name}" for k in keys)
-            raise UserError(f"all hosts must be started alike: {'; '.join(texts)}")
+            exit_all(f"error: all hosts must be started alike: {'; '.join(texts)}")
 
 
 def watch(seconds):

@@ -84,7 +84,7 @@ def intervals(logits, losses, predicted, label):
     """95 % intervals of the metrics of n pairs drawn independently: {name: (low, high)}.
 
     Wilson's for accuracy, precision and recall, which are proportions; percentiles of the bootstrap
-    (Efron 1979) for the others.
+    (Efron 1979) for the others. A metric that is the same in each resample has no interval.
     """
     random, n = np.random.default_rng(0), len(label)
     draws = [
@@ -95,7 +95,8 @@ def intervals(logits, losses, predicted, label):
     for name in NAMES:
         values = [draw[name] for draw in draws if draw[name] is not None]
         if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
-            found[name] = np.quantile(values, (0.025, 0.975))
+            low, high = np.quantile(values, (0.025, 0.975))
+            found |= {name: (low, high)} if high - low > 1e-9 else {}
     same, right = label == 1, predicted == (label == 1)
     for name, among in (("accuracy", same | ~same), ("precision", predicted), ("recall", same)):
         if among.any():

@@ -37,20 +37,20 @@ def write_files(config, workdir, step, evaluations):
     values = evaluation.metrics | {"step": step, "split": split}
     values |= {"intervals": bounds} if bounds else {}
     (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    pictures = {
+    images = {
         name: figures.render(figure)
         for name, figure in figures.plot_figures(config, workdir, evaluation).items()
     }
-    for name, (png, _) in pictures.items():
+    for name, (png, _) in images.items():
         (folder / f"{name}.png").write_bytes(png)
-    page = format_page(config, workdir, split, evaluation, table, pictures)
+    page = format_page(config, workdir, split, evaluation, table, images)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
     with curves.Writer(folder) as writer:
         for name, one in evaluations.items():
             writer.write("scalars", step, scalars(name, one))
         writer.write(
-            "images", step, {f"{split}/{name}": p[None] for name, (_, p) in pictures.items()}
+            "images", step, {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
         )
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
 
@@ -68,7 +68,7 @@ def which_pairs(evaluation):
     if not evaluation.metrics["exact"]:
         return "a sample"
     given = evaluation.pairs.class_ids is None
-    return "all that are given" if given else "every ordered pair, by its probability"
+    return "all that are given" if given else "every ordered pair, weighted"
 
 
 def describe(step, split, evaluation):
@@ -83,24 +83,25 @@ def describe(step, split, evaluation):
 def format_table(step, evaluations, bounds):
     """Metrics down, splits across, intervals of the last; then how many pairs and which wrong."""
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
+    lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
     for name in metrics.NAMES:
         values = [one.metrics[name] for one in evaluations.values()]
         texts = ("one class" if value is None else f"{value:.6f}" for value in values)
-        interval = "  {:.4f} to {:.4f}".format(*bounds[name]) if name in bounds else ""
+        interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
         lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
     for split, one in evaluations.items():
         m = one.metrics
         (right0, wrong0), (wrong1, right1) = m["confusion"]
         lines += [
             f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(one)})",
-            f"  different: {right0:,} right, {wrong0:,} called same; "
-            f"same: {right1:,} right, {wrong1:,} called different",
+            f"  different: {right0:,} right, {wrong0:,} called same",
+            f"  same: {right1:,} right, {wrong1:,} called different",
             f"  called same from a probability of {m['threshold']:.6g} on",
         ]
         if not m["exact"] and not m["wrong"]:
             most = 100 * metrics.most_wrong(m["pairs"])
             lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
-    return "\n".join(lines) + ("\nranges are 95 % intervals" if bounds else "")
+    return "\n".join(lines)
 
 
 def write_table(path, rows):
@@ -133,49 +134,52 @@ PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
 body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; margin-top: 2.5rem; }}
+h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; }}
 .headline {{ font-size: 2.2rem; font-weight: 600; margin: 0; }}
+main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
+  grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); }}
+section {{ min-width: 0; }} .breakdown, .pairs {{ grid-column: 1 / -1; }}
 figure {{ margin: 0; overflow-x: auto; }}
-figure img {{ width: 100%; min-width: 36rem; background: white; border-radius: 4px; }}
-figure.embeddings img {{ width: auto; max-width: 100%; min-width: 0; }}
-pre {{ overflow-x: auto; font-size: 0.85rem; }}
+img {{ max-width: 100%; background: white; border-radius: 8px; }}
+pre {{ overflow-x: auto; font-size: 0.8rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-align: right; }}
-@media (prefers-color-scheme: dark) {{
-  figure img {{ filter: invert(1) hue-rotate(180deg) brightness(0.9); }}
-  figure:is(.pairs, .breakdown) img {{ filter: brightness(0.85); }}
-}}
-@media print {{ figure img {{ min-width: 0; }} section {{ break-inside: avoid; }} }}
+@media (prefers-color-scheme: dark) {{ img {{ box-sizing: border-box; padding: 0.5rem; }} }}
+@media (max-width: 40rem) {{ :is(.breakdown, .pairs) img {{ max-width: none; }} }}
+@media print {{ section {{ break-inside: avoid; }} }}
 </style>
 <h1>{title}</h1>
 <p class="headline">{headline}</p>
 <p>{summary}</p>
-<section><h2>Metrics</h2><pre>{table}</pre></section>
-<section><h2>Confusion matrix</h2><table>
+<main>
+<section><h2>Metrics</h2><pre>{table}</pre>
+<h2>Confusion matrix</h2><table>
 <tr><th></th><th>said different</th><th>said same</th></tr>
 <tr><th>different</th><td>{c[0][0]:,}</td><td>{c[0][1]:,}</td></tr>
 <tr><th>same</th><td>{c[1][0]:,}</td><td>{c[1][1]:,}</td></tr></table></section>
 {figures}
 <section><h2>Trained with</h2><pre>{versions}</pre></section>
+</main>
 <details><summary>Config</summary><pre>{config}</pre></details>
 </html>
 """
 CAPTIONS = {
     "decisions": "Decisions at every threshold",
-    "breakdown": "Where it is right",
-    "embeddings": "Embedding map",
-    "pairs": "Pairs, hardest first",
     "training": "Training",
+    "embeddings": "Embedding map",
+    "breakdown": "Where it is right",
+    "pairs": "Pairs, hardest first",
 }
 
 
-def format_page(config, workdir, split, evaluation, table, pictures):
-    """report.html as a text; pictures are PNG files inside it."""
+def format_page(config, workdir, split, evaluation, table, images):
+    """report.html as a text; images are PNG files inside it."""
     m = evaluation.metrics
     sections = [
-        f'<section><h2>{caption}</h2><figure class="{name}"><img alt="{caption}" '
-        f'src="data:image/png;base64,{base64.b64encode(pictures[name][0]).decode()}"></figure></section>'
+        f'<section class="{name}"><h2>{caption}</h2><figure><img alt="{caption}" '
+        f'src="data:image/png;base64,{base64.b64encode(images[name][0]).decode()}">'
+        "</figure></section>"
         for name, caption in CAPTIONS.items()
-        if name in pictures
+        if name in images
     ]
     return PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),

@@ -33,20 +33,11 @@ import hosts
 import pretrained
 import runtime
 import settings
+import train_step
 from errors import UserError
 from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
-from train_step import (
-    compile_steps,
-    create_state,
-    make_optimizer,
-    make_train_steps,
-    own_part,
-    replicate,
-    to_devices,
-    to_host,
-)
 
 
 def define_flags():
@@ -88,12 +79,13 @@ def train_and_evaluate(config, workdir):
     """
     runtime.keep_freed_memory()
     config = resolve(config)
-    model, (optimizer, schedule) = create_model(config), make_optimizer(config)
-    score, state = make_scorer(model), create_state(config, model, optimizer)
+    model, (optimizer, schedule) = create_model(config), train_step.make_optimizer(config)
+    score, state = make_scorer(model), train_step.create_state(config, model, optimizer)
     with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as checkpoints:
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         introduce(config, workdir, state)
-        programs = compile_programs(config, make_train_steps(config, model, optimizer), state)
+        train_steps = train_step.make_train_steps(config, model, optimizer)
+        programs = compile_programs(config, train_steps, state)
         if jax.process_index() == 0:  # now: beside tracing it would take turns with it
             Thread(target=curves.import_slow, daemon=True).start()
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
@@ -128,7 +120,7 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
             writer.write("scalars", step, {f"train/{name}": v for name, v in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
             if due or interrupted:
-                host_state = to_host(current)
+                host_state = train_step.to_host(current)
                 found = {"loss": math.inf}  # never the best
                 if due:
                     validation = validate(host_state.variables)
@@ -171,7 +163,7 @@ def compile_programs(config, train_steps, state):
     """What a run from a state on will call, compiled ahead: {number of steps: program}."""
     calls = islice(executions(config, int(state.step)), config.steps_per_execution)
     counts = {len(steps) for steps in calls}  # there are no others: by then calls are aligned
-    return {count: compile_steps(config, train_steps, state, count) for count in counts}
+    return {count: train_step.compile_steps(config, train_steps, state, count) for count in counts}
 
 
 def executions(config, start):
@@ -201,7 +193,7 @@ def train(config, programs, state, bar):
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
-    done, call, state = int(state.step), 0, replicate(state)
+    done, call, state = int(state.step), 0, train_step.replicate(state)
     history, began = [], time.perf_counter()  # the metrics of each call since the last yield
     calls = zip(executions(config, done), placed_batches(config, done), strict=True)
     for call, (steps, batches) in enumerate(calls, start=1):
@@ -222,7 +214,7 @@ def train(config, programs, state, bar):
 def placed_batches(config, start):
     """Yields the batches of each of `executions`, which threads place on the devices in advance."""
     return data.prefetch(
-        lambda steps: to_devices([own_part(config, step) for step in steps]),
+        lambda steps: train_step.to_devices([train_step.own_part(config, step) for step in steps]),
         executions(config, start),
         workers=min(8, os.cpu_count()),
     )

@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy.special import expit
 
-from figures import new_figure
+from figures import new_figure, plot_pair
 from model import create_model
 from scoring import evaluate, load_variables, make_scorer
-from settings import load_config
+from settings import load_config, named_workdir
 
 
 def main(workdir, output):
@@ -33,10 +33,7 @@ def main(workdir, output):
         order = chosen[np.argsort(np.abs(truth - probability[chosen]), kind="stable")[::-1]]
         for column, index in enumerate(order[[0, len(order) // 1000, len(order) // 2, -1]]):
             axes = figure.add_subplot(2, 4, 4 * row + column + 1)
-            image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
-            both = np.concatenate([image1, np.full_like(image1[:, :2], 128), image2], axis=1)
-            axes.imshow(both.squeeze(), "gray", vmin=0, vmax=255)
-            axes.set_axis_off()
+            plot_pair(axes, pairs, index)
             said = int(scores.predicted[index])
             title = f"label: {names[truth]}\nanswer: {names[said]} (p = {probability[index]:.3f})"
             axes.set_title(title, fontsize=11, color="black" if said == truth else "crimson")
@@ -45,5 +42,5 @@ def main(workdir, output):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--workdir", type=named_workdir, required=True)
     main(parser.parse_args().workdir, Path(__file__).with_suffix(".png"))

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the pictures of README.md, each below 150 kB. Needs Chromium for the screenshot.
+# Makes the images of README.md, each below 150 kB. Needs Chromium for the screenshot.
 #
 #     docs/pictures.sh
 set -euo pipefail
@@ -10,7 +10,7 @@ python=${PYTHON:-python}
 "$python" audit.py --config=configs/heldout.py --output=docs/audit-heldout.png
 "$python" train.py --config=configs/heldout.py --workdir=runs/heldout
 "$python" docs/pairs.py --workdir=runs/heldout
-chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1000,1230 \
+chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,850 \
 	--screenshot=docs/report.png "file://$PWD/runs/heldout/evaluation/report.html"
 
 # Fewer colours make smaller files.

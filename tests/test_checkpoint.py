@@ -153,9 +153,7 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
         raise OSError("No space left on device")
 
     with (
-        pytest.raises(
-            UserError, match=r"cannot be written: no space left on the device; the ones"
-        ),
+        pytest.raises(UserError, match=r"cannot be written: no space left on the device; the ones"),
         checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
     ):
         monkeypatch.setattr(manager, "save", full)

@@ -29,6 +29,25 @@ def test_the_grid_shows_the_most_wrong_pairs_first(scored):
     assert titles[0].startswith(f"{truth}, said") and f"{probability[worst]:.3f}" in titles[0]
 
 
+def test_pairs_are_ordered_by_the_probability_of_the_truth_each_two_images_once(scored):
+    config, variables, score = scored
+    found = scoring.evaluate(config, score, variables, "test")
+    pairs = found.pairs._replace(ordered=True)  # as if (a, b) and (b, a) were two
+    probability = np.random.default_rng(0).random(len(pairs.label))
+    order = figures.hardest_first(pairs, probability)
+    for_truth = np.where(pairs.label == 1, probability, 1 - probability)
+    assert (np.diff(for_truth[order]) >= 0).all() and len(order) == 96 * 97 // 2
+    pairs = pairs._replace(
+        first=np.concatenate([pairs.first, pairs.second]),
+        second=np.concatenate([pairs.second, pairs.first]),
+        label=np.tile(pairs.label, 2),
+    )
+    probability = np.concatenate([probability, probability / 2])
+    order = figures.hardest_first(pairs, probability)
+    unordered = {frozenset((pairs.first[i], pairs.second[i])) for i in order}
+    assert len(unordered) == len(order) == 96 * 97 // 2
+
+
 def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     _, variables, score = scored
     config = tiny_config()
@@ -54,6 +73,7 @@ def test_the_breakdown_is_a_count_of_the_right_answers(scored):
     assert (
         table.shape == (1, len(texts)) and (np.diff([float(t.split()[0]) for t in texts]) > 0).all()
     )
+    assert all(len(end.partition(".")[2]) < 2 for text in texts for end in text.split(" to "))
     nearest = apart < np.quantile(apart, 1 / 6)
     assert table[0, 0] == pytest.approx(right[nearest].mean(), abs=0.02)
     whole = scoring.evaluate(config, score, variables, "test")
@@ -79,13 +99,13 @@ def test_latents_are_those_of_the_images(continuous, tiny):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_network_of_one_feature_is_drawn_too(width, tiny, tmp_path):
+def test_an_embedding_of_one_number_is_plotted_too(width, tiny, tmp_path):
     tiny.model.update({"encoder": "cnn", "stage_sizes": (1,), "width": width})
     model = create_model(tiny)
     score = scoring.make_scorer(model)
     found = scoring.evaluate(tiny, score, init_variables(model, tiny), "test")
-    drawn = figures.plot_figures(tiny, tmp_path, found)
-    assert ("embeddings" in drawn) == (width == 2)
-    for figure in drawn.values():
+    plotted = figures.plot_figures(tiny, tmp_path, found)
+    assert ("embeddings" in plotted) == (width == 2)
+    for figure in plotted.values():
         png, pixels = figures.render(figure)
         assert png.startswith(b"\x89PNG") and pixels.std() > 1

@@ -93,7 +93,7 @@ def test_metrics_of_one_class_of_no_positive_answer_and_of_equal_scores():
     assert found["roc_auc"] == found["eer"] == 0.5 and found["tar_at_far_0.1"] == 0
 
 
-def test_perfect_answers_are_exactly_one():
+def test_perfect_answers_are_exactly_one_and_no_interval_is_given_where_nothing_varies():
     pairs = data.enumerate_pairs(default.get_config().data, "test", 10**6)
     logits = (2 * pairs.label - 1) * np.linspace(1, 2, len(pairs.label))
     given = logits, np.ones(len(logits)), logits >= 0, pairs.label, pairs.weight
@@ -101,6 +101,7 @@ def test_perfect_answers_are_exactly_one():
     for name in metrics.NAMES:
         if name not in ("loss", "brier", "ece"):
             assert found[name] == (name != "eer"), name
+    assert set(metrics.intervals(*given[:4])) == {"accuracy", "precision", "recall", "brier", "ece"}
 
 
 @pytest.mark.slow

@@ -18,7 +18,6 @@ from model import (
     create_model,
     init_variables,
     max_pool,
-    pair_losses,
     training_loss,
     variable_shapes,
 )
@@ -256,8 +255,8 @@ def test_the_contrastive_loss_is_hadsells(tiny_case):
     np.testing.assert_allclose(logits, 1 - distance, rtol=1e-4, atol=1e-5)
     label = np.float32([1, 0, 1, 0, 0, 1, 0])
     expected = np.where(label == 1, distance**2, np.maximum(0, 2 - distance) ** 2)
-    np.testing.assert_allclose(pair_losses(config, logits, label), expected, rtol=1e-4, atol=1e-5)
-    worked = pair_losses(config, jnp.float32([0.5, 0.5, -3.0, -3.0]), np.float32([1, 0, 1, 0]))
+    np.testing.assert_allclose(model.losses(logits, label), expected, rtol=1e-4, atol=1e-5)
+    worked = model.losses(jnp.float32([0.5, 0.5, -3.0, -3.0]), np.float32([1, 0, 1, 0]))
     np.testing.assert_allclose(worked, [0.25, 2.25, 16.0, 0.0])
     gradient = jax.grad(lambda x: model.apply(variables, x, x, method="compare").sum())
     assert np.isfinite(gradient(jnp.asarray(f1, jnp.float32))).all()  # where D is 0
@@ -266,7 +265,10 @@ def test_the_contrastive_loss_is_hadsells(tiny_case):
 def test_other_losses_are_the_binary_cross_entropy(tiny):
     logits, label = jnp.float32([2.0, -1.0]), np.float32([1, 1])
     expected = np.log1p(np.exp([-2.0, 1.0]))
-    np.testing.assert_allclose(pair_losses(tiny, logits, label), expected, rtol=1e-6)
+    for fusion, encoder in (("siamese", "cnn"), ("siamese", "resnet18"), ("two_channel", "cnn")):
+        tiny.model.update({"fusion": fusion, "encoder": encoder})
+        found = create_model(tiny).losses(logits, label)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def norm(x, weights):
@@ -466,9 +468,9 @@ def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny)
                 pair = (features[k : k + 1] for k in (i, j))
                 logit = model.apply(variables, *pair, method="compare")
                 same = kinds[i] == kinds[j]
-                sums[bool(same)].append(pair_losses(tiny, logit, jnp.float32([same]))[0])
+                sums[bool(same)].append(model.losses(logit, jnp.float32([same]))[0])
     expected = np.mean([np.mean(found) for found in sums.values()])
     assert np.mean(loss) == pytest.approx(expected, rel=1e-4)
     own = model.apply(variables, features[:8], features[8:], method="compare")
     np.testing.assert_allclose(logits.reshape(-1), own, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(losses.reshape(-1), pair_losses(tiny, own, label), rtol=1e-3)
+    np.testing.assert_allclose(losses.reshape(-1), model.losses(own, label), rtol=1e-3)

@@ -1,9 +1,11 @@
 import html.parser
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
+import metrics
 import report
 
 
@@ -32,6 +34,15 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(whole_run):
 
     Reader().feed(page)
     assert not opened
+
+
+def test_the_column_of_intervals_says_whose_they_are():
+    values = dict.fromkeys(metrics.NAMES, 0.5) | {"confusion": [[1, 0], [0, 1]], "threshold": 0.5}
+    one = SimpleNamespace(metrics=values | {"pairs": 2, "wrong": 0, "exact": False})
+    table = report.format_table(7, {"validation": one, "test": one}, {"loss": (0.25, 0.75)})
+    head, loss, accuracy, *_ = table.splitlines()
+    assert head.endswith("validation          test  test, 95 %")
+    assert loss.endswith("0.500000  0.250000 to 0.750000") and accuracy.endswith("0.500000")
 
 
 @pytest.mark.parametrize(

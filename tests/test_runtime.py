@@ -25,9 +25,7 @@ def test_a_cache_that_cannot_be_read_is_emptied_of_programs_alone(tmp_path, caps
     assert (tmp_path / "mine" / "thesis.txt").exists() and text in capsys.readouterr().err
 
 
-def test_programs_are_kept_where_the_user_says_or_in_a_cache_or_not_at_all(
-    monkeypatch, tmp_path
-):
+def test_programs_are_kept_where_the_user_says_or_in_a_cache_or_not_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(os, "environ", {"HOME": str(tmp_path)})
     assert runtime.cache_folder(None).parent == tmp_path / ".cache" / "same-or-different"
     monkeypatch.setattr(os, "environ", {"XDG_CACHE_HOME": "/dev/null"})

@@ -1,0 +1,83 @@
+"""Which parts a training step has, by JAX's profiler, and how long it takes without it.
+
+    python benchmarks/parts.py --config=configs/default.py --config.batch_size=4096
+
+On one batch that lies on the device: the mean time of a step, the most memory that the device held,
+and the operations on which its time was spent. On CPU that is time of all threads together.
+"""
+
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import data
+import runtime
+import train
+import train_step
+from configs import default
+from model import create_model
+
+CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "Whose step.")
+STEPS = flags.DEFINE_integer("steps", 20, "Steps to measure.")
+SHOWN = 12  # operations
+
+
+def main(_):
+    runtime.prepare(None)
+    runtime.keep_freed_memory()
+    config = train.resolve(CONFIG.value)
+    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
+    held = [train_step.create_state(config, model, optimizer)]
+    train_steps = train_step.make_train_steps(config, model, optimizer)
+    step = train_step.compile_steps(config, train_steps, held[0])
+    batch = train_step.to_devices([data.make_batch(config, "train", 0)])
+    held[0] = train_step.replicate(held[0])
+
+    def run(count):
+        began = time.perf_counter()
+        for _ in range(count):
+            held[0], metrics = step(held[0], batch)
+        jax.block_until_ready(metrics)
+        return 1000 * (time.perf_counter() - began) / count
+
+    run(5)  # warms up
+    milliseconds, device = run(STEPS.value), jax.devices()[0]
+    rate = 1000 * config.batch_size / milliseconds
+    print(f"{device.device_kind}, batch {config.batch_size}, {config.model.dtype}")
+    print(f"{milliseconds:.2f} ms a step, {rate:,.0f} pairs/s")
+    memory = device.memory_stats() or {}
+    if "peak_bytes_in_use" in memory:
+        print(f"most memory on the device: {memory['peak_bytes_in_use'] / 1e6:,.0f} MB")
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            run(STEPS.value)
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        report(jax.profiler.ProfileData.from_file(str(path)))
+
+
+def report(profile):
+    """Prints the operations of a profile that took longest, in milliseconds of a step."""
+    spent, count = Counter(), Counter()
+    for plane in profile.planes:
+        for line in plane.lines:
+            if "Stream" in line.name or "XLAEigen" in line.name or "XLAPjRt" in line.name:
+                for event in line.events:
+                    if event.name.startswith("ThunkExecutor"):  # the whole, and waiting
+                        continue
+                    spent[event.name] += event.duration_ns / 1e6 / STEPS.value
+                    count[event.name] += 1 / STEPS.value
+    print(f"{sum(spent.values()):9.3f} ms of {sum(count.values()):,.0f} operations")
+    for name, milliseconds in spent.most_common(SHOWN):
+        print(f"{milliseconds:9.3f} ms {count[name]:7.1f} x  {name[:70]}")
+
+
+if __name__ == "__main__":
+    app.run(main)
