@@ -222,10 +222,7 @@ class Damaged(Exception):
 
 
 def restore_items(manager, step, **targets):
-    """Restores items as trees of NumPy arrays and checks each bit against the checksums.
-
-    targets: {item: tree of the same shapes}. Raises Damaged, or UserError if the shapes differ.
-    """
+    """Restores items with the shapes of `targets`; raises Damaged, or UserError if these differ."""
     sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
     try:
         saved, wanted = sums["items"], {key: sums[key] for key in ("items", "metrics")}

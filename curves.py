@@ -1,4 +1,7 @@
-"""The curves of a run for TensorBoard: written in a thread (with CLU), and read."""
+"""The curves of a run for TensorBoard: written in a thread (with CLU), and read.
+
+CLU and TensorBoard are imported in functions: they take seconds, and CLU loads TensorFlow.
+"""
 
 import importlib
 import os
@@ -10,7 +13,7 @@ import jax
 
 
 class Writer:
-    """Writes for TensorBoard in a thread: CLU loads TensorFlow, which takes seconds.
+    """Writes for TensorBoard in a thread.
 
     If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
     processes only the first writes. A context manager: on exit it waits for the thread.
@@ -66,7 +69,7 @@ class Writer:
 
 def mark_start(folder, step):
     """Tells TensorBoard to drop the points after this step, which a killed run wrote already."""
-    # Not at the top: slow to import.
+
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -85,7 +88,6 @@ def import_slow():
 
 
 def import_metric_writers():
-    """Imports CLU's writers; not at the top, since they load TensorFlow, which takes seconds."""
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
     from clu import metric_writers
 

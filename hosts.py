@@ -44,10 +44,9 @@ def define_flags():
 
 
 def read_cluster(options):
-    """Returns how to join other processes, or None where this one works alone; raises UserError.
+    """Returns how to join other processes; None where this one works alone; raises UserError.
 
-    A SimpleNamespace: address (arguments of jax.distributed.initialize), join_seconds and
-    heartbeat_seconds.
+    Fields: address (arguments of jax.distributed.initialize), join_seconds, heartbeat_seconds.
     """
     names = ("coordinator", "num_processes", "process_id")
     missing = [name for name in names if options[name].value is None]
@@ -144,9 +143,8 @@ def agree(values, seconds):
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
     client.key_value_set(f"host/{jax.process_index()}", json.dumps([platform.node(), values]))
-    found = [
-        json.loads(client.blocking_key_value_get(f"host/{i}", 1000 * seconds)) for i in range(count)
-    ]
+    answers = [client.blocking_key_value_get(f"host/{i}", 1000 * seconds) for i in range(count)]
+    found = [json.loads(answer) for answer in answers]
     NAMES[:] = [f"host {i} ({name})" for i, (name, _) in enumerate(found)]
     first = found[0][1]
     for name, (_, other) in zip(NAMES, found, strict=True):

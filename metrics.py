@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import expit
 
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
-CALIBRATION_BINS = 15
+CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
@@ -62,10 +62,7 @@ def ranking_metrics(logits, label, weight):
 
 
 def calibration(probability, label, weight):
-    """A reliability diagram: (mean probability, frequency of "same", weight) of the bins in use.
-
-    The bins have equal width in the probability of "same".
-    """
+    """Reliability diagram: (mean probability, frequency of "same", weight) of each bin in use."""
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     total = np.bincount(bins, weight)
     used = total > 0
@@ -111,10 +108,7 @@ def wilson(successes, trials):
 
 
 def most_wrong(pairs):
-    """The upper 95 % confidence bound of the error rate if none of so many drawn pairs is wrong.
-
-    About 3 / pairs, the rule of three (Hanley & Lippman-Hand 1983).
-    """
+    """Upper 95 % bound of the error rate if no drawn pair is wrong (Hanley & Lippman-Hand 1983)."""
     return 1 - 0.05 ** (1 / pairs)
 
 

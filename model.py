@@ -202,10 +202,7 @@ class Euclidean(nn.Module):
 
     @nn.nowrap
     def losses(self, logits, label):
-        """The contrastive loss (Hadsell et al. 2006; there the label of "same" is 0).
-
-        Same: distance**2. Different: max(margin - distance, 0)**2.
-        """
+        """The contrastive loss (Hadsell et al. 2006, where the label of "same" is 0)."""
         distance = self.margin / 2 - logits
         shortfall = jnp.maximum(self.margin - distance, 0)
         return label * distance**2 + (1 - label) * shortfall**2

@@ -243,10 +243,7 @@ def save_config(config, workdir):
 
 @contextmanager
 def lock(workdir):
-    """A context that one process has at a time; for a second one it raises UserError.
-
-    The kernel releases the lock when its process dies.
-    """
+    """A context of one process at a time, else UserError; the kernel unlocks if that dies."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")

@@ -224,10 +224,7 @@ def placed_batches(config, start):
 
 
 def wait_for_previous(history):
-    """Waits for the call before the newest; returns its metrics as host arrays, {} if none.
-
-    So the host is at most one call ahead of the devices.
-    """
+    """Waits for the call before the newest, so the host is one call ahead; returns its metrics."""
     if len(history) < 2:
         return {}
     history[-2] = jax.device_get(history[-2])
@@ -235,10 +232,7 @@ def wait_for_previous(history):
 
 
 def summarize(history, done, rate, bar):
-    """Combines the metrics of the calls after step `done` into {name: float}, and shows them.
-
-    Raises FloatingPointError if one is not finite.
-    """
+    """Metrics over all calls after step `done`; raises FloatingPointError if not finite."""
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
     finite = np.isfinite([*series.values()]).all(axis=0)
     if not finite.all():
