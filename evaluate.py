@@ -63,7 +63,8 @@ def define_flags():
 def main(options):
     """Checks the options and runs the evaluation, together with the other hosts."""
     runtime.prepare(options.cache)
-    cluster, (runs, asked) = hosts.read_cluster(options), read_command(options)
+    cluster = hosts.read_cluster(options)
+    runs, asked = read_command(options)
     values = {f"--{key}": str(value) for key, value in vars(asked).items() if key != "images"}
     values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
     with hosts.joined(cluster, values):
@@ -225,9 +226,7 @@ def difference(run1, run2, which, split):
         return f"{name1} and {name2} have different data: no test of their difference"
     pairs, right = data.sample_pairs(config1, split, config1.eval.num_pairs), []
     for config, workdir in (run1, run2):
-        model = create_model(config)
-        step, variables = scoring.load_variables(config, workdir, model, which)
-        threshold = scoring.kept_threshold(config, workdir, step)
+        model, _, variables, threshold = scoring.load_run(config, workdir, which)
         found = evaluate_pairs(config, make_scorer(model), variables, pairs, threshold)
         right.append(found.scores.predicted == (pairs.label == 1))
     only1, only2, p = mcnemar(*right)
@@ -239,9 +238,7 @@ def difference(run1, run2, which, split):
 
 def measure_run(config, workdir, score, which, split):
     """{column: number} of a run; None if unknown, as the accuracy at another image size."""
-    model = create_model(config)
-    step, variables = scoring.load_variables(config, workdir, model, which)
-    threshold = scoring.kept_threshold(config, workdir, step)
+    model, _, variables, threshold = scoring.load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
     cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()

@@ -22,8 +22,7 @@ import command_line
 import runtime
 import settings
 from errors import UserError
-from model import create_model
-from scoring import kept_threshold, load_variables
+from scoring import load_run
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -52,9 +51,7 @@ def main(options):
 
 def write_export(config, workdir, which, for_numpy):
     """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
-    model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    threshold = kept_threshold(config, workdir, step)
+    model, step, variables, threshold = load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",

@@ -161,6 +161,13 @@ def block_size(n, most, parts):
     return part * parts
 
 
+def load_run(config, workdir, which):
+    """(model, step, variables, threshold) of a run; as `load_variables` and `kept_threshold`."""
+    model = create_model(config)
+    step, variables = load_variables(config, workdir, model, which)
+    return model, step, variables, kept_threshold(config, workdir, step)
+
+
 def load_variables(config, workdir, model, which):
     """(step, variables) of a checkpoint; which: "best", "last" or the number of a step as a text.
 

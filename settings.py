@@ -243,7 +243,7 @@ def save_config(config, workdir):
 
 @contextmanager
 def lock(workdir):
-    """A context of one process at a time, else UserError; the kernel unlocks if that dies."""
+    """A context in which this process alone holds the folder; raises UserError if it cannot."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")
@@ -251,7 +251,7 @@ def lock(workdir):
         raise UserError(f"--workdir={workdir}: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlocked when the process dies
         except BlockingIOError:
             file.seek(0)
             raise UserError(

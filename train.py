@@ -55,7 +55,8 @@ def main(options):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, exit_at_once)
     runtime.prepare(options.cache)
-    cluster, (config, workdir) = hosts.read_cluster(options), read_command(options)
+    cluster = hosts.read_cluster(options)
+    config, workdir = read_command(options)
     if cluster is None and (workdir / settings.LOCK).exists():
         with settings.lock(workdir):  # if another training holds it, this one exits at once
             pass
@@ -82,7 +83,8 @@ def train_and_evaluate(config, workdir):
     """
     runtime.keep_freed_memory()
     config = resolve(config)
-    model, (optimizer, schedule) = create_model(config), train_step.make_optimizer(config)
+    model = create_model(config)
+    optimizer, schedule = train_step.make_optimizer(config)
     score, state = make_scorer(model), train_step.create_state(config, model, optimizer)
     with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as checkpoints:
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
@@ -98,8 +100,8 @@ def train_and_evaluate(config, workdir):
             train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
             checkpoint.wait(checkpoints)
             restore = partial(checkpoint.restore_model, checkpoints, "best", skip_damaged=True)
-            best = partial(restore, model=state.variables)
-            step, variables = hosts.from_first(best, (np.int64(0), state.variables))
+            restore_best = partial(restore, model=state.variables)
+            step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
     if SIGNALS:
         hosts.disconnect()
         exit_on_signal(SIGNALS[0], "training is complete; the same command writes its report")
@@ -309,6 +311,10 @@ def noting_signals():
     A second one exits at once. With several processes JAX handles SIGTERM and tells the others.
     """
 
+    SIGNALS.clear()
+    alone = jax.process_count() == 1
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def note(number, _):
         if alone:
             SIGNALS.append(number)
@@ -317,9 +323,6 @@ def noting_signals():
         for each in before:
             signal.signal(each, exit_at_once)
 
-    SIGNALS.clear()
-    alone = jax.process_count() == 1
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before if alone else (signal.SIGINT,):
         signal.signal(number, note)
     try:
