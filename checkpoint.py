@@ -288,7 +288,7 @@ def to_arrays(tree):
 
 
 def check_metrics(folder, write):
-    """Sets aside checkpoints whose metrics are damaged: Orbax could not even list the others.
+    """Sets aside checkpoints whose metrics are damaged: with one of them Orbax opens nothing.
 
     Without `write` it raises UserError instead.
     """

@@ -104,7 +104,7 @@ def joined(cluster, values):
         disconnect()
     except UserError as error:
         exit_all(f"error: {error}")
-    except FloatingPointError as error:  # every host has it
+    except FloatingPointError as error:  # raised on every host
         if jax.process_index():
             time.sleep(cluster.heartbeat_seconds)  # host 0 exits first, after its last save
         exit_all(f"error: {error}")
@@ -123,7 +123,7 @@ def join(cluster):
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
         "start each of them, where it reaches that address, or allow more --join_seconds"
     )
-    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would log a page
+    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would abort with a page of C++
     late.start()
     try:
         jax.distributed.initialize(

@@ -67,7 +67,7 @@ def training_loss(config, model, batch):
 def all_pairs_loss(model, batch):
     """As `training_loss`, but the loss is over every two images of the batch, on all devices.
 
-    Each device compares its own images with all others. Pairs of one class have half of the total
+    Each device compares its own images with all other images. Pairs of one class have half of the total
     weight, however many they are, and pairs of two classes the other half.
     """
     embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
@@ -188,8 +188,8 @@ class Cosine(nn.Module):
 class Euclidean(nn.Module):
     """Half the margin, minus the distance of two embeddings.
 
-    Its sign decides, but as a logit it is not calibrated: it is at most margin / 2, so the
-    probability of "same" never comes near 1.
+    Its sign decides, but as a logit it is not calibrated: the probability of "same" is at most
+    sigmoid(margin / 2).
     """
 
     margin: float

@@ -310,7 +310,6 @@ def noting_signals():
 
     A second one exits at once. With several processes JAX handles SIGTERM and tells the others.
     """
-
     SIGNALS.clear()
     alone = jax.process_count() == 1
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
