@@ -67,8 +67,8 @@ def training_loss(config, model, batch):
 def all_pairs_loss(model, batch):
     """As `training_loss`, but the loss is over every two images of the batch, on all devices.
 
-    Each device compares its own images with all other images. Pairs of one class have half of the total
-    weight, however many they are, and pairs of two classes the other half.
+    Each device compares its own images with all other images. Pairs of one class have half of the
+    total weight, however many they are, and pairs of two classes the other half.
     """
     embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
     logits = model.compare(*jnp.split(embeddings, 2))
