@@ -1,7 +1,7 @@
 # make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
-# make test    the same environment, then the linter and the tests
-# make slow    the tests that take minutes
-# make torture ends training at random moments for 15 minutes and checks that no bit is lost
+# make test    installs into .venv, runs the linter and the tests
+# make slow    runs the tests that take minutes
+# make torture kills training at random moments for 15 minutes and checks that no bit is lost
 # make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
 CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))

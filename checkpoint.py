@@ -1,9 +1,9 @@
 """Checkpoints of a run under workdir/checkpoints (Orbax).
 
-Each holds `model` (params and batch_stats), all that an evaluation reads; `training` (step and
-optimizer state), which resuming adds; and `checksums` of both. Host arrays are saved, so
-that a checkpoint can be restored on any number of devices. Of several processes the first alone
-reads and writes, and judges what is damaged; the others get the bits from it and need no disk.
+Each holds `model` (params and batch_stats), `training` (step and optimizer state) and `checksums`
+of both. An evaluation reads only `model`. Host arrays are saved, so that a checkpoint can be
+restored on any number of devices. With several processes only the first reads and writes; it sends
+what it read to the others, which need no disk.
 """
 
 import hashlib
@@ -26,27 +26,28 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, L
 from errors import UserError
 
 NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
-ASIDE = ".damaged"  # what the name of a checkpoint that cannot be used ends with
-WRITER, WRITING = ThreadPoolExecutor(1, "checkpoint"), []  # the one that is being written, if any
+ASIDE = ".damaged"  # suffix of the name of a damaged checkpoint
+WRITER, WRITING = ThreadPoolExecutor(1, "checkpoint"), []  # WRITING: futures, at most one
 
 
 @contextmanager
 def opened(workdir, **keep):
-    """A context with the CheckpointManager of a run that is trained, in the first process alone.
+    """A context with the CheckpointManager of a training; None except in the first process.
 
-    Ends the program where numbers that are not finite come up in it: training diverged.
+    A FloatingPointError in it (training diverged) becomes a UserError with advice.
     """
     if jax.process_index():
         yield None
         return
     manager, hook = open_checkpoints(workdir, **keep), threading.excepthook
-    threading.excepthook = lambda _: None  # what Orbax's threads die of is raised here again
+    threading.excepthook = lambda _: None  # errors of Orbax's threads are raised in `wait`
     try:
         yield manager
     except FloatingPointError as error:
         wait(manager)
-        good = "no checkpoint was saved before" if manager.latest_step() is None else (
-            f"the last good checkpoint is {manager.latest_step()}")  # fmt: skip
+        step = manager.latest_step()
+        good = f"the last good checkpoint is {step}"
+        good = "no checkpoint was saved before" if step is None else good
         raise UserError(
             f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
             "may help"
@@ -61,7 +62,7 @@ def opened(workdir, **keep):
 
 @contextmanager
 def explained(manager):
-    """Ends the program with one line where a checkpoint cannot be written, now or in background."""
+    """A context in which an error of writing a checkpoint becomes a UserError."""
     try:
         yield
     except (OSError, ValueError) as error:
@@ -75,8 +76,8 @@ def explained(manager):
 def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     """Returns the CheckpointManager of a run: read-only unless told how many checkpoints to keep.
 
-    The newest ones are kept and those of lowest validation loss (`max_to_keep` with `best_fn` would
-    throw away the newest).
+    It keeps the newest and those of lowest validation loss. (Orbax's `max_to_keep` with `best_fn`
+    would delete the newest.)
     """
     write, folder = keep_latest is not None, workdir / "checkpoints"
     if write:
@@ -91,38 +92,38 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         best_fn=validation_loss,
         best_mode="min",
         preservation_policy=AnyPreservationPolicy(policies) if write else None,
-        cleanup_tmp_directories=write,  # what a kill left half-written
+        cleanup_tmp_directories=write,  # half-written ones of a killed process
         read_only=not write,
         create=False,
         multiprocessing_options=processes,
     )
-    # Compressing takes two fifths of a save's work, for 7 % of its bytes.
-    plainly = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
+    # Compression would take 40 % of the time of a save and spare 7 % of its bytes.
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
     handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
     for item in ("model", "training"):
-        handlers.add(item, ocp.args.PyTreeSave, plainly)
-        handlers.add(item, ocp.args.PyTreeRestore, plainly)
+        handlers.add(item, ocp.args.PyTreeSave, handler)
+        handlers.add(item, ocp.args.PyTreeRestore, handler)
     try:
         manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
-        # Asking, at each save, it would tell JAX of a step that the loop has left behind.
+        # Each save would ask JAX about SIGTERM, with a step that the training loop has passed.
         manager.reached_preemption = lambda step: False
         return manager
     except FileNotFoundError:
         if write or not folder.exists():
             raise
-        return open_checkpoints(workdir)  # a training beside has removed a checkpoint meanwhile
+        return open_checkpoints(workdir)  # again: a training removed a checkpoint meanwhile
 
 
 def validation_loss(metrics):
-    """What "best" means: never nan, an evaluation with answers that are not finite ends the run."""
+    """What "best" compares. Never nan: an evaluation with such answers raises before."""
     return metrics["loss"]
 
 
 def save(manager, state, metrics):
-    """Starts to save a TrainState of host arrays, once the one before is committed.
+    """Starts to save a TrainState of host arrays, in a thread; first waits for the save before.
 
-    Before it returns it looks whether there is room and whether all is finite: if not it raises
-    FloatingPointError and saves nothing. The rest is a thread's, whose errors come up in `wait`.
+    Saves nothing and raises FloatingPointError if a value is not finite, UserError if there is no
+    space. Errors of the thread are raised in `wait`.
     """
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
         raise FloatingPointError(f"step {state.step} left parameters that are not finite")
@@ -131,14 +132,14 @@ def save(manager, state, metrics):
     wait(manager)
     needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
     with explained(manager):
-        if shutil.disk_usage(manager.directory).free < needed:  # Orbax would fail with a page
+        if shutil.disk_usage(manager.directory).free < needed:  # Orbax's error is a page
             raise OSError("No space left")
     WRITING.append(WRITER.submit(save_now, manager, state, metrics))
 
 
 def save_now(manager, state, metrics):
-    """The thread's part: checksums, and all of Orbax."""
-    items = jax.tree.map(np.asarray, split(state))  # a number would come back as another type
+    """The thread's part of `save`: computes checksums and calls Orbax."""
+    items = jax.tree.map(np.asarray, split(state))  # no scalars: Orbax changes their type
     args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
     sums = {"items": sums, "metrics": metrics}
@@ -147,7 +148,7 @@ def save_now(manager, state, metrics):
 
 
 def wait(manager):
-    """Waits until what is being saved is committed."""
+    """Waits until the present save is committed; raises UserError if it failed."""
     if manager is not None:
         with explained(manager):
             while WRITING:
@@ -164,10 +165,10 @@ def split(state):
 
 
 def restore(manager, state):
-    """Returns the newest whole checkpoint in the form of `state`, or `state` where there is none.
+    """Returns the newest undamaged checkpoint in the form of `state`; `state` if there are none.
 
-    Damaged ones are set aside. If there are no others the program ends: it never starts again
-    unasked.
+    Damaged ones are set aside. Raises UserError if all are damaged: training never starts from the
+    beginning unasked.
     """
     folder = Path(manager.directory)
     for step in sorted(manager.all_steps(), reverse=True):
@@ -190,8 +191,9 @@ def restore(manager, state):
 def restore_model(manager, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    Raises UserError if it is damaged; with `skip_damaged` it is set aside and the next is taken,
-    as is one that a training beside removes meanwhile.
+    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged;
+    with `skip_damaged` a damaged one is set aside and the choice is made again. So it is, too, if
+    a training removes the checkpoint meanwhile.
     """
     steps = manager.all_steps()
     choices = {"best": manager.best_step(), "last": manager.latest_step()}
@@ -216,11 +218,11 @@ def restore_model(manager, which, model, skip_damaged=False):
 
 
 class Damaged(Exception):
-    """A checkpoint that cannot be read, or holds other bits than were saved."""
+    """A checkpoint cannot be read, or its bits are not those that were saved."""
 
 
 def restore_items(manager, step, **targets):
-    """Restores items as NumPy arrays and checks each bit of them against the checksums."""
+    """Restores items with the shapes of `targets`; raises Damaged, or UserError if these differ."""
     sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
     try:
         saved, wanted = sums["items"], {key: sums[key] for key in ("items", "metrics")}
@@ -247,13 +249,13 @@ def restore_items(manager, step, **targets):
 
 
 def read(manager, step, **args):
-    """Restores items as Orbax does; what it raises of bad files, of many kinds, becomes Damaged."""
+    """Restores items with Orbax, whose many kinds of errors on bad files become Damaged."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
     try:
         return manager.restore(step, args=ocp.args.Composite(**args))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged(f"{type(error).__name__} while reading") from error
-    except (OSError, MemoryError):  # of the machine: the files may be good
+    except (OSError, MemoryError):  # of the machine; the files may be good
         raise
     except Exception as error:
         raise Damaged(f"{type(error).__name__} while reading") from error
@@ -281,14 +283,14 @@ def text_digest(values):
 
 
 def to_arrays(tree):
-    """Shapes and types as the NumPy arrays that Orbax restores into."""
+    """A tree of shapes and types as the NumPy arrays that Orbax restores into."""
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
 
 
 def check_metrics(folder, write):
-    """Sets aside checkpoints whose metrics cannot be read: Orbax could not even be opened.
+    """Sets aside checkpoints whose metrics are damaged: with one of them Orbax opens nothing.
 
-    Where nothing may be written the program ends.
+    Without `write` it raises UserError instead.
     """
     for path in folder.glob("*/metrics"):
         if not path.parent.name.isdecimal():
@@ -309,13 +311,13 @@ def check_metrics(folder, write):
 
 
 def is_gone(path):
-    """Whether a checkpoint that could not be read is there no more a moment later."""
-    time.sleep(0.2)  # removing takes a while
+    """Whether a checkpoint could not be read because a training was removing it."""
+    time.sleep(0.2)  # removal takes a moment
     return not path.exists()
 
 
 def set_aside(path, reason):
-    """Renames a checkpoint so that it is kept and not used, and says so."""
+    """Renames a damaged checkpoint, so that it is kept but not used, and warns."""
     name = path.with_name(path.name + ASIDE)
     while name.exists():
         name = name.with_name("again-" + name.name)

@@ -20,12 +20,12 @@ from errors import UserError
 
 
 def run(define_flags, main):
-    """Calls main(options) with the flags that are set, and exits: 0, or 1 after a UserError.
+    """Calls main(options) with the parsed flags, and exits: code 0, or 1 after a UserError.
 
-    The process exits at once. To take JAX and TensorFlow apart takes 2 s, and aborts where a thread
-    still imports TensorFlow.
+    It exits with os._exit: an orderly shutdown of JAX and TensorFlow takes 2 s, and aborts while a
+    thread still imports TensorFlow.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C without a page of text
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C exits without a traceback
     code = 0
     try:
         main(parse(define_flags))
@@ -34,7 +34,7 @@ def run(define_flags, main):
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr, flush=True)
         code = 1
-    except BrokenPipeError:  # what reads the output, as head does, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         code = 128 + signal.SIGPIPE
     os._exit(code)
 
@@ -48,7 +48,7 @@ def parse(define_flags):
         define_flags()  # ml_collections reads its overrides from sys.argv in here
         for name in set(options) - before:
             options.register_key_flag_for_module(sys.argv[0], options[name])  # for --help
-        rest = options(sys.argv)[1:]
+        unknown = options(sys.argv)[1:]
     except flags.Error as error:
         raise UserError(error) from None
     except Exception as error:  # whatever a config file may raise while it runs
@@ -58,34 +58,34 @@ def parse(define_flags):
                 f"unknown config key: {text} (configs/default.py has every key)"
             ) from None
         raise UserError(f"--config: {type(error).__name__}: {last_line(error)}") from None
-    if rest:
+    if unknown:
         raise UserError(
-            f"cannot read {' '.join(rest)!r}: options have the form --name=value (see --help)"
+            f"cannot read {' '.join(unknown)!r}: options have the form --name=value (see --help)"
         )
     if not options["verbosity"].present:
-        # Orbax and CLU log every step they take; what ends one is raised as well.
+        # Orbax and CLU log much; their errors are raised, too.
         logging.set_verbosity(logging.FATAL)
     return options
 
 
 def define_config(text):
-    """Defines --config and its overrides, --config.KEY=VALUE."""
+    """Defines --config, with `text` as its help, and its overrides --config.KEY=VALUE."""
     config_flags.DEFINE_config_file("config", default.__file__, text)
 
 
 def read_config(options):
-    """Returns (the config that --config names, checked; the name of its file)."""
+    """Returns (checked config, name of its file without .py) of --config; raises UserError."""
     path = Path(config_flags.get_config_filename(options["config"]))
     try:
         config = options.config.copy_and_resolve_references()
-    except (AttributeError, OSError) as error:  # of a file without a config, when it is first used
+    except (AttributeError, OSError) as error:  # from a file that defines no config
         raise UserError(f"--config={path}: {last_line(error)}; configs/ has examples") from None
     settings.check(config, "--config.")
-    if config.data.path and Path(config.data.path).exists():  # else it is the name of a set
+    if config.data.path and Path(config.data.path).exists():  # else it is the name of a data set
         config.data.path = str(Path(config.data.path).absolute())
     return config, path.stem
 
 
 def last_line(error):
-    """The end of an error's text, which says what went wrong."""
+    """The last line of an error's text, which says what went wrong."""
     return (str(error).strip().splitlines() or ["no reason given"])[-1]

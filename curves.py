@@ -1,22 +1,26 @@
-"""The curves of a run for TensorBoard: written by a thread (CLU), and read again."""
+"""The curves of a run for TensorBoard: written in a thread (with CLU), and read.
+
+CLU and TensorBoard are imported in functions: they take seconds, and CLU loads TensorFlow.
+"""
 
 import importlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import jax
 
 
 class Writer:
-    """Writes for TensorBoard in a thread of its own: CLU's TensorFlow takes seconds to load.
+    """Writes for TensorBoard in a thread.
 
-    Where it fails, for want of room say, it warns once and writes no more: training goes on. Of
-    several processes the first alone writes. A context manager, whose end waits for the thread.
+    If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
+    processes only the first writes. A context manager: on exit it waits for the thread.
     """
 
     def __init__(self, folder, start=None):
-        """start: the step that a training goes on from; None for an evaluation."""
+        """start: the step from which a training starts or resumes; None for an evaluation."""
         self.folder, self.start, self.writer = folder, start, None
         self.thread = ThreadPoolExecutor(1, "curves")
         self.failed = jax.process_index() > 0
@@ -30,7 +34,7 @@ class Writer:
         self.thread.shutdown()
 
     def write(self, kind, step, values):
-        """Has the thread write {tag: value}; kind: "scalars", "images" or "texts", as in CLU."""
+        """Writes {tag: value} in the thread; kind: "scalars", "images" or "texts", as in CLU."""
 
         def write():
             getattr(self.writer, f"write_{kind}")(step, values)
@@ -46,12 +50,12 @@ class Writer:
         self.thread.submit(self.attempt, function)
 
     def attempt(self, function):
-        """The thread's part: calls a function; after the first that fails no other is called."""
+        """The thread's part: calls a function, unless one has failed before."""
         if self.failed:
             return
         try:
             function()
-        except Exception as error:  # TensorFlow's own kinds
+        except Exception as error:  # of kinds that TensorFlow defines
             self.failed = True
             reason = " ".join(str(error).split())[:200]
             print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
@@ -64,7 +68,8 @@ class Writer:
 
 
 def mark_start(folder, step):
-    """Tells TensorBoard's readers that points after this step, of a killed run, come again."""
+    """Tells TensorBoard to drop the points after this step, which a killed run wrote already."""
+
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
@@ -74,29 +79,30 @@ def mark_start(folder, step):
 
 
 def import_slow():
-    """Imports what takes seconds, for a thread beside the start of a program."""
-    for load in (import_metric_writers, "scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        try:
-            importlib.import_module(load) if isinstance(load, str) else load()
-        except ImportError:
-            pass  # said where it is needed
+    """Imports in advance what takes seconds, for a thread while a program starts."""
+    with suppress(ImportError):  # which is raised again where the package is needed
+        import_metric_writers()
+    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
+        with suppress(ImportError):
+            importlib.import_module(name)
 
 
 def import_metric_writers():
-    """Imports CLU's writers: not at the top, because the TensorFlow they load takes seconds."""
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow says that it uses them
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
     from clu import metric_writers
 
     return metric_writers
 
 
 def read(workdir, *tags):
-    """The points of a run's curves, by tag: [(step, value)] each."""
+    """The curves of a run, for each tag a list of (step, value)."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util import tensor_util
 
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
     events.Reload()
     known = events.Tags()["tensors"]
-    found = [events.Tensors(tag) if tag in known else [] for tag in tags]
-    return [[(e.step, float(tensor_util.make_ndarray(e.tensor_proto))) for e in f] for f in found]
+
+    curves = [events.Tensors(tag) if tag in known else [] for tag in tags]
+    value = tensor_util.make_ndarray
+    return [[(p.step, float(value(p.tensor_proto))) for p in points] for points in curves]

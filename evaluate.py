@@ -1,4 +1,4 @@
-"""Says how well a run tells same from different: over every pair there is, or a sample of them.
+"""Measures how well a run tells "same" from "different": over every pair, or a sample of pairs.
 
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
@@ -44,7 +44,7 @@ from model import create_model
 from report import write_report, write_table
 from scoring import BAR, MOST_PAIRS, THRESHOLD, evaluate, evaluate_pairs, make_scorer
 
-COMPARED = ("default", "everywhere", "heldout", "unseen")  # the data on which runs are compared
+COMPARED = ("default", "everywhere", "heldout", "unseen")  # their data are used for a comparison
 
 
 def define_flags():
@@ -61,15 +61,16 @@ def define_flags():
 
 
 def main(options):
-    """Checks the options, and does what they ask together with the other hosts."""
+    """Checks the options and runs the evaluation, together with the other hosts."""
     runtime.prepare(options.cache)
-    cluster, (runs, asked) = hosts.read_cluster(options), read_command(options)
+    cluster = hosts.read_cluster(options)
+    runs, asked = read_command(options)
     values = {f"--{key}": str(value) for key, value in vars(asked).items() if key != "images"}
     values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
     with hosts.joined(cluster, values):
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX would only note it
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
         if jax.process_index() == 0:
-            Thread(target=curves.import_slow, daemon=True).start()  # meanwhile: it takes seconds
+            Thread(target=curves.import_slow, daemon=True).start()
         try:
             if len(runs) > 1:
                 compare_runs(runs, asked.step, asked.split)
@@ -80,9 +81,10 @@ def main(options):
 
 
 def read_command(options):
-    """What is asked, checked: ([(config, workdir) of each run], options as a SimpleNamespace).
+    """Returns ([(config, workdir) of each run], asked), checked; raises UserError.
 
-    Its fields are step, split, threshold, robustness and images, which are (names, images) or None.
+    asked: the options step, split, threshold, robustness and images as a SimpleNamespace; images
+    are (names, uint8 [n, height, width, channels]) or None.
     """
     named = [settings.named_workdir(name) for name in options.workdir or ()]
     workdirs = named or [settings.newest_run(Path("runs"))]
@@ -100,8 +102,7 @@ def read_command(options):
         options.images, first.image_size, first.channels
     )
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
-        text = "for runs about classes of drawn shapes, not files or pixels"
-        raise UserError(f"--robustness: {text}")
+        raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
     if not (options.images or options.robustness):
         for config, _ in runs:
             data.check_splits(config)
@@ -109,7 +110,7 @@ def read_command(options):
 
 
 def check_threshold(rule):
-    """Refuses a rule that is neither accuracy nor far:RATE nor a probability."""
+    """Raises UserError unless the rule is None, accuracy, far:RATE or a probability."""
     if rule in (None, "accuracy"):
         return
     try:
@@ -122,10 +123,7 @@ def check_threshold(rule):
 
 
 def evaluate_run(config, workdir, asked):
-    """Evaluates a checkpoint of a run and writes the report, or does what else is asked.
-
-    asked: as of `read_command`.
-    """
+    """Writes a report, compares images or prints a robustness sweep; asked: of `read_command`."""
     model = create_model(config)
     score = make_scorer(model)
     step, variables = scoring.load_variables(config, workdir, model, asked.step)
@@ -141,11 +139,11 @@ def evaluate_run(config, workdir, asked):
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):
-    """The logit from which on to say "same".
+    """The threshold as a logit.
 
-    rule: a probability as a text, for this once; "accuracy" or "far:RATE", which fit it on
-    validation and keep it in the run for this step; or None for the one that is kept. The logit is
-    what is kept: a probability could not tell logits above 37 apart.
+    rule: a probability as a text, which is not kept; "accuracy" or "far:RATE", to fit it on
+    validation and keep it in the run's folder; or None for `kept_threshold`. The logit is kept:
+    as probabilities all logits above 37 are equal.
     """
     if rule is None:
         return scoring.kept_threshold(config, workdir, step)
@@ -164,10 +162,10 @@ def choose_threshold(config, workdir, step, score, variables, rule):
 
 
 def compare_images(score, variables, threshold, names, images):
-    """Prints whether two images are the same; of more the matrix of probabilities as CSV."""
+    """Prints the answer for two images, or for more the matrix of probabilities as CSV."""
     n = len(names)
     first, second = np.indices((n, n)).reshape(2, -1)
-    unknown = [None] * (len(data.Pairs._fields) - 3)
+    unknown = [None] * (len(data.Pairs._fields) - 3)  # labels, weights, ...
     _, logits = score(variables, data.Pairs(images, first, second, *unknown))
     logits = logits.reshape(n, n)
     if n == 2:
@@ -183,7 +181,7 @@ def compare_images(score, variables, threshold, names, images):
 
 
 def print_robustness(config, score, variables, threshold):
-    """Prints a robustness sweep: the accuracy on pairs with one nuisance more in each line."""
+    """Prints a robustness sweep: the accuracy on drawn pairs, each line with one nuisance more."""
     print(f"{'one more each':<16}accuracy of {config.eval.num_pairs:,} pairs")
     for name, pairs in robustness.sweep(config):
         found = evaluate_pairs(config, score, variables, pairs, threshold)
@@ -194,16 +192,16 @@ def print_robustness(config, score, variables, threshold):
 
 
 def compare_runs(runs, which, split):
-    """Prints one table of several runs and writes it: comparison.md, beside the first of them.
+    """Prints a table of several runs and writes it to comparison.md, beside the first run.
 
-    Runs that differ in their seeds alone are one row: the mean, and the range where they differ.
+    Runs whose configs differ only in the seed are one row, with mean and range.
     """
     rows = {}
     for config, workdir in runs:
         model = create_model(config)
-        scoring.load_variables(config, workdir, model, which)  # first, what cannot be read
-        same = settings.flatten(config.to_dict())
-        key = tuple((k, v) for k, v in same.items() if k not in ("seed", *settings.NEUTRAL))
+        scoring.load_variables(config, workdir, model, which)  # fails early if it cannot be read
+        values = settings.flatten(config.to_dict())
+        key = tuple((k, v) for k, v in values.items() if k not in ("seed", *settings.NEUTRAL))
         rows.setdefault(key, []).append((config, workdir))
     table = []
     for row in rows.values():
@@ -220,29 +218,27 @@ def compare_runs(runs, which, split):
         print(difference(firsts[0], run, which, split))
 
 
-def difference(one, other, which, split):
-    """Whether two runs differ on the same pairs, drawn from their data: one line."""
-    if one[0].data.to_dict() != other[0].data.to_dict():
-        return f"{one[1].name} and {other[1].name} have different data: no test of their difference"
-    pairs, right = data.sample_pairs(one[0], split, one[0].eval.num_pairs), []
-    for config, workdir in (one, other):
-        model = create_model(config)
-        step, variables = scoring.load_variables(config, workdir, model, which)
-        threshold = scoring.kept_threshold(config, workdir, step)
+def difference(run1, run2, which, split):
+    """McNemar's test of two runs (config, workdir) on the same drawn pairs, as one line."""
+    (config1, workdir1), (config2, workdir2) = run1, run2
+    name1, name2 = workdir1.name, workdir2.name
+    if config1.data.to_dict() != config2.data.to_dict():
+        return f"{name1} and {name2} have different data: no test of their difference"
+    pairs, right = data.sample_pairs(config1, split, config1.eval.num_pairs), []
+    for config, workdir in (run1, run2):
+        model, _, variables, threshold = scoring.load_run(config, workdir, which)
         found = evaluate_pairs(config, make_scorer(model), variables, pairs, threshold)
         right.append(found.scores.predicted == (pairs.label == 1))
     only1, only2, p = mcnemar(*right)
     return (
-        f"of {len(pairs.label):,} drawn {split} pairs {one[1].name} alone is right on {only1:,}, "
-        f"{other[1].name} alone on {only2:,}: McNemar's p = {p:.2g}"
+        f"of {len(pairs.label):,} drawn {split} pairs {name1} alone is right on {only1:,}, "
+        f"{name2} alone on {only2:,}: McNemar's p = {p:.2g}"
     )
 
 
 def measure_run(config, workdir, score, which, split):
-    """{column: number} of a run; None where there is none, as on data of another size."""
-    model = create_model(config)
-    step, variables = scoring.load_variables(config, workdir, model, which)
-    threshold = scoring.kept_threshold(config, workdir, step)
+    """{column: number} of a run; None if unknown, as the accuracy at another image size."""
+    model, _, variables, threshold = scoring.load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
     image = jax.ShapeDtypeStruct((1, size, size, channels), jnp.uint8)
     cost = jax.jit(model.apply).lower(variables, image, image).cost_analysis()
@@ -254,7 +250,7 @@ def measure_run(config, workdir, score, which, split):
         "steps to 0 wrong": next((step for step, count in wrong if count == 0), None),
     }
     configs = {f"`{c}`": importlib.import_module(f"configs.{c}").get_config() for c in COMPARED}
-    accuracies = {}  # by data: a run's own may be among those of the configs
+    accuracies = {}  # by data: a run's own may be that of a config
     for name, other in ({"its own data": config} | configs).items():
         key = settings.frozen(other.data)
         if (key.image_size, key.channels) != (size, channels):

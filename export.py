@@ -1,10 +1,10 @@
-"""Writes a trained network so that it runs without this project: StableHLO, and arrays for NumPy.
+"""Exports a trained network, to run it without this project: StableHLO, and arrays for NumPy.
 
     python export.py                               # the newest run under runs/
     python export.py --workdir=runs/light --numpy
 
-A siamese network is written in two parts: the encoder, which is run once for each image, and the
-head, which compares two embeddings. docs/export.md shows how to load both.
+A siamese network has two parts: the encoder, which runs once for each image, and the head, which
+compares two embeddings. docs/export.md shows how to load both.
 """
 
 import json
@@ -22,8 +22,7 @@ import command_line
 import runtime
 import settings
 from errors import UserError
-from model import create_model
-from scoring import kept_threshold, load_variables
+from scoring import load_run
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -36,7 +35,7 @@ def define_flags():
 
 
 def main(options):
-    """Checks the options and writes the export of a run."""
+    """Checks the options and exports a run."""
     runtime.prepare(options.cache)
     named = options.workdir and settings.named_workdir(options.workdir)
     workdir = named or settings.newest_run(Path("runs"))
@@ -51,10 +50,8 @@ def main(options):
 
 
 def write_export(config, workdir, which, for_numpy):
-    """Writes workdir/export: *.stablehlo, export.json, and weights.npz where asked for."""
-    model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    threshold = kept_threshold(config, workdir, step)
+    """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
+    model, step, variables, threshold = load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
@@ -84,7 +81,7 @@ def write_export(config, workdir, which, for_numpy):
 
 
 def export_parts(config, model, variables):
-    """{name: jax.export.Exported}, for any number of rows: encoder and head, or all in one."""
+    """{name: jax.export.Exported} for any number n of rows: encoder and head, or network."""
     size, channels = config.data.image_size, config.data.channels
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, size, size, channels), jnp.uint8)
@@ -101,7 +98,7 @@ def export_parts(config, model, variables):
 
 
 def to_arrays(config, variables):
-    """A siamese CNN as arrays: its BatchNorm is part of the kernels and biases, as at inference."""
+    """A siamese CNN as {name: array}, with BatchNorm folded into kernels and biases."""
     params, statistics = (variables[kind].get("encoder", {}) for kind in ("params", "batch_stats"))
     strides = [2 if i == 0 else 1 for depth in config.model.stage_sizes for i in range(depth)]
     arrays = {"strides": np.array(strides)}

@@ -1,4 +1,4 @@
-"""The figures of an evaluation (Matplotlib)."""
+"""The figures of an evaluation (Matplotlib). Slow imports are in functions."""
 
 import io
 import itertools
@@ -10,14 +10,14 @@ import curves
 import data
 import metrics
 
-MOST_KINDS = 12  # classes that are told apart
-MOST_POINTS = 2000  # of the embedding map
+MOST_KINDS = 12  # classes in the embedding map and in the breakdown
+MOST_POINTS = 2000  # in the embedding map
 GREEN_AND_RED = ("tab:green", "tab:red")
 
 
 def new_figure(width, height):
-    """A figure of so many inches, of 100 pixels each."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # not pyplot: needs no display
+    """An empty figure; width and height in inches of 100 pixels."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # unlike pyplot it needs no display
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
@@ -33,7 +33,7 @@ def render(figure):
 
 
 def plot_figures(config, workdir, evaluation):
-    """{name: Figure} of all that there is to show of an evaluation."""
+    """{name: Figure} of all plots for which the evaluation has data."""
     figures = {"pairs": plot_pairs(evaluation), "training": plot_training(workdir)}
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
@@ -47,8 +47,8 @@ def plot_figures(config, workdir, evaluation):
 
 
 def plot_decisions(evaluation):
-    """ROC, DET, reliability diagram, and how the probabilities are distributed."""
-    from scipy.stats import norm  # not at the top: slow to import
+    """ROC, DET, reliability diagram and histogram of the probabilities."""
+    from scipy.stats import norm
     from sklearn.metrics import roc_curve
 
     logits, _, _, label = evaluation.scores
@@ -85,7 +85,7 @@ def plot_decisions(evaluation):
 
 
 def plot_training(workdir):
-    """Loss and accuracy over the steps, of training and validation."""
+    """Loss and accuracy of training and validation over the steps."""
     figure, names = new_figure(5.7, 5), ("loss", "accuracy")
     tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
     points = list(zip(tags, curves.read(workdir, *tags), strict=True))
@@ -105,7 +105,7 @@ def kind_names(config, pairs):
 
 
 def plot_embeddings(evaluation, names, directions):
-    """The images' embeddings on their two principal components, a colour for each class."""
+    """Embeddings, or their directions, on two principal components; a colour for each class."""
     kinds = np.unique(names)[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
     chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
@@ -128,10 +128,10 @@ def plot_embeddings(evaluation, names, directions):
 
 
 def breakdown(evaluation, names):
-    """Accuracy by what is in a pair: {title: (names of rows, names of columns, float [r, c])}.
+    """Accuracy by a property of pairs: {title: (names of rows, names of columns, float [r, c])}.
 
-    Of classes, sizes, the distance of the centres and the difference of the angles; a single row
-    where it is one number of a pair. What has a single value is left out; nan: no such pair.
+    Classes and sizes: rows are for image 1, columns for image 2. Distance of the centres and
+    difference of the angles: one row. A property with one value is left out. nan: no such pair.
     """
     pairs = evaluation.pairs
     right = evaluation.scores.predicted == (pairs.label == 1)
@@ -178,7 +178,7 @@ def breakdown(evaluation, names):
 
 
 def plot_breakdown(tables):
-    """Heat maps of accuracy; the worst cell decides where the colours begin."""
+    """Heat maps of accuracy; the colour scale begins at the worst cell, or at 99 %."""
     figure = new_figure(12, 3.6)
     lowest = min(np.nanmin(table) for *_, table in tables.values())
     widths = [max(2, len(columns)) for _, columns, _ in tables.values()]
@@ -198,9 +198,9 @@ def plot_breakdown(tables):
 
 
 def plot_pairs(evaluation, rows=4, columns=6):
-    """A grid of pairs: the first half the most wrong and least certain ones, in this order.
+    """A grid of pairs, hardest first (`hardest_first`).
 
-    The second half goes on evenly spaced to the most certain one, so that it shows all there is.
+    The first half are the hardest; the second half are evenly spaced from there to the easiest.
     """
     pairs, probability = evaluation.pairs, expit(evaluation.scores.logits)
     order = hardest_first(pairs, probability)
@@ -221,7 +221,7 @@ def plot_pairs(evaluation, rows=4, columns=6):
 
 
 def plot_pair(axes, pairs, index):
-    """Both images of a pair, side by side."""
+    """Plots both images of a pair side by side."""
     image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
     gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
     both = np.concatenate([image1, gap, image2], axis=1).squeeze()
@@ -232,7 +232,7 @@ def plot_pair(axes, pairs, index):
 
 
 def hardest_first(pairs, probability):
-    """Indices of pairs by the probability given to the truth; (b, a) is left out beside (a, b)."""
+    """Indices of pairs, lowest probability of the true label first; one of (a, b) and (b, a)."""
     order = np.argsort(np.where(pairs.label == 1, probability, 1 - probability), kind="stable")
     if not pairs.ordered:
         return order

@@ -1,7 +1,7 @@
-"""Several processes as one: they join, agree, end together, and say which of them was lost.
+"""Several processes as one: they join, agree, exit together, and name the one that was lost.
 
-The engine is `jax.distributed`. Beside it runs a roll call through its coordination service: JAX's
-own heartbeat ends a process with a page of C++, the roll call with a line that names the host.
+They are called hosts here. `jax.distributed` connects them. When one is lost, JAX's own heartbeat
+exits with a page of C++. The roll call here is faster and exits with a line that names the host.
 """
 
 import json
@@ -20,16 +20,16 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 from absl import flags
-from jax._src.distributed import global_state  # its client has no public name; Orbax does the same
+from jax._src.distributed import global_state  # no public name; Orbax imports it, too
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from errors import UserError
 
-NOTICE = "notice"  # the key under which a host tells the others why it exits, or SOMEONE_LOST
+NOTICE = "notice"  # a key; its value is why a host exits, or SOMEONE_LOST
 SOMEONE_LOST = "a host may be lost: all answer the roll call now"
-GRACE = 5  # seconds in which every host that lives answers a roll call
-NAMES = []  # of all hosts, by their process index
+GRACE = 5  # seconds in which every living host answers a roll call
+NAMES = []  # of all hosts, by process index
 EXITING, ALL_ANSWERED = Event(), Event()
 
 
@@ -44,9 +44,9 @@ def define_flags():
 
 
 def read_cluster(options):
-    """How to join other processes: address (arguments of jax.distributed.initialize) and seconds.
+    """Returns how to join other processes; None where this one works alone; raises UserError.
 
-    None where this process works alone.
+    Fields: address (arguments of jax.distributed.initialize), join_seconds, heartbeat_seconds.
     """
     names = ("coordinator", "num_processes", "process_id")
     missing = [name for name in names if options[name].value is None]
@@ -75,21 +75,21 @@ def read_cluster(options):
 def managed(environment):
     """Whether SLURM, Open MPI or Kubernetes started this as one of several processes.
 
-    JAX's own detection would join in an interactive step of one process, too, with one GPU.
+    JAX's own detection would say yes in an interactive step of one process, too, and use one GPU.
     """
     for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
         if environment.get(name, "1") != "1":
             return True
     indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
-    return indexed and find_spec("kubernetes") is not None  # which JAX asks the cluster with
+    return indexed and find_spec("kubernetes") is not None  # JAX needs that package
 
 
 @contextmanager
 def joined(cluster, values):
     """A context in which this process is one of several, as `read_cluster` says; or alone.
 
-    `values`, {key: value}, must be the same on all of them. All leave it together. Output of
-    others than process 0 is dropped, but for errors. An error in here exits all of them.
+    values: {key: value}, which must be the same on all of them. At its end they wait for each
+    other. Only process 0 prints, except errors. An error in it exits all of them.
     """
     if cluster is None:
         yield
@@ -104,11 +104,11 @@ def joined(cluster, values):
         disconnect()
     except UserError as error:
         exit_all(f"error: {error}")
-    except FloatingPointError as error:  # which every host meets
+    except FloatingPointError as error:  # raised on every host
         if jax.process_index():
-            time.sleep(cluster.heartbeat_seconds)  # host 0 says it once its checkpoints are whole
+            time.sleep(cluster.heartbeat_seconds)  # host 0 exits first, after its last save
         exit_all(f"error: {error}")
-    except Exception as error:  # of a collective with a lost host, of many kinds
+    except Exception as error:  # a collective with a lost host raises many kinds
         exit_if_first_is_lost()
         tell_all(SOMEONE_LOST)
         ALL_ANSWERED.wait(cluster.heartbeat_seconds)  # `watch` exits if a host does not answer
@@ -117,13 +117,13 @@ def joined(cluster, values):
 
 
 def join(cluster):
-    """Connects to the other processes; exits where that takes too long."""
+    """Connects to the other processes; exits if that takes over join_seconds."""
     where = cluster.address.get("coordinator_address", "named by the environment")
     text = (
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
         "start each of them, where it reaches that address, or allow more --join_seconds"
     )
-    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would abort with a page
+    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would abort with a page of C++
     late.start()
     try:
         jax.distributed.initialize(
@@ -138,14 +138,13 @@ def join(cluster):
 
 
 def agree(values, seconds):
-    """Exits all hosts, naming the keys, unless they were started with the same."""
+    """Exits all hosts, with a line that names the keys, unless `values` are the same on all."""
     client, count = global_state.client, jax.process_count()
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
     client.key_value_set(f"host/{jax.process_index()}", json.dumps([platform.node(), values]))
-    found = [
-        json.loads(client.blocking_key_value_get(f"host/{i}", 1000 * seconds)) for i in range(count)
-    ]
+    answers = [client.blocking_key_value_get(f"host/{i}", 1000 * seconds) for i in range(count)]
+    found = [json.loads(answer) for answer in answers]
     NAMES[:] = [f"host {i} ({name})" for i, (name, _) in enumerate(found)]
     first = found[0][1]
     for name, (_, other) in zip(NAMES, found, strict=True):
@@ -156,10 +155,10 @@ def agree(values, seconds):
 
 
 def watch(seconds):
-    """Exits this process when another host says why it exits, or is lost. Runs in a thread.
+    """Exits this process when another host gives notice or is lost. Runs in a thread.
 
-    Each round waits for a notice, a fifth of `seconds`, and then calls the roll: a barrier that
-    every host must reach in 0.6 of `seconds`, or in GRACE where somebody suspects a loss.
+    Each round waits 0.2 * seconds for a notice and then calls the roll: a barrier that every host
+    must reach within 0.6 * seconds, or within GRACE if a host suspects a loss.
     """
     while not EXITING.is_set():
         notice = read_notice(0.2 * seconds)
@@ -171,7 +170,7 @@ def watch(seconds):
 
 
 def read_notice(seconds):
-    """The notice that some host left: SOMEONE_LOST or a line; None where none came in time."""
+    """A host's notice, SOMEONE_LOST or a line; None if there is none in time."""
     try:
         return global_state.client.blocking_key_value_get(NOTICE, int(1000 * seconds))
     except JaxRuntimeError as error:
@@ -179,7 +178,7 @@ def read_notice(seconds):
 
 
 def call_roll(seconds):
-    """Returns once every host has answered; exits this process where one does not in time."""
+    """Returns when every host has answered; exits this process if one does not in time."""
     try:
         global_state.client.wait_at_barrier("roll call", int(1000 * seconds))
     except JaxRuntimeError as error:
@@ -187,9 +186,9 @@ def call_roll(seconds):
 
 
 def tell_all(notice):
-    """Leaves a notice for the other hosts. A reason to exit replaces a suspicion, not the reverse.
+    """Gives notice to the other hosts. A reason to exit replaces SOMEONE_LOST, not the reverse.
 
-    A host that is lost itself cannot tell: then nothing happens.
+    It does nothing if this host has lost its connection.
     """
     with suppress(JaxRuntimeError):
         replace = notice != SOMEONE_LOST
@@ -197,16 +196,16 @@ def tell_all(notice):
 
 
 def lost(error):
-    """The line that names the hosts which a roll call missed; host 0 where none could be held."""
+    """The line that names the hosts missing in a roll call; host 0 if it could not take place."""
     found = re.search(r"timed out task names:\s*((?:\d+\s+)+)", str(error))
     names = [NAMES[int(i)] for i in found[1].split()] if found else NAMES[:1]
     return f"error: lost {', '.join(names)}; the same command on all hosts resumes"
 
 
 def disconnect():
-    """Waits until all hosts are here, as long as they live, and leaves them; nothing if alone."""
+    """Waits for all hosts as long as they live, then disconnects; does nothing if alone."""
     if global_state.client:
-        global_state.client.wait_at_barrier("end", 2**31 - 1)  # reports take their time
+        global_state.client.wait_at_barrier("end", 2**31 - 1)  # writing the report takes a while
         EXITING.set()
         jax.distributed.shutdown()
 
@@ -218,7 +217,7 @@ def exit_all(message):
     if not EXITING.is_set():
         EXITING.set()
         os.write(2, f"{message}\n".encode())
-    time.sleep(1)  # the others ask host 0
+    time.sleep(1)  # if this is host 0, the others still read the notice from it
     os._exit(1)
 
 
@@ -231,7 +230,7 @@ def exit_now(message):
 
 
 def exit_if_first_is_lost():
-    """Exits this process if host 0 is lost: it can tell nobody, and JAX is about to abort."""
+    """Exits this process if host 0, which keeps the notice, is lost: JAX is about to abort."""
     host, _, port = global_state.coordinator_address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), port), timeout=GRACE).close()
@@ -240,7 +239,7 @@ def exit_if_first_is_lost():
 
 
 def from_first(function, like):
-    """What function() returns on host 0 on every host, bit by bit: arrays in a tree as `like`."""
+    """function() of host 0, on every host, with the same bits; like: arrays of the same shapes."""
     if jax.process_count() == 1:
         return function()
     blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)

@@ -1,24 +1,26 @@
-"""What scored pairs say in numbers. "Same" is the positive class, a false accept a wrong "same".
+"""Metrics of scored pairs. "Same" is the positive class, and a false accept is a wrong "same".
 
-As the verification literature has it, FAR is the share of the different pairs that is called the
-same, and TAR (recall) the share of the same pairs that is.
+FAR is the share of "different" pairs that are called "same"; TAR (recall) is the share of "same"
+pairs that are called "same". SciPy's and scikit-learn's parts are imported in functions: each takes
+a second.
 """
 
 import numpy as np
 from scipy.special import expit
 
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
-CALIBRATION_BINS = 15
+CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
 
 
 def compute_metrics(logits, losses, predicted, label, weight):
-    """Metrics of a set of weighted pairs, floats: of the whole set, not a mean over batches.
+    """{name: float} for NAMES, of a whole set of n weighted pairs, not a mean over batches.
 
-    Precision, recall and F1 without a single case are 0. What needs both classes is None where
-    there is one only.
+    All arrays are [n]: logits, losses, label (1: same, 0: different) and weight are numbers,
+    predicted ("same") is bool. Precision, recall and F1 are 0 where they would be 0 / 0. RANKING
+    is None where all pairs are of one kind.
     """
     same, total = label == 1, weight.sum()
 
@@ -28,11 +30,8 @@ def compute_metrics(logits, losses, predicted, label, weight):
     def ratio(part, whole):
         return part / whole if whole else 0.0
 
-    hits, false_accepts, misses = (
-        share(same & predicted),
-        share(~same & predicted),
-        share(same & ~predicted),
-    )
+    hits, misses = share(same & predicted), share(same & ~predicted)
+    false_accepts = share(~same & predicted)
     probability = expit(logits)
     return {
         "loss": float(losses @ weight / total),
@@ -47,12 +46,12 @@ def compute_metrics(logits, losses, predicted, label, weight):
 
 
 def ranking_metrics(logits, label, weight):
-    """ROC AUC, equal error rate, and TAR at FALSE_ACCEPT_RATES: of the order of the logits alone.
+    """{name: float} for RANKING: the metrics that depend on the order of the logits alone.
 
-    The equal error rate is read off the ROC between its two nearest points; TAR at a FAR is the
-    largest that a threshold reaches with no more false accepts.
+    The equal error rate is interpolated between the two nearest points of the ROC. TAR at a FAR is
+    the highest TAR of all thresholds with at most this FAR.
     """
-    from sklearn.metrics import auc, roc_curve  # not at the top: its import takes a second
+    from sklearn.metrics import auc, roc_curve
 
     if len(np.unique(label[weight > 0])) < 2:
         return dict.fromkeys(RANKING)
@@ -63,10 +62,7 @@ def ranking_metrics(logits, label, weight):
 
 
 def calibration(probability, label, weight):
-    """A reliability diagram: (mean probability, frequency of "same", weight) of each bin with any.
-
-    Bins of equal width over the probability of "same".
-    """
+    """Reliability diagram: (mean probability, frequency of "same", weight) of each bin in use."""
     bins = np.minimum((probability * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     total = np.bincount(bins, weight)
     used = total > 0
@@ -75,30 +71,30 @@ def calibration(probability, label, weight):
 
 
 def calibration_error(probability, label, weight):
-    """Expected calibration error: mean distance of the reliability diagram from the diagonal."""
+    """Expected calibration error: mean distance of `calibration` from the diagonal."""
     expected, observed, total = calibration(probability, label, weight)
     return float(np.abs(expected - observed) @ total / total.sum())
 
 
 def intervals(logits, losses, predicted, label):
-    """95 % intervals of the metrics of n pairs drawn independently: {name: (low, high)}.
+    """95 % intervals of the metrics of n independently drawn pairs: {name: (low, high)}.
 
-    Wilson's for accuracy, precision and recall, which are proportions; percentiles of the bootstrap
-    (Efron 1979) for the others. A metric that is the same in each resample has no interval.
+    Accuracy, precision and recall are proportions: theirs are Wilson's. The others are percentiles
+    of the bootstrap (Efron 1979). A metric that is the same in each resample has none.
     """
     random, n = np.random.default_rng(0), len(label)
-    draws = [
+    resamples = [
         compute_metrics(logits, losses, predicted, label, random.multinomial(n, np.ones(n) / n))
         for _ in range(RESAMPLES)
     ]
     found = {}
     for name in NAMES:
-        values = [draw[name] for draw in draws if draw[name] is not None]
+        values = [one[name] for one in resamples if one[name] is not None]
         if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
             low, high = np.quantile(values, (0.025, 0.975))
             found |= {name: (low, high)} if high - low > 1e-9 else {}
-    same, right = label == 1, predicted == (label == 1)
-    for name, among in (("accuracy", same | ~same), ("precision", predicted), ("recall", same)):
+    same, right, every = label == 1, predicted == (label == 1), np.ones(n, bool)
+    for name, among in (("accuracy", every), ("precision", predicted), ("recall", same)):
         if among.any():
             found[name] = wilson(int(right[among].sum()), int(among.sum()))
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
@@ -106,23 +102,20 @@ def intervals(logits, losses, predicted, label):
 
 def wilson(successes, trials):
     """Wilson's 95 % interval of a proportion."""
-    from scipy.stats import binomtest  # not at the top: its import takes a second
+    from scipy.stats import binomtest
 
     return binomtest(successes, trials).proportion_ci(method="wilson")
 
 
 def most_wrong(pairs):
-    """The share of wrong answers that none among so many drawn excludes with 95 % confidence.
-
-    Hanley & Lippman-Hand 1983: about 3 / pairs, the rule of three.
-    """
+    """Upper 95 % bound of the error rate if no drawn pair is wrong (Hanley & Lippman-Hand 1983)."""
     return 1 - 0.05 ** (1 / pairs)
 
 
 def fit_threshold(logits, label, weight, far=None):
-    """The logit from which on to say "same": of best accuracy, or of best TAR at a FAR.
+    """The threshold as a logit: of best accuracy, or of best TAR with a FAR of at most `far`.
 
-    Half way to the next score, so that scores a little off fall on the same side.
+    It is half way to the next logit, so that small numerical differences change no answer.
     """
     from sklearn.metrics import roc_curve
 
@@ -138,10 +131,10 @@ def fit_threshold(logits, label, weight, far=None):
 
 
 def mcnemar(right1, right2):
-    """McNemar's exact test of two answers to the same pairs, from which are right: bool [n] each.
+    """McNemar's exact test of two networks on the same pairs; right1, right2: bool [n].
 
-    Returns (pairs that only the first has right, only the second, p-value): how probable so uneven
-    a split is if both are as good.
+    Returns (number of pairs where only the first is right, only the second, p-value). The p-value
+    is the probability of numbers at least so unequal if both networks are equally good.
     """
     from scipy.stats import binomtest
 

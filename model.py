@@ -26,7 +26,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of
 def create_model(config):
     """Returns the module (image1, image2, train=False) -> logits float32 [batch].
 
-    With train=True it must run under an axis named AXIS and with batch_stats mutable.
+    train=True needs an axis named AXIS (pmap) and mutable=["batch_stats"].
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     sizes = {"stage_sizes": tuple(options.stage_sizes), "width": options.width, "dtype": dtype}
@@ -47,15 +47,15 @@ def create_model(config):
 
 
 def trained(config, params):
-    """The part of the parameters that is trained: all, or where the encoder is frozen the rest."""
+    """The parameters that are trained: all, or all but the encoder's where that is frozen."""
     return {k: v for k, v in params.items() if k != "encoder"} if config.model.frozen else params
 
 
 def training_loss(config, model, batch):
-    """(loss [], losses [n], logits [n]) of a batch of n pairs by a bound module, under AXIS.
+    """Returns (loss to minimise [], losses [n], logits [n]) of a batch of n pairs, float32.
 
-    The loss is the mean of the pairs' losses, or with config.model.all_pairs_loss that of
-    `all_pairs_loss`. Losses and logits are those of the drawn pairs.
+    model: a bound module, under an axis named AXIS. Losses and logits are those of the drawn pairs.
+    The loss to minimise is their mean, or `all_pairs_loss` if the config says so.
     """
     if config.model.all_pairs_loss:
         return all_pairs_loss(model, batch)
@@ -65,10 +65,10 @@ def training_loss(config, model, batch):
 
 
 def all_pairs_loss(model, batch):
-    """As `training_loss`: the loss is over every two images of the whole batch, on all devices.
+    """As `training_loss`, but the loss is over every two images of the batch, on all devices.
 
-    Each device compares its own images with all. The pairs of the same class count as much as
-    those of different classes, however many there are; no image is compared with itself.
+    Each device compares its own images with all other images. Pairs of one class have half of the
+    total weight, however many they are, and pairs of two classes the other half.
     """
     embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
     logits = model.compare(*jnp.split(embeddings, 2))
@@ -85,14 +85,14 @@ def all_pairs_loss(model, batch):
 
 
 def part_of_mean(losses, chosen):
-    """A device's part of the mean of the chosen losses on all devices; the parts' mean is it."""
+    """This device's part of the mean of the chosen losses; averaged over devices it is the mean."""
     count = jnp.maximum(lax.psum(chosen.sum(), AXIS), 1) / lax.axis_size(AXIS)
     return jnp.where(chosen, losses, 0).sum() / count
 
 
 def init_variables(model, config):
-    """{"params", "batch_stats"}, a function of config.seed alone."""
-    # It runs once: optimising the program further takes longer than it saves.
+    """The initial {"params", "batch_stats"} of a model; config.seed alone decides their values."""
+    # The program runs once: more compiler optimisation takes longer than it saves.
     options = {"xla_backend_optimization_level": 1}
     return jax.jit(partial(initialise, model, config), compiler_options=options)()
 
@@ -103,6 +103,7 @@ def variable_shapes(model, config):
 
 
 def initialise(model, config):
+    """As `init_variables`, not compiled."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, config.data.channels), jnp.uint8)
     variables = model.init(jax.random.key(config.seed), image, image)
@@ -112,7 +113,7 @@ def initialise(model, config):
 class Siamese(nn.Module):
     """One encoder for both images; a head compares their embeddings.
 
-    Symmetric by construction: exchanging the images leaves every bit of the logit as it is.
+    Symmetric by construction: exchanging the images does not change any bit of the logit.
     """
 
     encoder: nn.Module
@@ -125,15 +126,15 @@ class Siamese(nn.Module):
 
     def __call__(self, image1, image2, train=False):
         """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
-        # One pass for both images: BatchNorm sees them together and the products are larger.
+        # One pass for both images: one BatchNorm over both, and larger matrix products.
         embeddings = self.encode(jnp.concatenate([image1, image2]), train)
         return self.compare(*jnp.split(embeddings, 2))
 
     def encode(self, images, train=False):
         """uint8 [n, height, width, channels] -> embeddings [n, size].
 
-        A frozen encoder's BatchNorm keeps its statistics and uses them while training too. A
-        pretrained one sees what it was trained on: three colours, normalised as for ImageNet.
+        A frozen encoder's BatchNorm uses its running statistics in training, too, and keeps them.
+        A pretrained encoder gets three channels, normalised as for ImageNet.
         """
         x = images.astype(self.dtype) / 255
         if self.pretrained:
@@ -147,12 +148,12 @@ class Siamese(nn.Module):
 
     @nn.nowrap
     def losses(self, logits, label):
-        """The loss of each pair, of the shape of both: float32 logits and labels (1: the same)."""
+        """Logits and labels (1: same), float32 of one shape -> the loss of each pair."""
         return self.head.losses(logits, label)
 
 
 class MLP(nn.Module):
-    """A hidden layer on the distance |e1 - e2| of each number of two embeddings."""
+    """A hidden layer on |e1 - e2|, the distance in each component of two embeddings."""
 
     features: int
     dtype: jnp.dtype
@@ -174,7 +175,7 @@ class Cosine(nn.Module):
     def __call__(self, embeddings1, embeddings2):
         """Two [..., size] -> logits float32 [...]."""
         e1, e2 = (e.astype(jnp.float32) for e in (embeddings1, embeddings2))
-        # The norm of nothing has no gradient: a tiny number in it gives it one, 0.
+        # At 0 a norm has no gradient; with this tiny number it has one, 0.
         norm1, norm2 = (jnp.sqrt((e**2).sum(axis=-1) + 1e-12) for e in (e1, e2))
         cosine = (e1 * e2).sum(axis=-1) / (norm1 * norm2)
         scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
@@ -185,10 +186,10 @@ class Cosine(nn.Module):
 
 
 class Euclidean(nn.Module):
-    """How far the distance of two embeddings falls below half the margin.
+    """Half the margin, minus the distance of two embeddings.
 
-    As a logit it decides; it is not calibrated: the probability of "same" is at most that of
-    margin / 2.
+    Its sign decides, but as a logit it is not calibrated: the probability of "same" is at most
+    sigmoid(margin / 2).
     """
 
     margin: float
@@ -196,26 +197,22 @@ class Euclidean(nn.Module):
     def __call__(self, embeddings1, embeddings2):
         """Two [..., size] -> logits float32 [...]: margin / 2 - distance."""
         difference = embeddings1.astype(jnp.float32) - embeddings2.astype(jnp.float32)
-        # The root of no difference has no gradient: a tiny number under it gives it one, 0.
+        # At 0 a root has no gradient; with this tiny number it has one, 0.
         return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
 
     @nn.nowrap
     def losses(self, logits, label):
-        """The contrastive loss (Hadsell et al. 2006; there the label of "same" is 0).
-
-        The squared distance for the same; for different images the square of what their distance
-        lacks to the margin.
-        """
+        """The contrastive loss (Hadsell et al. 2006, where the label of "same" is 0)."""
         distance = self.margin / 2 - logits
-        lacking = jnp.maximum(self.margin - distance, 0)
-        return label * distance**2 + (1 - label) * lacking**2
+        shortfall = jnp.maximum(self.margin - distance, 0)
+        return label * distance**2 + (1 - label) * shortfall**2
 
 
 class EarlyFusion(nn.Module):
-    """Both images in one pass of the encoder: not symmetric, and no work is shared between pairs.
+    """One pass of the encoder for each pair: not symmetric, and an image has no embedding.
 
-    two_channel: stacked along the channels (Zagoruyko & Komodakis 2015, arXiv:1504.03641); joint:
-    as two images of one sequence, for the ViT.
+    two_channel: the images are concatenated along the channels (Zagoruyko & Komodakis 2015,
+    arXiv:1504.03641). joint: they are two images of one sequence, for the ViT.
     """
 
     encoder: nn.Module
@@ -230,15 +227,15 @@ class EarlyFusion(nn.Module):
         images = [image1, image2]
         x = jnp.stack(images, 1) if self.fusion == "joint" else jnp.concatenate(images, -1)
         x = x.astype(self.dtype) / 255
-        features = self.encoder(x, train).astype(jnp.float32)
-        return nn.Dense(1, name="logit")(features).squeeze(-1)
+        embeddings = self.encoder(x, train).astype(jnp.float32)  # of pairs
+        return nn.Dense(1, name="logit")(embeddings).squeeze(-1)
 
     def encode(self, images):
-        """The images as they are: nothing can be computed once for each."""
+        """The images, unchanged: nothing is computed for one image alone."""
         return images
 
     def compare(self, image1, image2):
-        """As `__call__`, under the name that a siamese network has for it."""
+        """As `__call__`: with `encode` it gives this class the methods of `Siamese`."""
         return self(image1, image2)
 
     losses = staticmethod(optax.sigmoid_binary_cross_entropy)
@@ -248,7 +245,7 @@ class ViT(nn.Module):
     """A pre-norm transformer over patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
 
     float [n, height, width, channels], or [n, images, height, width, channels] for several images
-    in one sequence -> features [n, width], those of the CLS token.
+    in one sequence -> embeddings [n, width]: the output at the CLS token.
     """
 
     stage_sizes: tuple[int]
@@ -261,16 +258,16 @@ class ViT(nn.Module):
         dense = partial(nn.Dense, dtype=self.dtype)
         norm = partial(nn.LayerNorm, dtype=self.dtype)
 
-        def embedding(name, *shape):
+        def learnt(name, *shape):
             return self.param(name, nn.initializers.normal(0.02), shape).astype(self.dtype)
 
         x = dense(self.width, name="patch")(to_patches(x, self.patch_size))
         _, images, patches, _ = x.shape
-        x += embedding("position", 1, 1, patches, self.width)
+        x += learnt("position", 1, 1, patches, self.width)
         if images > 1:
-            x += embedding("image", 1, images, 1, self.width)
+            x += learnt("image", 1, images, 1, self.width)
         x = x.reshape(x.shape[0], images * patches, self.width)
-        cls = jnp.broadcast_to(embedding("cls", 1, 1, self.width), (x.shape[0], 1, self.width))
+        cls = jnp.broadcast_to(learnt("cls", 1, 1, self.width), (x.shape[0], 1, self.width))
         x = jnp.concatenate([cls, x], axis=1)
         heads = max(1, self.width // 32)
         attention = partial(nn.MultiHeadDotProductAttention, heads, dtype=self.dtype)
@@ -292,8 +289,8 @@ def to_patches(x, size):
 class CNN(nn.Module):
     """3x3 convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
 
-    float [n, height, width, channels] -> features [n, width * 2 ** (len(stage_sizes) - 1)], the
-    means of the last maps.
+    float [n, height, width, channels] -> embeddings [n, width * 2 ** (len(stage_sizes) - 1)]: the
+    mean of each channel of the last stage.
     """
 
     stage_sizes: tuple[int, ...]
@@ -314,11 +311,11 @@ class CNN(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
 
-    Its structure, padding (explicit: XLA's SAME shifts strided layers by a pixel), names and
-    initialisation; like it, one grey channel is copied to three. Its blocks lack weights that no
-    pixel meets (`taps`), so parameters fit the size of images that they were made for. `small` is
-    the usual change for small images: a 3x3 stem of stride 1 and no max-pool.
-    float [n, height, width, channels] -> features [n, width * 2 ** (len(stage_sizes) - 1)].
+    Structure, names, initialisation and padding are torchvision's; the padding is explicit, since
+    XLA's SAME shifts strided layers by a pixel. One grey channel is copied to three. Weights that
+    meet only padding are left out (`taps`), so parameters fit one size of images. small: a 3x3
+    stem of stride 1 and no max-pool, as is usual for small images.
+    float [n, height, width, channels] -> embeddings [n, width * 2 ** (len(stage_sizes) - 1)].
     """
 
     stage_sizes: tuple[int, ...]
@@ -346,7 +343,7 @@ class ResNet(nn.Module):
 
 
 def layers(dtype, train):
-    """The convolution and the BatchNorm of every layer, as torchvision has them, bound once."""
+    """Constructors of convolution and BatchNorm with torchvision's initialisation and options."""
     conv = partial(
         nn.Conv,
         use_bias=False,
@@ -366,14 +363,14 @@ def layers(dtype, train):
 
 
 class BatchNorm(nn.BatchNorm):
-    """Of [pixels, channels]: XLA sums over the one axis of a matrix far faster than over three."""
+    """BatchNorm on [pixels, channels]: XLA sums over one axis far faster than over three."""
 
     def __call__(self, x):
         return super().__call__(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside an identity, or a 1x1 convolution where the shape changes."""
+    """Two 3x3 convolutions plus a shortcut, which is 1x1 where the shape changes, else identity."""
 
     features: int
     stride: int
@@ -394,12 +391,11 @@ class BasicBlock(nn.Module):
 
 
 def taps(x, stride):
-    """The kernel of a 3x3 convolution of a square map, padded by 1: its taps that meet a pixel.
+    """Options of nn.Conv for a 3x3 kernel with padding 1, without taps that meet only padding.
 
-    There are such where the stride spans the map. Then one pixel comes out, and of each axis only
-    the taps from the middle on meet the map, as many as it has pixels; the others are left out.
-    Those that stay begin with the variance that they have in 3x3. At 32x32 pixels seven of
-    ResNet18's eleven million weights are left out.
+    On a square map no larger than the stride the output is one pixel. Along each axis only the taps
+    from the middle on meet the map, as many as it has pixels. These are kept, with the initial
+    variance of a whole 3x3 kernel. At 32x32 pixels seven of ResNet18's eleven million weights go.
     """
     sizes = x.shape[1:3]
     if max(sizes) > stride:

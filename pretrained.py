@@ -1,9 +1,9 @@
-"""Weights for the encoder from elsewhere: torchvision's ResNets, as .safetensors files.
+"""Pretrained weights for the encoder: torchvision's ResNets, as .safetensors files.
 
     python train.py --config=configs/pretrained.py                               # from Hugging Face
     python train.py --config=configs/pretrained.py --config.model.pretrained=model.safetensors
 
-Neither torch nor pickle is needed, and JAX is loaded by `load` alone.
+It needs neither torch nor pickle. Only `load` imports JAX.
 """
 
 import hashlib
@@ -12,15 +12,15 @@ from pathlib import Path
 
 from errors import UserError
 
-FILE = "model.safetensors"  # of a Hugging Face repository
-OTHER = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
+FILE = "model.safetensors"  # in a Hugging Face repository
+UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
 
 
 def resolve(options):
-    """Puts the file's path and checksum into config.model; a checksum given must be the file's.
+    """Writes the weights' path and checksum into config.model; does nothing without weights.
 
-    The file is found, and where it is a repository's fetched, before anything else is done. Without
-    pretrained weights nothing is.
+    It downloads them if they are in a repository. Raises UserError if they cannot be found or
+    have another checksum than options.pretrained_sha256.
     """
     if not options.pretrained:
         return
@@ -35,14 +35,14 @@ def resolve(options):
 
 
 def find(name):
-    """The path of a file, or of a Hugging Face repository's copy in its cache."""
+    """The path of a file, or of the weights of a Hugging Face repository in the local cache."""
     if Path(name).is_file():
         return Path(name)
     if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
     import huggingface_hub as hub  # not at the top: it takes half a second
 
-    hub.logging.set_verbosity_error()  # no line for each of its retries
+    hub.logging.set_verbosity_error()  # else a line for each retry
     try:
         return Path(hub.hf_hub_download(name, FILE, local_files_only=True))
     except (OSError, ValueError):
@@ -60,8 +60,8 @@ def find(name):
 def load(path, variables):
     """{"params", "batch_stats"} of an encoder as float32 arrays, in the form of `variables`.
 
-    Every array of the one must be in the other with the same shape; what is not is listed. Of 3x3
-    kernels the taps are taken that the encoder has.
+    File and encoder must have the same arrays with the same shapes; else UserError lists the
+    differences. Of a 3x3 kernel only the taps that the encoder has are taken (`model.taps`).
     """
     from flax.traverse_util import flatten_dict, unflatten_dict
     from safetensors import SafetensorError
@@ -73,7 +73,7 @@ def load(path, variables):
         raise UserError(
             f"model.pretrained: {path} cannot be read as safetensors: {error}"
         ) from None
-    found = {name: array for name, array in found.items() if not OTHER.fullmatch(name)}
+    found = {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
     wanted = flatten_dict(variables)
     names = {torch_name(key): key for key in wanted}
     wrong = [f"{name} is missing" for name in names.keys() - found.keys()]
@@ -81,9 +81,9 @@ def load(path, variables):
     loaded = {}
     for name in names.keys() & found.keys():
         array, shape = found[name].astype("float32"), wanted[names[name]].shape
-        if len(shape) == 4:  # theirs are [out, in, height, width], Flax's [height, width, in, out]
+        if len(shape) == 4:  # torch: [out, in, height, width], Flax: [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
-        cut = "conv" in name and shape[2] < 3  # by model.taps
+        cut = "conv" in name and shape[2] < 3
         whole = (*shape[:2], 3, 3) if cut else shape
         if array.shape != whole:
             wrong.append(f"{name} has shape {array.shape}, its place {whole}")

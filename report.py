@@ -1,6 +1,6 @@
 """What an evaluation writes: a table, metrics.json, figures, report.html, TensorBoard's copies.
 
-Everything goes to workdir/evaluation. The page is one file that asks nothing of the network.
+Everything goes to workdir/evaluation. The page is one file that works offline.
 """
 
 import base64
@@ -18,7 +18,7 @@ from errors import UserError
 
 
 def write_report(config, workdir, step, evaluations):
-    """Prints the table and writes the files, these for the last of the splits given."""
+    """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError."""
     try:
         write_files(config, workdir, step, evaluations)
     except OSError as error:
@@ -28,6 +28,7 @@ def write_report(config, workdir, step, evaluations):
 
 
 def write_files(config, workdir, step, evaluations):
+    """As `write_report`, but raises OSError."""
     split, evaluation = list(evaluations.items())[-1]
     bounds = {} if evaluation.metrics["exact"] else metrics.intervals(*evaluation.scores)
     table = format_table(step, evaluations, bounds)
@@ -37,30 +38,26 @@ def write_files(config, workdir, step, evaluations):
     values = evaluation.metrics | {"step": step, "split": split}
     values |= {"intervals": bounds} if bounds else {}
     (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    images = {
-        name: figures.render(figure)
-        for name, figure in figures.plot_figures(config, workdir, evaluation).items()
-    }
+    plots = figures.plot_figures(config, workdir, evaluation)
+    images = {name: figures.render(figure) for name, figure in plots.items()}
     for name, (png, _) in images.items():
         (folder / f"{name}.png").write_bytes(png)
     page = format_page(config, workdir, split, evaluation, table, images)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
+    pixels = {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
     with curves.Writer(folder) as writer:
         for name, one in evaluations.items():
             writer.write("scalars", step, scalars(name, one))
-        writer.write(
-            "images", step, {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
-        )
+        writer.write("images", step, pixels)
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
 
 
 def scalars(split, evaluation):
-    """What TensorBoard shows of an evaluation."""
+    """{tag: number} of an evaluation, for TensorBoard."""
+    others = ("pairs", "exact", "threshold")
     numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
-    return {
-        f"{split}/{k}": v for k, v in numbers.items() if k not in ("pairs", "exact", "threshold")
-    }
+    return {f"{split}/{k}": v for k, v in numbers.items() if k not in others}
 
 
 def which_pairs(evaluation):
@@ -81,7 +78,7 @@ def describe(step, split, evaluation):
 
 
 def format_table(step, evaluations, bounds):
-    """Metrics down, splits across, intervals of the last; then how many pairs and which wrong."""
+    """A row per metric, a column per split, intervals of the last; then the confusion matrices."""
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
     for name in metrics.NAMES:
@@ -105,7 +102,7 @@ def format_table(step, evaluations, bounds):
 
 
 def write_table(path, rows):
-    """Prints rows {column: numbers or text} as a Markdown table and writes it."""
+    """Prints and writes rows {column: text or numbers of all seeds} as a Markdown table."""
     texts = [{k: v if isinstance(v, str) else spread(v) for k, v in row.items()} for row in rows]
     lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -114,10 +111,7 @@ def write_table(path, rows):
 
 
 def spread(values):
-    """Numbers as one text: their mean, and from the lowest to the highest where these differ.
-
-    Where there is none for some it says of how many it is.
-    """
+    """Numbers as a text: mean, range if they differ, how many are known if some are None."""
     n, values = len(values), [value for value in values if value is not None]
     if not values:
         return ""
@@ -172,8 +166,9 @@ CAPTIONS = {
 
 
 def format_page(config, workdir, split, evaluation, table, images):
-    """report.html as a text; images are PNG files inside it."""
+    """report.html as a text; images: {name: (PNG bytes, pixels)}."""
     m = evaluation.metrics
+    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
     sections = [
         f'<section class="{name}"><h2>{caption}</h2><figure><img alt="{caption}" '
         f'src="data:image/png;base64,{base64.b64encode(images[name][0]).decode()}">'
@@ -190,9 +185,7 @@ def format_page(config, workdir, split, evaluation, table, images):
         c=m["confusion"],
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
-        versions=html.escape(
-            "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
-        ),
+        versions=html.escape(versions),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a program runs with: compiled programs that are kept, memory that is kept, versions."""
+"""Settings of the process: JAX's compilation cache, freed memory, versions of the packages."""
 
 import contextlib
 import ctypes
@@ -32,19 +32,19 @@ def define_flags():
 
 def prepare(cache):
     """Sets up JAX and Python for a program: the log, --cache, the garbage collector."""
-    # XLA takes some of its own tuning (prefer-no-gather) for an instruction that the processor
-    # lacks, and would log a page at each program it loads (github.com/openxla/xla/issues/44565).
+    # XLA takes its own tuning flag prefer-no-gather for an instruction that the processor lacks,
+    # and would log a page for each program it loads (github.com/openxla/xla/issues/44565).
     if "JAX_LOGGING_LEVEL" not in os.environ:
         jax.config.update("jax_logging_level", "CRITICAL")
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow's own pages
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
     keep_compiled(cache)
-    gc.set_threshold(100_000)  # tracing makes a million objects; counting them took a tenth of it
+    gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 
 def keep_compiled(option):
-    """Has JAX keep compiled programs for later starts, in `cache_folder`, or not at all."""
+    """Makes JAX keep compiled programs in `cache_folder`, or not at all where that is None."""
     if option is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return  # which JAX follows by itself
+        return  # JAX reads it itself
     folder = cache_folder(option)
     if folder is None:
         jax.config.update("jax_enable_compilation_cache", False)
@@ -56,11 +56,10 @@ def keep_compiled(option):
 
 
 def cache_folder(option):
-    """The folder of compiled programs that --cache asks for; None for none.
+    """The folder of compiled programs for the option --cache; None where none are kept.
 
-    By default (None) it is in the user's cache folder, for "" there is none. Programs are kept by
-    version and machine: one is good for the instructions and the number of threads that it was
-    compiled for.
+    Without the option (None) it is in the user's cache folder; "" keeps none. Each version of
+    jaxlib and each `machine` has its own: a compiled program fits one processor and thread count.
     """
     if option == "":
         return None
@@ -68,7 +67,7 @@ def cache_folder(option):
         try:
             base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
             check_writable(base, "cache")
-        except (RuntimeError, UserError):  # no home, or none to write to
+        except (RuntimeError, UserError):  # no home folder, or not writable
             return None
         base /= "same-or-different"
     else:
@@ -78,7 +77,7 @@ def cache_folder(option):
 
 
 def machine():
-    """A text that tells processors of other instructions or of another number of cores apart."""
+    """A name for this machine: its number of cores and a checksum of its instruction set."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
@@ -87,24 +86,24 @@ def machine():
 
 
 def empty_cache(folder, show, message, *where, **options):
-    """Shows a warning; one of the cache empties it.
+    """Shows a warning as `show` does; for a warning about the compilation cache empties the cache.
 
-    A full disk or a kill leaves a part of a program, which could not be read at any later start.
+    A full disk or a killed process leaves a partial file there, which no later start can read.
     """
     if "persistent compilation cache" not in str(message):
         show(message, *where, **options)
         return
-    for path in folder.glob("*-cache"):  # JAX's own
+    for path in folder.glob("*-cache"):  # the names that JAX gives
         with contextlib.suppress(OSError):
             path.unlink()
     print(f"warning: {' '.join(str(message).split())[:200]}; emptied {folder}", file=sys.stderr)
 
 
 def keep_freed_memory():
-    """Has glibc keep the memory that a step frees; without it the kernel clears it anew each step.
+    """Makes glibc keep the memory that a training step frees, for the next step.
 
-    ResNet18 at batch 32 touches 140 MB of temporaries a step: 36,000 page faults, a fifth of the
-    step's time on two cores.
+    Otherwise the kernel clears new pages in each step. ResNet18 at batch 32 has 140 MB of
+    temporaries: 36,000 page faults, a fifth of the step's time on two cores.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -115,7 +114,7 @@ def keep_freed_memory():
 
 
 def versions():
-    """Versions and hardware: {name: text}."""
+    """Versions and hardware of this process: {name: text}."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = jax.devices()
     git = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty")
@@ -131,7 +130,7 @@ def versions():
 
 
 def read_versions(workdir):
-    """{step from which on: versions} of a run."""
+    """A run's {first step as a text: versions from there on}; {} where the file is unreadable."""
     with contextlib.suppress(OSError, ValueError):
         kept = json.loads((workdir / "versions.json").read_text())
         if isinstance(kept, dict) and all(isinstance(one, dict) for one in kept.values()):
@@ -140,13 +139,13 @@ def read_versions(workdir):
 
 
 def last_versions(workdir):
-    """What a run was trained with at last; what there is now, where that is not known."""
+    """The versions that trained a run last, or the present ones where those are unknown."""
     kept = list(read_versions(workdir).values())
     return kept[-1] if kept else versions()
 
 
 def note_versions(workdir, step):
-    """Writes what a run is trained with from this step on; warns of what is not as before."""
+    """Writes the versions that train a run from this step on; warns if they changed."""
     kept, now = read_versions(workdir), versions()
     before = [now, *kept.values()][-1]
     changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]

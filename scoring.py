@@ -18,21 +18,21 @@ from errors import UserError
 from metrics import compute_metrics
 from model import AXIS, create_model, variable_shapes
 
-MOST_PAIRS = 4 * 10**7  # a split with at most so many pairs is evaluated whole, in about 8 GB
-MOST_WHILE_TRAINING = 10**6  # the same where it takes part in training's time
+MOST_PAIRS = 4 * 10**7  # of a split that is evaluated whole, in about 8 GB of memory
+MOST_WHILE_TRAINING = 10**6  # the same in validation during training, which waits for it
 IMAGES_AT_ONCE = 256
-PAIRS_AT_ONCE = 8192
-THRESHOLD = "threshold.json"  # of a run: the threshold that was fitted for one of its steps
+PAIRS_AT_ONCE = 8192  # like IMAGES_AT_ONCE: on one device
+THRESHOLD = "threshold.json"  # in a run's folder: a threshold fitted for one step
 BAR = {"leave": False, "disable": not sys.stderr.isatty()}
 
 
 class Evaluation(NamedTuple):
     """The metrics of a split, and what they were computed from."""
 
-    metrics: dict  # of compute_metrics, and pairs, wrong, threshold, exact, confusion
+    metrics: dict  # compute_metrics and pairs, wrong, threshold, exact, confusion
     pairs: data.Pairs
     scores: "Scores"
-    embeddings: np.ndarray  # [images, size]; None of networks that see both images together
+    embeddings: np.ndarray  # [images, size]; None where a model has none
 
 
 class Scores(NamedTuple):
@@ -45,15 +45,15 @@ class Scores(NamedTuple):
 
 
 def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshold=None):
-    """Scores the pairs of a split with a scorer: all, or a sample where these are over `most`."""
+    """As `evaluate_pairs`, for the pairs of a split: all, or a sample if more than `most`."""
     pairs = evaluation_pairs(config, split, most)
     return evaluate_pairs(config, score, variables, pairs, threshold)
 
 
 def evaluation_pairs(config, split, most):
-    """Every pair with its probability; where these are more than `most`, a sample of them.
+    """Every pair of a split with its probability; a sample of them if they are more than `most`.
 
-    Where the order of two images makes no difference each two are compared once.
+    A siamese network is symmetric: of (a, b) and (b, a) it gets one.
     """
     symmetric = config.model.fusion == "siamese"
     most = most if symmetric else min(most, MOST_WHILE_TRAINING)
@@ -62,9 +62,10 @@ def evaluation_pairs(config, split, most):
 
 
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
-    """Scores pairs; the answer is "same" from a logit on, by default that of eval.threshold.
+    """Scores pairs with `score` (`make_scorer`): "same" if the logit is at least `threshold`.
 
-    Raises FloatingPointError if an answer or its loss is not finite.
+    By default that is the logit of config.eval.threshold. Raises FloatingPointError if a logit or
+    loss is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     embeddings, logits = score(variables, pairs)
@@ -85,7 +86,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
 
 
 def count_answers(pairs, predicted):
-    """The confusion matrix in ordered pairs: [truth][answer], different before same."""
+    """The confusion matrix [truth][answer] in ordered pairs; index 0: different, 1: same."""
     orders = np.ones(len(predicted)) if pairs.ordered else 1 + (pairs.first != pairs.second)
     return [
         [int(orders[(pairs.label == truth) & (predicted == answer)].sum()) for answer in (0, 1)]
@@ -96,8 +97,8 @@ def count_answers(pairs, predicted):
 def make_scorer(model):
     """Returns score(variables, pairs) -> (embeddings [images, size] or None, logits [pairs]).
 
-    Logits are float64. Each image is encoded once. Every device of every process takes an equal
-    part of each block; every process gets it all.
+    Logits are float64. Each image is encoded once. Each device of all processes computes an equal
+    part of each block; each process gets the whole result.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
     whole, rows = jax.P(), jax.P(AXIS)
@@ -117,7 +118,7 @@ def make_scorer(model):
 
     encode = over_devices(encode, whole, rows)
     compare = over_devices(compare, whole, whole, rows, rows)
-    size = PAIRS_AT_ONCE if model.has_embeddings else IMAGES_AT_ONCE  # else a whole network
+    size = PAIRS_AT_ONCE if model.has_embeddings else IMAGES_AT_ONCE  # else a whole network each
 
     def score(variables, pairs):
         variables = place(variables)
@@ -130,9 +131,9 @@ def make_scorer(model):
 
 
 def in_blocks(function, most, *arrays, parts=1):
-    """function(*arrays), computed in blocks of rows that all have one size: it compiles once.
+    """function(*arrays), computed in blocks of rows; all have one size, so it compiles once.
 
-    A block has so many parts of at most `most` rows each, a multiple of eight.
+    A block has `parts` equal parts, of at most `most` rows each (`block_size`).
     """
     n = len(arrays[0])
     size = block_size(n, most, parts)
@@ -140,17 +141,17 @@ def in_blocks(function, most, *arrays, parts=1):
     for start in tqdm(range(0, n, size), delay=2, **BAR):
         rows = slice(start, start + size)
         if start + size > n:
-            rows = np.arange(start, start + size) % n  # the last is filled up with the first rows
+            rows = np.arange(start, start + size) % n  # fills the last block with first rows
         results.append(function(*(array[rows] for array in arrays)))
-        jax.block_until_ready(results[-3:-2])  # two ahead of the device, no further
+        jax.block_until_ready(results[-3:-2])  # the host is at most two blocks ahead
     return np.concatenate(jax.device_get(results))[:n]
 
 
 def block_size(n, most, parts):
-    """Rows of each block of n rows: as few blocks as there can be, and these as small.
+    """The number of rows in a block: the smallest that keeps the number of blocks smallest.
 
-    Where there are several, a part is rounded up to a multiple of most / 8: few sizes, so few
-    programs to compile.
+    With several blocks a part is rounded up to a multiple of most / 8: so there are few sizes, and
+    few programs to compile.
     """
     blocks = math.ceil(n / (most * parts))
     part = math.ceil(n / (blocks * parts))
@@ -160,11 +161,18 @@ def block_size(n, most, parts):
     return part * parts
 
 
+def load_run(config, workdir, which):
+    """(model, step, variables, threshold) of a run; as `load_variables` and `kept_threshold`."""
+    model = create_model(config)
+    step, variables = load_variables(config, workdir, model, which)
+    return model, step, variables, kept_threshold(config, workdir, step)
+
+
 def load_variables(config, workdir, model, which):
-    """(step, variables) of a checkpoint: "best", "last" or the number of a step as a text.
+    """(step, variables) of a checkpoint; which: "best", "last" or the number of a step as a text.
 
     variables: {"params", "batch_stats"} of host arrays, the same on every process. Raises UserError
-    where there is no such checkpoint, or it is damaged.
+    if the checkpoint is missing or damaged.
     """
     target = variable_shapes(model, config)
 
@@ -177,7 +185,7 @@ def load_variables(config, workdir, model, which):
 
 
 def kept_threshold(config, workdir, step):
-    """The logit that was fitted for this step, or else that of the config's threshold."""
+    """The threshold as a logit: fitted for this step, else of config.eval.threshold."""
     path = workdir / THRESHOLD
     try:
         kept = json.loads(path.read_text()) if path.exists() else {"step": None}

@@ -17,7 +17,7 @@ from errors import UserError
 
 PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 
-# From 1 to these: beyond them nothing could be meant but what no machine can hold.
+# The largest value of each of these keys; the smallest is 1. No machine can hold more.
 MOST = dict.fromkeys(("num_steps", "log_every_steps", "eval_every_steps"), 2**31 - 1)
 MOST |= {"steps_per_execution": 1000}
 MOST |= dict.fromkeys(("batch_size", "optimizer.nominal_batch_size"), 2**20)
@@ -25,23 +25,22 @@ MOST |= dict.fromkeys(("checkpoint.keep_latest", "checkpoint.keep_best"), 2**20)
 MOST |= {"eval.num_pairs": 10**7, "data.num_identities": 10**6, "data.image_size": 4096}
 MOST |= {"model.width": 4096, "model.head_features": 2**16}
 
-# A resumed run may change these: the parameters do not depend on them, only which are kept.
+# A resumed run may change these keys: the trained parameters do not depend on them.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
-NEUTRAL += ("steps_per_execution",)
-NEUTRAL += ("model.pretrained",)  # where the file lies; its checksum may not change
+NEUTRAL += ("steps_per_execution", "model.pretrained")  # the weights' path, not their checksum
 
 
 def named_workdir(name):
-    """The folder that --workdir names."""
+    """The folder that --workdir names, as an absolute Path."""
     if not name.strip():
         raise UserError("--workdir= is empty: name a folder or leave the option out")
     return Path(name).absolute()
 
 
 def check(config, where="config."):
-    """Refuses a config with other keys than configs/default.py or values that make no sense.
+    """Raises UserError if a key is not in configs/default.py or missing, or a value is not allowed.
 
-    `where` is what stands before a key in the message.
+    where: the text before the key in the message.
     """
     values = flatten(config.to_dict())
     known = flatten(default.get_config().to_dict())
@@ -60,7 +59,7 @@ def check(config, where="config."):
 
 
 def rules(config):
-    """Yields (key, whether its value makes sense, which values do)."""
+    """Yields (key, whether its value is allowed, text that says which values are)."""
     data, optimizer = config.data, config.optimizer
     yield "seed", config.seed < 2**32, "below 2**32"
     values = flatten(config.to_dict())
@@ -71,8 +70,8 @@ def rules(config):
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
-    lowers = optimizer.final_learning_rate <= optimizer.learning_rate
-    yield "optimizer.final_learning_rate", lowers, text
+    fits = optimizer.final_learning_rate <= optimizer.learning_rate
+    yield "optimizer.final_learning_rate", fits, text
     for key in ("momentum", "beta2"):
         yield f"optimizer.{key}", optimizer[key] < 1, "below 1"
     steps = accumulated_steps(config)
@@ -95,7 +94,7 @@ def model_rules(model, data):
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
     joint, vit = model.fusion == "joint", model.encoder == "vit"
-    yield "model.fusion", vit if joint else True, "siamese or stack unless model.encoder=vit"
+    yield "model.fusion", vit or not joint, "siamese or stack unless model.encoder=vit"
     yield "model.fusion", not (vit and model.fusion == "two_channel"), "siamese or joint with a vit"
     yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
     fits = model.patch_size >= 1 and data.image_size % model.patch_size == 0
@@ -126,6 +125,7 @@ def data_rules(data):
 
 
 def file_rules(data):
+    """The part of `data_rules` for images from files."""
     yield "data.path", data.path != "", f"named with data.source={data.source}"
     yield "data.channels", data.channels in (1, 3), "1 or 3"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
@@ -134,6 +134,7 @@ def file_rules(data):
 
 
 def shape_rules(data):
+    """The part of `data_rules` for drawn shapes."""
     known, meanings = tuple(shapes.SHAPES), ("class", "pixels", "identity")
     yield "data.path", data.path == "", "empty with data.source=shapes"
     yield "data.channels", data.channels == 1, "1 with data.source=shapes"
@@ -142,22 +143,22 @@ def shape_rules(data):
     if identity:
         fits = "blob" in data.shapes and "blob" not in data.held_out_shapes
         yield "data.shapes", fits, "with blob among them, not held out, for data.same_as=identity"
-    several = len([name for name in known if name in data.shapes])
-    fit = several == len(data.shapes) >= 2 - identity
-    yield "data.shapes", fit, f"two or more of {known}, each once"
+    distinct = len([name for name in known if name in data.shapes])
+    fits = distinct == len(data.shapes) >= 2 - identity
+    yield "data.shapes", fits, f"two or more of {known}, each once"
     fits = data.split != "classes" or (identity and data.shapes == ("blob",))
     text = "shared or disjoint, or of blobs alone; data.held_out_shapes keeps kinds out of training"
     yield "data.split", fits, text
     held_out = data.held_out_shapes
-    kept = several - len(held_out)
-    fit = {*held_out} <= {*data.shapes} and (not held_out or min(kept, len(held_out)) >= 2)
-    yield "data.held_out_shapes", fit, "of data.shapes two or more, and two or more not"
+    trained = distinct - len(held_out)
+    fits = {*held_out} <= {*data.shapes} and (not held_out or min(trained, len(held_out)) >= 2)
+    yield "data.held_out_shapes", fits, "of data.shapes two or more, and two or more not"
     fits = data.num_identities >= (6 if identity else 1)
     yield "data.num_identities", fits, "at least 6 with data.same_as=identity"
     whole = all(isinstance(s, int) and 1 <= s < data.max_size for s in data.min_sizes)
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
     yield "data.min_sizes", len(data.min_sizes) == len(data.shapes) and whole, text
-    fits = data.continuous and not data.p_outline if data.match_area else True
+    fits = not data.match_area or (data.continuous and not data.p_outline)
     yield "data.match_area", fits, "False unless data.continuous and data.p_outline=0"
     low, high = shapes.size_range(data)
     fits = bool((low < high).all())
@@ -187,9 +188,9 @@ def accumulated_steps(config):
 
 
 def check_workdir(config, workdir):
-    """Refuses a folder that is not a run's, or whose run had another config.
+    """Raises UserError if the folder is not a run's, or its run had another config.
 
-    A compute type or checksum still to be found out ("auto", "") agrees with any.
+    A data type or checksum that is not resolved yet ("auto", "") agrees with any.
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
@@ -200,9 +201,9 @@ def check_workdir(config, workdir):
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
     changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
-    open_ = {("model.dtype", "auto")}
-    open_ |= {("model.pretrained_sha256", "")} if config.model.pretrained else set()
-    changed = [key for key in changed if (key, given[key]) not in open_]
+    unresolved = {("model.dtype", "auto")}
+    unresolved |= {("model.pretrained_sha256", "")} if config.model.pretrained else set()
+    changed = [key for key in changed if (key, given[key]) not in unresolved]
     if changed:
         texts = (f"{key} is {saved[key]} there, {given[key]} now" for key in changed)
         raise UserError(
@@ -212,7 +213,7 @@ def check_workdir(config, workdir):
 
 
 def check_writable(folder, option):
-    """Refuses a folder that is not there and cannot be made, or cannot be written to."""
+    """Raises UserError if a folder cannot be written to, or does not exist and cannot be made."""
     try:
         existing = next(p for p in (folder, *folder.parents) if p.exists() or p.is_symlink())
         usable = existing.is_dir() and os.access(existing, os.W_OK)
@@ -223,13 +224,13 @@ def check_writable(folder, option):
 
 
 def check_step(step):
-    """Refuses what --step cannot mean."""
+    """Raises UserError unless --step is best, last or a number."""
     if not (step in ("best", "last") or step.isdecimal()):
         raise UserError(f"--step={step}: best, last or the number of a step")
 
 
 def save_config(config, workdir):
-    """Writes config.json where it is not there already, whole or not at all."""
+    """Writes config.json, whole or not at all, unless it has this content already."""
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     path, partial = workdir / "config.json", workdir / PARTIAL
     try:
@@ -242,7 +243,7 @@ def save_config(config, workdir):
 
 @contextmanager
 def lock(workdir):
-    """Keeps a second training out of a folder; the kernel gives it up when its holder dies."""
+    """A context in which this process alone holds the folder; raises UserError if it cannot."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = open(workdir / LOCK, "a+")
@@ -250,21 +251,21 @@ def lock(workdir):
         raise UserError(f"--workdir={workdir}: {error.strerror}") from None
     with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlocked when the process dies
         except BlockingIOError:
             file.seek(0)
             raise UserError(
                 f"--workdir={workdir}: {file.read()} is training there; name another folder"
             ) from None
         file.truncate(0)
-        with suppress(OSError):  # of a full disk: it is a name for others only
+        with suppress(OSError):  # a full disk; the text only names the holder
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
         yield
 
 
 def load_config(workdir):
-    """Reads the config that a run was trained with."""
+    """The ConfigDict that a run was trained with; raises UserError if there is none."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"--workdir={workdir}: no run there (no config.json); train.py makes one")
@@ -278,12 +279,12 @@ def load_config(workdir):
 
 
 def tuples(node):
-    """JSON has no tuples: its lists come back as what the config held."""
+    """A JSON object with tuples for lists: a config has tuples, JSON does not."""
     return {key: tuple(v) if isinstance(v, list) else v for key, v in node.items()}
 
 
 def newest_run(folder):
-    """The run under a folder that was trained on last: with the newest checkpoint or config."""
+    """The run under a folder that was trained last: with the newest checkpoint or config."""
     runs = [path.parent.absolute() for path in folder.glob("*/config.json")]
     if not runs:
         raise UserError(
@@ -298,7 +299,7 @@ def newest_run(folder):
 
 
 def frozen(config):
-    """A config, or a group of its keys, that is hashable: what follows from it can be kept."""
+    """A config, or a group of its keys, as a hashable copy: a possible key of a cache."""
     return config if isinstance(config, FrozenConfigDict) else FrozenConfigDict(config)
 
 
@@ -306,8 +307,8 @@ def flatten(tree, prefix=""):
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat = {}
     for key, value in tree.items():
-        nested = (
-            flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-        )
-        flat |= nested
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
     return flat

@@ -21,6 +21,7 @@ from threading import Thread
 import jax
 import numpy as np
 from absl import flags
+from clu import parameter_overview
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -39,6 +40,8 @@ from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
 
+SIGNALS = []  # numbers of the signals that came during training
+
 
 def define_flags():
     command_line.define_config("What to train.")
@@ -52,16 +55,17 @@ def main(options):
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, exit_at_once)
     runtime.prepare(options.cache)
-    cluster, (config, workdir) = hosts.read_cluster(options), read_command(options)
+    cluster = hosts.read_cluster(options)
+    config, workdir = read_command(options)
     if cluster is None and (workdir / settings.LOCK).exists():
-        with settings.lock(workdir):  # a training there is named before anything takes time
+        with settings.lock(workdir):  # if another training holds it, this one exits at once
             pass
     with hosts.joined(cluster, settings.flatten(config.to_dict())):
         train_and_evaluate(config, workdir)
 
 
 def read_command(options):
-    """What to train and where, checked: (config, workdir)."""
+    """Returns (config, workdir) to train, checked; raises UserError."""
     config, name = command_line.read_config(options)
     named = f"runs/{name}" if options.workdir is None else options.workdir
     workdir = settings.named_workdir(named)
@@ -72,21 +76,22 @@ def read_command(options):
 
 
 def train_and_evaluate(config, workdir):
-    """Trains to the end, from the newest checkpoint in workdir if there is one; then evaluates.
+    """Trains all steps, from the newest checkpoint in workdir if there is one; then evaluates.
 
     Validation and test are evaluated with the checkpoint of lowest validation loss. A run that was
-    interrupted and resumed ends with the same bits as one that was not.
+    interrupted and resumed gives the same bits as one that was not.
     """
     runtime.keep_freed_memory()
     config = resolve(config)
-    model, (optimizer, schedule) = create_model(config), train_step.make_optimizer(config)
+    model = create_model(config)
+    optimizer, schedule = train_step.make_optimizer(config)
     score, state = make_scorer(model), train_step.create_state(config, model, optimizer)
     with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as checkpoints:
         state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
         introduce(config, workdir, state)
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = compile_programs(config, train_steps, state)
-        if jax.process_index() == 0:  # now: beside tracing it would take turns with it
+        if jax.process_index() == 0:  # not earlier: it would slow down tracing
             Thread(target=curves.import_slow, daemon=True).start()
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
             if int(state.step) == 0:
@@ -95,8 +100,8 @@ def train_and_evaluate(config, workdir):
             train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
             checkpoint.wait(checkpoints)
             restore = partial(checkpoint.restore_model, checkpoints, "best", skip_damaged=True)
-            best = partial(restore, model=state.variables)
-            step, variables = hosts.from_first(best, (np.int64(0), state.variables))
+            restore_best = partial(restore, model=state.variables)
+            step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
     if SIGNALS:
         hosts.disconnect()
         exit_on_signal(SIGNALS[0], "training is complete; the same command writes its report")
@@ -108,13 +113,13 @@ def train_and_evaluate(config, workdir):
 
 
 def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):
-    """Trains to the end: writes curves, validates and saves where that is due.
+    """Trains all steps: writes curves, validates and saves where that is due.
 
-    After a signal what is due is finished and the newest step saved; then the process exits.
+    After a signal it completes what is due, saves the newest step and exits.
     """
     with progress_bar(config, int(state.step)) as bar:
         for step, current, metrics in train(config, programs, state, bar):
-            interrupted = bool(SIGNALS)  # once: one may come at any moment
+            interrupted = bool(SIGNALS)  # read once: a signal may come at any moment
             update = (step - 1) // settings.accumulated_steps(config)
             metrics["learning_rate"] = float(schedule(update))
             writer.write("scalars", step, {f"train/{name}": v for name, v in metrics.items()})
@@ -127,7 +132,7 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
                     writer.write("scalars", step, scalars("validation", validation))
                     bar.write(describe(step, "validation", validation))
                     found = validation.metrics
-                writer.flush()  # no gap on resuming: curves before the checkpoint
+                writer.flush()  # before the checkpoint: no gap in the curves after resuming
                 checkpoint.save(checkpoints, host_state, found)
             if interrupted or (due and SIGNALS):
                 checkpoint.wait(checkpoints)
@@ -138,18 +143,18 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
 
 @contextmanager
 def held(config, workdir):
-    """A context in which the run's folder is this training's; only the first process touches it."""
+    """A context that locks the run's folder; of several processes only the first touches it."""
     if jax.process_index():
         yield
         return
-    with settings.lock(workdir):  # before anything in there is written
-        settings.check_workdir(config, workdir)  # again: another one may have come before
+    with settings.lock(workdir):
+        settings.check_workdir(config, workdir)  # again: another training may have used it since
         settings.save_config(config, workdir)
         yield
 
 
 def resolve(config):
-    """Returns a frozen copy with "auto" replaced by what this machine computes with."""
+    """A frozen copy with dtype "auto" replaced by this machine's; checks the batch size."""
     config, devices = ConfigDict(config.to_dict()), jax.device_count()
     if config.batch_size % devices:
         text = f"must be divisible by the number of devices ({devices})"
@@ -160,41 +165,41 @@ def resolve(config):
 
 
 def compile_programs(config, train_steps, state):
-    """What a run from a state on will call, compiled ahead: {number of steps: program}."""
+    """The programs for the rest of a run, compiled ahead: {steps in one call: program}."""
     calls = islice(executions(config, int(state.step)), config.steps_per_execution)
-    counts = {len(steps) for steps in calls}  # there are no others: by then calls are aligned
+    counts = {len(steps) for steps in calls}  # all: later calls have the full length
     return {count: train_step.compile_steps(config, train_steps, state, count) for count in counts}
 
 
 def executions(config, start):
-    """Yields the steps that are computed in one call, as ranges.
+    """Yields the steps of each call as a range.
 
-    They end at multiples of their number, so wherever something is due; a run that is resumed
-    between two of those takes single steps to the next.
+    A call ends wherever something is due, since its length divides all intervals. A run resumed
+    between two multiples of the length takes single steps up to the next one.
     """
-    most = math.gcd(config.steps_per_execution, *intervals(config))
+    length = math.gcd(config.steps_per_execution, *intervals(config))
     while start < config.num_steps:
-        end = start + (1 if start % most else most)
+        end = start + (1 if start % length else length)
         yield range(start, end)
         start = end
 
 
 def intervals(config):
-    """At multiples of these steps curves or validation are due; the last is the end."""
+    """At multiples of these steps curves or validation are due; the last is the number of steps."""
     return config.log_every_steps, config.eval_every_steps, config.num_steps
 
 
 def train(config, programs, state, bar):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
-    The state comes back on the devices and is given away to the next call. Metrics are those of the
-    steps since the last yield; pairs per second leave out what the caller does. After a signal the
-    steps that run are the last, and are yielded.
+    The state stays on the devices, and the next call donates it. Metrics, as of `summarize`, are
+    those of the steps since the last yield; pairs per second exclude the caller's time. After a
+    signal the call that runs is the last, and is yielded.
 
     Raises FloatingPointError at a step whose metrics are not finite.
     """
     done, call, state = int(state.step), 0, train_step.replicate(state)
-    history, began = [], time.perf_counter()  # the metrics of each call since the last yield
+    history, began = [], time.perf_counter()  # history: metrics of each call since the last yield
     calls = zip(executions(config, done), placed_batches(config, done), strict=True)
     for call, (steps, batches) in enumerate(calls, start=1):
         state, metrics = programs[len(steps)](state, batches)
@@ -208,11 +213,11 @@ def train(config, programs, state, bar):
             if last:
                 return
             done, history, began = steps.stop, [], time.perf_counter()
-    signalled(call + 1)  # while the last call ran
+    signalled(call + 1)  # a signal during the last call counts
 
 
 def placed_batches(config, start):
-    """Yields the batches of each of `executions`, which threads place on the devices in advance."""
+    """Yields the batches of each call of `executions`; threads place them on the devices ahead."""
     return data.prefetch(
         lambda steps: train_step.to_devices([train_step.own_part(config, step) for step in steps]),
         executions(config, start),
@@ -221,10 +226,7 @@ def placed_batches(config, start):
 
 
 def wait_for_previous(history):
-    """Waits for the call before the newest, whose metrics become host arrays, and returns them.
-
-    So the loop is one call ahead of the devices, and no more. The first call has none before: {}.
-    """
+    """Waits for the call before the newest, so the host is one call ahead; returns its metrics."""
     if len(history) < 2:
         return {}
     history[-2] = jax.device_get(history[-2])
@@ -232,7 +234,7 @@ def wait_for_previous(history):
 
 
 def summarize(history, done, rate, bar):
-    """Metrics of calls after `done` steps as those of one; FloatingPointError if not finite."""
+    """Metrics over all calls after step `done`; raises FloatingPointError if not finite."""
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
     finite = np.isfinite([*series.values()]).all(axis=0)
     if not finite.all():
@@ -259,7 +261,7 @@ def is_finite(metrics):
 
 
 def progress_bar(config, step):
-    """A bar where stderr is a terminal; elsewhere it stays silent and plain lines are printed."""
+    """A tqdm bar; disabled if stderr is no terminal (`summarize` then prints lines)."""
     form = "{n_fmt}/{total_fmt} steps |{bar:20}| {desc} [{elapsed}<{remaining}]"
     return tqdm(
         total=config.num_steps,
@@ -271,7 +273,7 @@ def progress_bar(config, step):
 
 
 def introduce(config, workdir, state):
-    """Says and notes what is trained and from where."""
+    """Prints what is trained and from which step; notes the versions."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
@@ -287,20 +289,15 @@ def introduce(config, workdir, state):
 
 def texts(config, params):
     """The config and the table of parameters, for TensorBoard."""
-    from clu import parameter_overview
-
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
     return {name: f"<pre>{text}</pre>" for name, text in found.items()}
 
 
-SIGNALS = []  # the one that came while steps were trained
-
-
 def signalled(call):
-    """Whether a signal came and this call is to be the last: of several processes the same one.
+    """Whether a signal came, so that this call is the last one.
 
-    They agree on a number that all have yet to reach, so calls are counted one by one.
+    Several processes agree on one call that none has reached yet; so each must count every call.
     """
     if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
         SIGNALS.append(signal.SIGTERM)
@@ -309,10 +306,13 @@ def signalled(call):
 
 @contextmanager
 def noting_signals():
-    """In here a first signal is only noted, so that the steps that run end and are saved.
+    """A context in which a first signal is only noted, so that the present call completes.
 
-    Where there are several processes JAX handles SIGTERM and tells the others.
+    A second one exits at once. With several processes JAX handles SIGTERM and tells the others.
     """
+    SIGNALS.clear()
+    alone = jax.process_count() == 1
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def note(number, _):
         if alone:
@@ -322,9 +322,6 @@ def noting_signals():
         for each in before:
             signal.signal(each, exit_at_once)
 
-    SIGNALS.clear()
-    alone = jax.process_count() == 1
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before if alone else (signal.SIGINT,):
         signal.signal(number, note)
     try:
@@ -335,12 +332,12 @@ def noting_signals():
 
 
 def exit_at_once(number, _):
-    """Exits on a signal; what checkpoints hold is whole at every moment."""
+    """Exits on a signal: checkpoints are whole at every moment."""
     exit_on_signal(number, "the same command resumes from the newest checkpoint")
 
 
 def exit_on_signal(number, text):
-    """Exits with a line and the code that shells give to a signal."""
+    """Exits with a line and the exit code of the signal, 128 + number."""
     os.write(2, f"\ninterrupted: {text}\n".encode())  # print may be in the middle of a line
     os._exit(128 + number)
 

@@ -1,4 +1,4 @@
-"""A training step: its state, the optimizer, what it computes (pmapped), places on devices."""
+"""The training step: its state, optimizer, pmapped computation and placement on devices."""
 
 import math
 from functools import partial
@@ -19,25 +19,25 @@ from model import AXIS, init_variables, trained, training_loss
 
 
 class TrainState(struct.PyTreeNode):
-    """All that changes while training; a checkpoint holds it whole."""
+    """Everything that training changes, and that a checkpoint holds."""
 
-    step: jax.Array  # int32 [], batches seen
+    step: jax.Array  # int32 []: number of batches trained on
     params: dict
     batch_stats: dict
     opt_state: optax.OptState
 
     @property
     def variables(self):
-        """What the model is applied with."""
+        """The variables for model.apply."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def make_optimizer(config):
-    """Returns (optax transformation of batches' gradients, learning rate as a function of updates).
+    """Returns (optax transformation of a batch's gradient, learning rate as a function of updates).
 
-    Adam or Nesterov SGD after torch.optim: L2 decay is added to the gradient before the moments.
-    Batches smaller than the nominal one accumulate, and the decay is scaled to what they add up to
-    (the rule of YOLOv5's trainer): by batch * accumulated / nominal.
+    Adam or Nesterov SGD as in torch.optim: L2 decay is added to the gradient before the moments.
+    The gradients of small batches are accumulated up to the nominal batch size. The decay is
+    scaled by batch * accumulated / nominal (the rule of YOLOv5's trainer).
     """
     options, accumulated = config.optimizer, settings.accumulated_steps(config)
     schedule = optax.cosine_decay_schedule(
@@ -74,12 +74,11 @@ def create_state(config, model, optimizer):
 def make_train_steps(config, model, optimizer):
     """Returns the pmapped steps (state, batches) -> (state, metrics); the state is donated.
 
-    Batches have an axis of steps after that of devices, and each metric has one.
-    The state is the same on all devices, without an axis for them: with one, XLA would have Adam
-    compute its moments twice and copy all that is donated, a seventh of ResNet18's step on CPU.
-    Gradients and BatchNorm's statistics are means over the whole batch, so what is learnt does not
-    depend on the number of devices. Metrics are float32, of the batch: sums (loss, correct), count
-    and gradient_norm.
+    Fields of batches are [devices, steps, pairs, ...], see `split`. Metrics are float32 [steps], of
+    the whole batch: sums (loss, correct), count and gradient_norm. Gradients and BatchNorm's
+    statistics are means over the whole batch: the number of devices does not change what is learnt.
+    The state has no axis of devices: with one, XLA would compute Adam's moments twice and copy all
+    donated arrays, a seventh of ResNet18's step on CPU.
     """
     threshold = math.log(config.eval.threshold / (1 - config.eval.threshold))  # as a logit
     apply = nn.apply(partial(training_loss, config), model, mutable=["batch_stats"])
@@ -112,9 +111,9 @@ def make_train_steps(config, model, optimizer):
 
 
 def mean_over_devices(tree):
-    """Averages over AXIS; in one piece, since leaf by leaf would cost a message each.
+    """Averages a tree over AXIS, as one vector: a message for each leaf would be slower.
 
-    But for GPUs: there XLA gathers leaves into messages of 30 MB and sends them while it computes.
+    Not on GPUs: there XLA joins leaves to messages of 30 MB and sends them while it computes.
     """
     if lax.axis_size(AXIS) == 1:
         return tree
@@ -125,29 +124,29 @@ def mean_over_devices(tree):
 
 
 def compile_steps(config, train_steps, state, count=1):
-    """Compiles pmapped steps ahead, for so many in a call, so that no step's time contains it.
+    """Compiles pmapped steps, `count` in a call, ahead of time, so that no step's time includes it.
 
-    Unlike the pmapped function a program takes and gives arrays over the devices of all processes.
+    The program takes and returns global arrays, over the devices of all processes.
     """
-    # Arrays, not their shapes alone, which pmap cannot lower where there are several processes.
+    # Real arrays: with several processes pmap cannot lower from shapes alone.
     batches = split([own_part(config, 0)] * count, jax.local_device_count())
     return train_steps.lower(state, batches).compile()
 
 
 def own_part(config, step):
-    """The part of a step's batch that is this process's."""
+    """This process's part of a step's batch."""
     return data.make_batch(config, "train", step, jax.process_index(), jax.process_count())
 
 
 def to_devices(batches, devices=None):
-    """Places a process's part of consecutive batches on its devices, or on some of all devices."""
+    """Places this process's part of consecutive batches on its devices; devices: all by default."""
     devices = devices or jax.devices()
     local = sum(device.process_index == jax.process_index() for device in devices)
     return on_devices(split(batches, local), jax.P(AXIS), devices)
 
 
 def split(batches, count):
-    """Batches as one, with leading axes of so many devices and of steps, as pmap takes them."""
+    """Joins the batches of consecutive steps: Batch with fields [count, steps, pairs, ...]."""
     shared = (
         [field.reshape(count, -1, *field.shape[1:]) for field in fields]
         for fields in zip(*batches, strict=True)
@@ -156,16 +155,16 @@ def split(batches, count):
 
 
 def replicate(state, devices=None):
-    """Places a state on all devices, or on some of them."""
+    """Places a copy of a state on each device; devices: all by default."""
     return on_devices(state, jax.P(), devices or jax.devices())
 
 
 def on_devices(tree, spec, devices):
-    """Places this process's rows on its devices; with P() the same whole on each."""
+    """Places this process's rows on its devices; with spec=P() a whole copy on each."""
     sharding = jax.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), spec)
     return jax.make_array_from_process_local_data(sharding, tree)
 
 
 def to_host(state):
-    """A state as host arrays: copies, for with views the next step could not reuse its memory."""
+    """A copy of a state as host arrays; a view would keep the next step from reusing its memory."""
     return jax.tree.map(np.array, state)
