@@ -233,6 +233,17 @@ def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
         np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+def test_an_answer_in_training_is_right_by_the_threshold_of_the_config(tiny):
+    tiny.model.encoder, tiny.eval.threshold = "cnn", 1 - 1e-9  # no untrained network is so sure
+    model, (optimizer, _) = create_model(tiny), train_step.make_optimizer(tiny)
+    state, device = train_step.create_state(tiny, model, optimizer), jax.devices()[:1]
+    batch = data.make_batch(tiny, "train", 0)
+    placed = train_step.to_devices([batch], device)
+    train_steps = train_step.make_train_steps(tiny, model, optimizer)
+    _, metrics = train_steps(train_step.replicate(state, device), placed)
+    assert metrics["correct"].item() == (batch.label == 0).sum() and metrics["count"].item() == 8
+
+
 def test_small_batches_accumulate_to_the_nominal_one():
     """Two batches of 4 under a nominal 8 make one update with the mean of their gradients."""
     config = tiny_config()
