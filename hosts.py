@@ -40,7 +40,7 @@ def define_flags():
     flags.DEFINE_integer("num_processes", None, "How many there are.")
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
     flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.")
-    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent before all end.")
+    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent before all exit.")
 
 
 def read_cluster(options):
@@ -212,7 +212,7 @@ def disconnect():
 
 def exit_all(message):
     """Exits this process with a line, and the other hosts with the same line."""
-    tell_all(f"error: {NAMES[jax.process_index()]} ended: {message.removeprefix('error: ')}")
+    tell_all(f"error: {NAMES[jax.process_index()]} exited: {message.removeprefix('error: ')}")
     sys.stdout.flush()
     if not EXITING.is_set():
         EXITING.set()

@@ -94,7 +94,7 @@ def model_rules(model, data):
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
     joint, vit = model.fusion == "joint", model.encoder == "vit"
-    yield "model.fusion", vit or not joint, "siamese or stack unless model.encoder=vit"
+    yield "model.fusion", vit or not joint, "siamese or two_channel unless model.encoder=vit"
     yield "model.fusion", not (vit and model.fusion == "two_channel"), "siamese or joint with a vit"
     yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
     fits = model.patch_size >= 1 and data.image_size % model.patch_size == 0
@@ -179,7 +179,7 @@ def shape_rules(data):
         yield f"data.{key}", fits, "two whole numbers from 0 to 255, the lower first"
     yield "data.noise", not (pixels and data.noise), "0 with data.same_as=pixels"
     fits = not pixels or data.p_same > 0 or not shapes.is_continuous(data)
-    yield "data.p_same", fits, "above 0: of independent pictures no two are the same here"
+    yield "data.p_same", fits, "above 0: of independent images no two are the same here"
 
 
 def accumulated_steps(config):

@@ -296,8 +296,8 @@ def test_real_images_go_through_training_and_evaluation(
     tiny.data.update({"source": source, "path": str(path), "channels": 3, "p_same": 0.5})
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
-    options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
-    evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, robustness=False))
+    options = {"step": "best", "split": "test", "threshold": None, "images": None}
+    evaluate.evaluate_run(tiny, tmp_path, SimpleNamespace(**options, robustness=False))
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     image = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))

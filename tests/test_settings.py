@@ -106,7 +106,7 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"fusion": "joint"}, "model.fusion=joint: must be siamese or stack unless"),
+        ({"fusion": "joint"}, "model.fusion=joint: must be siamese or two_channel unless"),
         ({"encoder": "vit"}, "stage_sizes=(2, 2, 2, 2): must be one number of blocks for a vit"),
         ({"encoder": "vit", "fusion": "two_channel"}, "siamese or joint with a vit"),
         (

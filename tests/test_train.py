@@ -234,14 +234,15 @@ def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
 
 
 def test_an_answer_in_training_is_right_by_the_threshold_of_the_config(tiny):
-    tiny.model.encoder, tiny.eval.threshold = "cnn", 1 - 1e-9  # no untrained network is so sure
+    tiny.model.encoder, tiny.eval.threshold = "cnn", 1e-9  # all are called the same
     model, (optimizer, _) = create_model(tiny), train_step.make_optimizer(tiny)
     state, device = train_step.create_state(tiny, model, optimizer), jax.devices()[:1]
-    batch = data.make_batch(tiny, "train", 0)
-    placed = train_step.to_devices([batch], device)
+    batches = [data.make_batch(tiny, "train", step) for step in range(4)]
     train_steps = train_step.make_train_steps(tiny, model, optimizer)
+    placed = train_step.to_devices(batches, device)
     _, metrics = train_steps(train_step.replicate(state, device), placed)
-    assert metrics["correct"].item() == (batch.label == 0).sum() and metrics["count"].item() == 8
+    assert metrics["correct"].tolist() == [batch.label.sum() for batch in batches]
+    assert metrics["count"].tolist() == [8, 8, 8, 8]
 
 
 def test_small_batches_accumulate_to_the_nominal_one():
