@@ -1,217 +1,257 @@
-"""Convolutions and max-pooling that are fast on CPU; on accelerators XLA's own compute them."""
+"""Convolutions and a max-pooling that are fast on CPU. Other devices use those of XLA.
+
+The functions below use these names for shapes:
+
+    x         [N, H, W, C]      N maps of H x W pixels and C channels
+    kernel    [K, K, C, F]      K x K taps; a tap is the C x F weights at one place of the kernel
+    output    [N, H', W', F]    H' = (H + 2 pad - K) // stride + 1, W' likewise
+    gradient  like output       the gradient of the loss with respect to the output
+
+All of them compute the sums of the usual convolution, in a different order:
+
+    output[n, h, w, f] = sum over i, j, c of
+        x[n, stride h + i - pad, stride w + j - pad, c] kernel[i, j, c, f]
+"""
 
 from functools import partial, reduce
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+DIMENSIONS = lax.conv_dimension_numbers((1,) * 4, (1,) * 4, ("NHWC", "HWIO", "NHWC"))
+convolve_by_xla = partial(lax.conv_general_dilated, dimension_numbers=DIMENSIONS)
+# What `nn.Conv` passes if a layer has no special options:
+PLAIN_OPTIONS = {"dimension_numbers": DIMENSIONS, "feature_group_count": 1, "precision": None}
+PLAIN_OPTIONS |= {"lhs_dilation": (1, 1), "rhs_dilation": (1, 1)}
+# XLA is slow below these sizes, measured on two cores of a CPU:
+SMALL_OUTPUT = 4  # rows or columns
+FEW_WEIGHTS = 512  # in the whole kernel
+CACHE_BYTES = 3_000_000  # fast to read again, measured there too
 
 
 def convolve(x, kernel, strides, padding, **options):
-    """`lax.conv_general_dilated` as `nn.Conv` calls it: the same sums, on CPU in other ways.
+    """`lax.conv_general_dilated` as `nn.Conv` calls it, faster on CPU.
 
-    There XLA's forward pass is fast unless maps or kernels are small; its gradients run at two
-    thirds to a tenth of the speed of a matrix product (that of the input at stride 1: in loops).
+    XLA is slow there if the output or the kernel is small. Its gradients are always slow: they run
+    at two thirds to a tenth of the speed of a matrix product (that of x at stride 1: in loops).
+    Supported are square kernels, stride 1 or 2 on both axes, and one padding for all four sides, of
+    at most half the kernel; without dilation or groups. Anything else is left to XLA.
     """
-    if jax.default_backend() != "cpu":
-        return lax.conv_general_dilated(x, kernel, strides, padding, **options)
-    if min(kernel.shape[:2]) > 1 and min(output_sizes(x, kernel, strides, padding)) < 4:
-        return multiply_pixels(x, kernel, strides, padding)
-    return convolve_on_cpu(x, kernel, tuple(strides), tuple(padding))
+    if jax.default_backend() != "cpu" or not is_supported(x, kernel, strides, padding, options):
+        return convolve_by_xla(x, kernel, strides, padding, **options)
+    stride, pad, kernel_size = strides[0], padding[0][0], kernel.shape[0]
+    smaller_side = output_size(min(x.shape[1:3]), kernel_size, stride, pad)
+    if kernel_size > 1 and smaller_side < SMALL_OUTPUT:
+        return multiply_each_pixel(x, kernel, stride, pad)
+    return convolve_large_map(x, kernel, stride, pad)
 
 
 def convolve_copies(x, kernel, strides, padding, **options):
-    """`convolve` of channels that are all the same: of one, with the sum of the kernels of all."""
+    """`convolve` of channels that are all equal: of one, with the sum of all channels' kernels."""
     return convolve(x[..., :1], kernel.sum(axis=2, keepdims=True), strides, padding, **options)
 
 
-def multiply_pixels(x, kernel, strides, padding):
-    """Each output pixel by a product of its own, of the pixels that it sees and their taps.
-
-    Those that meet nothing but padding are left out, exactly: five of nine taps of a 3x3 kernel on
-    a map of 2x2, eight on one of 1x1.
-    """
-    images = x.shape[0]  # not len: of an export it is a symbol
-    rows, columns = (
-        [*found] for found in map(windows, x.shape[1:3], kernel.shape[:2], strides, padding)
+def is_supported(x, kernel, strides, padding, options):
+    """Whether `convolve` has a faster way than XLA for these arguments."""
+    kernel_size = kernel.shape[0]
+    return (
+        kernel.shape[1] == kernel_size
+        and tuple(strides) in ((1, 1), (2, 2))
+        and list(padding) in [[(pad, pad)] * 2 for pad in range(kernel_size // 2 + 1)]
+        and output_size(min(x.shape[1:3]), kernel_size, strides[0], padding[0][0]) > 0
+        and options.items() <= PLAIN_OPTIONS.items()
     )
-    products = [
-        x[:, i, j].reshape(images, -1) @ kernel[k, m].reshape(-1, kernel.shape[-1])
-        for i, k in rows
-        for j, m in columns
+
+
+def output_size(size, kernel_size, stride, pad):
+    """H' of H, or W' of W."""
+    return (size + 2 * pad - kernel_size) // stride + 1
+
+
+def multiply_each_pixel(x, kernel, stride, pad):
+    """One matrix product for each output pixel: of the input pixels that it sees and their taps.
+
+    Taps over the padding are left out: on a 2x2 map five of the nine of a 3x3 kernel. The gradients
+    are JAX's own: they are matrix products as well.
+    """
+    images, features = x.shape[0], kernel.shape[-1]  # not len(x): in an export it is a symbol
+    rows, columns = ([*overlaps(size, kernel.shape[0], stride, pad)] for size in x.shape[1:3])
+    pixels = [
+        x[:, row, column].reshape(images, -1) @ kernel[row_taps, column_taps].reshape(-1, features)
+        for row, row_taps in rows
+        for column, column_taps in columns
     ]
-    return jnp.stack(products, axis=1).reshape(images, len(rows), len(columns), -1)
+    return jnp.stack(pixels, axis=1).reshape(images, len(rows), len(columns), features)
 
 
-def windows(size, kernel_size, stride, padding):
-    """One axis of it: the slices of pixels and of taps that meet, for each output pixel."""
-    for first in range(-padding[0], size + padding[1] - kernel_size + 1, stride):
-        low = min(max(first, 0), size)
-        high = max(min(first + kernel_size, size), low)
-        yield slice(low, high), slice(low - first, high - first)
+def overlaps(size, kernel_size, stride, pad):
+    """Along one axis: yields for each output pixel the input pixels and the taps that meet."""
+    for output in range(output_size(size, kernel_size, stride, pad)):
+        start = output * stride - pad  # the pixel under the first tap; below 0: padding
+        first, end = max(start, 0), min(start + kernel_size, size)
+        yield slice(first, end), slice(first - start, end - start)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def convolve_on_cpu(x, kernel, strides, padding):
-    if kernel.shape[:2] == (1, 1):
-        return multiply_each(x, kernel, strides, padding)
-    if kernel.size <= 512:  # up to here XLA takes longer; measured, on two cores
-        return sum_taps(x, kernel, strides, padding)
-    return convolve_directly(x, kernel, strides, padding)
+def convolve_large_map(x, kernel, stride, pad):
+    """A convolution whose gradients are computed by `backward`."""
+    if kernel.shape[0] == 1:
+        return multiply_1x1(x, kernel, stride)
+    if kernel.size <= FEW_WEIGHTS:
+        return sum_taps(x, kernel, stride, pad)
+    return convolve_by_xla(x, kernel, (stride, stride), ((pad, pad), (pad, pad)))
 
 
-def forward(x, kernel, strides, padding):
-    return convolve_on_cpu(x, kernel, strides, padding), (x, kernel)
+def forward(x, kernel, stride, pad):
+    return convolve_large_map(x, kernel, stride, pad), (x, kernel)
 
 
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
-def backward(strides, padding, operands, gradient):
-    """The gradient of the input by convolutions of stride 1 or by a product; that of the kernel by
-    `correlate`, a part of the images at a time.
-    """
+def backward(stride, pad, operands, gradient):
+    """The gradients of x and of the kernel."""
     x, kernel = operands
-    if kernel.shape[:2] == (1, 1):
-        _, transpose = jax.vjp(lambda x: multiply_each(x, kernel, strides, padding), x)
-        (input_gradient,) = transpose(gradient)
+    if kernel.shape[0] == 1:
+        transposed = jax.linear_transpose(lambda x: multiply_1x1(x, kernel, stride), x)
+        (x_gradient,) = transposed(gradient)
     else:
-        input_gradient = convolve_transposed(gradient, kernel, x.shape, strides, padding)
-
-    def add(total, part):
-        return total + correlate(*part, kernel.shape, strides, padding), None
-
-    count = parts(x, gradient, kernel.shape)
-    split = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
-    kernel_gradient, _ = lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), split)
-    return input_gradient, kernel_gradient.astype(kernel.dtype)
+        x_gradient = input_gradient(gradient, kernel, x.shape, stride, pad)
+    return x_gradient, kernel_gradient(x, gradient, kernel, stride, pad)
 
 
-convolve_on_cpu.defvjp(forward, backward)
+convolve_large_map.defvjp(forward, backward)
 
 
-def correlate(x, gradient, shape, strides, padding):
-    """The kernel's gradient by one convolution along the rows of maps.
+def multiply_1x1(x, kernel, stride):
+    """A convolution with a 1x1 kernel and no padding: one matrix product over the pixels."""
+    return x[:, ::stride, ::stride] @ kernel[0, 0]
 
-    What is summed over, images and columns of the output, are its channels; its columns are those
-    of the kernel times the channels of x; its weights are the output's gradient. So x is copied
-    once for each column of the kernel, not for each of its taps.
+
+def sum_taps(x, kernel, stride, pad):
+    """A convolution with few weights: the sum of shifted maps, each times one row of weights.
+
+    XLA makes one loop of it, which reads x and writes the output once. Sums are of float32, as in
+    XLA's own.
     """
-    rows, columns, channels, features = shape
-    _, height, width, _ = gradient.shape
-    # Barriers: transposing is slow in one go with the copies, and reading either more than once.
-    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2))
-    x = jnp.pad(x, (padding[0], (0, 0), (0, 0), padding[1]))
-    x = x[: rows + strides[0] * (height - 1)]  # without rows that no output sees
-    x = jnp.stack([x[..., tap] for tap in tap_slices(columns, strides[1], width)], axis=1)
-    x = lax.optimization_barrier(x.reshape(1, len(x), columns * channels, -1))
-    weights = lax.optimization_barrier(gradient.swapaxes(0, 1).reshape(height, 1, -1, features))
-    options = {"rhs_dilation": (strides[0], 1), "dimension_numbers": DIMENSIONS}
-    product = lax.conv_general_dilated(x, weights, (1, 1), "VALID", **options)
-    return product.reshape(shape)
-
-
-def multiply_each(x, kernel, strides, padding):
-    """A convolution by a kernel of one tap: a product for each pixel that a stride meets."""
-    x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    return x[:, :: strides[0], :: strides[1]] @ kernel[0, 0]
-
-
-def sum_taps(x, kernel, strides, padding):
-    """A convolution of few weights: for each the pixels that it meets, times it; their sum.
-
-    XLA makes a single loop of it, which reads x and writes the result once. Sums are of float32, as
-    in XLA's own.
-    """
-    counts = output_sizes(x, kernel, strides, padding)
-    rows, columns = map(tap_slices, kernel.shape[:2], strides, counts)
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0))).astype(jnp.float32)
-    views = (
-        padded[:, row, column, channel, None]
-        for row in rows
-        for column in columns
+    height, width = (output_size(s, kernel.shape[0], stride, pad) for s in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(jnp.float32)
+    shifted = (
+        padded[:, rows, columns, channel, None]
+        for rows in tap_slices(kernel.shape[0], stride, height)
+        for columns in tap_slices(kernel.shape[0], stride, width)
         for channel in range(x.shape[-1])
     )
     weights = kernel.reshape(-1, 1, 1, 1, kernel.shape[-1]).astype(jnp.float32)
-    total = sum(view * weight for view, weight in zip(views, weights, strict=True)).astype(x.dtype)
+    total = sum(one * weight for one, weight in zip(shifted, weights, strict=True)).astype(x.dtype)
     # A matrix behind a barrier: else XLA may have BatchNorm's mean compute all this once more and
     # sum it pixel by pixel, which made gradients of a small network 40 times less exact.
     return lax.optimization_barrier(total.reshape(-1, total.shape[-1])).reshape(total.shape)
 
 
-def output_sizes(x, kernel, strides, padding):
-    return [*map(output_size, x.shape[1:3], kernel.shape[:2], strides, padding)]
+def tap_slices(kernel_size, stride, outputs):
+    """Along one axis: for each tap the slice of padded pixels that it meets, one per output."""
+    return [slice(tap, tap + stride * (outputs - 1) + 1, stride) for tap in range(kernel_size)]
 
 
-def output_size(size, kernel_size, stride, padding):
-    return (size + sum(padding) - kernel_size) // stride + 1
+def input_gradient(gradient, kernel, shape, stride, pad):
+    """The gradient of x, which has this shape, by convolutions of stride 1.
 
-
-def convolve_directly(x, kernel, strides, padding):
-    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=DIMENSIONS)
-
-
-def convolve_transposed(gradient, kernel, shape, strides, padding):
-    """The gradient of a convolution's input of a shape, from its output's.
-
-    Pixels that are strides apart meet the same taps: of each such phase it is a convolution of
-    stride 1 with the taps turned round.
+    With stride 2, pixels of even and of odd index meet different taps, on each axis. So there are
+    four convolutions of the output's gradient. Each gives the gradient of a quarter of the pixels.
     """
-    rows, columns = (
-        [*found] for found in map(phases, shape[1:3], kernel.shape[:2], strides, padding)
-    )
+    rows, columns = ([*phases(size, kernel.shape[0], stride, pad)] for size in shape[1:3])
     zero = jnp.zeros((), gradient.dtype)
-    total = jnp.full(shape, zero)  # and so it stays where no pixel meets a tap
-    for row_taps, row_pad, row_holes in rows:
-        for column_taps, column_pad, column_holes in columns:
-            taps = kernel[row_taps, column_taps][::-1, ::-1].swapaxes(2, 3)
+    total = jnp.full(shape, zero)
+    for row in rows:
+        for column in columns:
+            taps = kernel[row.taps, column.taps][::-1, ::-1].swapaxes(2, 3)
             # A barrier, so that they are turned in memory: else XLA has the convolution read them
             # as they are, which is 15 times slower where it stands in a loop.
             taps = lax.optimization_barrier(taps)
-            part = convolve_directly(gradient, taps, (1, 1), (row_pad, column_pad))
-            total += lax.pad(part, zero, ((0, 0, 0), row_holes, column_holes, (0, 0, 0)))
+            part = convolve_by_xla(gradient, taps, (1, 1), (row.padding, column.padding))
+            total += lax.pad(part, zero, ((0, 0, 0), row.spread, column.spread, (0, 0, 0)))
     return total
 
 
-def phases(size, kernel_size, stride, padding):
-    """One axis of it, for each phase that meets taps: their slice, the padding, and where its
-    pixels lie: how many others are before, behind and between them.
+class Phase(NamedTuple):
+    """The pixels first, first + stride, ... of one axis. They all meet the same taps."""
+
+    taps: slice  # of the kernel
+    padding: tuple[int, int]  # of the output's gradient, so that one value comes out for each pixel
+    spread: tuple[int, int, int]  # how many other pixels lie before, behind and between them
+
+
+def phases(size, kernel_size, stride, pad):
+    """Yields the phases of one axis of x: one for stride 1, two for stride 2.
+
+    Pixel p meets tap i in output o where p + pad = stride o + i. The first pixel of a phase meets
+    tap `tap` in output `output`; the m-th after it meets tap + stride t in output + m - t.
     """
-    count = output_size(size, kernel_size, stride, padding)
-    for first in range(min(stride, size)):
-        output, tap = divmod(first + padding[0], stride)  # the last that meets the first pixel
-        if tap < kernel_size:
-            pixels, taps = len(range(first, size, stride)), len(range(tap, kernel_size, stride))
-            holes = first, (size - 1 - first) % stride, stride - 1
-            yield slice(tap, None, stride), (taps - 1 - output, pixels - count + output), holes
+    outputs = output_size(size, kernel_size, stride, pad)
+    for first in range(stride):
+        output, tap = divmod(first + pad, stride)
+        taps, pixels = len(range(tap, kernel_size, stride)), len(range(first, size, stride))
+        before = taps - 1 - output  # so many outputs that the first pixel meets do not exist
+        behind = output + pixels - outputs  # and so many of the last pixel's
+        spread = first, (size - 1 - first) % stride, stride - 1
+        yield Phase(slice(tap, None, stride), (before, behind), spread)
 
 
-CACHE = 3_000_000  # bytes that are fast to read again; measured, on two cores
+def kernel_gradient(x, gradient, kernel, stride, pad):
+    """The gradient of the kernel [K, K, C, F], summed over parts of the images."""
+
+    def add(total, part):
+        found = kernel_gradient_of_part(*part, kernel.shape[0], stride, pad)
+        return total + found.astype(jnp.float32), None
+
+    count = part_count(x, gradient, kernel.shape[0])
+    parts = [array.reshape(count, -1, *array.shape[1:]) for array in (x, gradient)]
+    total, _ = lax.scan(add, jnp.zeros(kernel.shape, jnp.float32), parts)
+    return total.astype(kernel.dtype)
 
 
-def parts(x, gradient, shape):
-    """In how many equal parts of the images a kernel's gradient is summed.
+def part_count(x, gradient, kernel_size):
+    """In how many equal parts a kernel's gradient is summed: the fewest that fit into caches.
 
-    The fewest whose copies of x and output's gradient fit into caches, none of less than eight
-    images, which are slow again.
+    A part needs K copies of x (see below) and its gradient. Under eight images it is slow again.
     """
-    copies = x.size // x.shape[2] * shape[1] * gradient.shape[2]
+    copies = x.size // x.shape[2] * kernel_size * gradient.shape[2]
     size = (copies + gradient.size) * gradient.dtype.itemsize
     counts = [c for c in range(1, len(x) // 8 + 1) if len(x) % c == 0] or [1]
-    return next((count for count in counts if size <= CACHE * count), counts[-1])
+    return next((count for count in counts if size <= CACHE_BYTES * count), counts[-1])
 
 
-def tap_slices(size, stride, count):
-    """One axis of a kernel: the slice of padded pixels that each of its taps meets."""
-    return [slice(tap, tap + stride * (count - 1) + 1, stride) for tap in range(size)]
+def kernel_gradient_of_part(x, gradient, kernel_size, stride, pad):
+    """The gradient of the kernel by one convolution along the rows.
+
+    kernel_gradient[i, j, c, f] = sum over h, (n, w) of
+        x[n, stride h + i - pad, stride w + j - pad, c] gradient[n, h, w, f]
+
+    For XLA, h are the taps of a dilated kernel, (n, w) are channels and (j, c) are columns:
+
+        [1, rows, K C, N W'] * [H', 1, N W', F] -> [1, K, K C, F]
+
+    So x is copied K times, once for each j. For a matrix product it would be K K times.
+    """
+    images, height, width, features = gradient.shape
+    # Barriers: transposing is slow in one go with the copies, and reading either more than once.
+    x = lax.optimization_barrier(x.transpose(1, 3, 0, 2))
+    x = jnp.pad(x, ((pad, pad), (0, 0), (0, 0), (pad, pad)))
+    x = x[: kernel_size + stride * (height - 1)]  # without rows that no output sees
+    x = jnp.stack([x[..., tap] for tap in tap_slices(kernel_size, stride, width)], axis=1)
+    x = lax.optimization_barrier(x.reshape(1, len(x), -1, images * width))
+    weights = lax.optimization_barrier(gradient.swapaxes(0, 1).reshape(height, 1, -1, features))
+    product = convolve_by_xla(x, weights, (1, 1), "VALID", rhs_dilation=(stride, 1))
+    return product.reshape(kernel_size, kernel_size, -1, features)
 
 
 def max_pool(x):
-    """3x3 max-pool of stride 2 and padding 1 of non-negative maps [n, height, width, channels].
+    """3x3 max-pooling with stride 2 and padding 1 of non-negative maps [N, H, W, C].
 
-    On CPU as maxima of strided slices, columns first: XLA's own gradient takes 15 times as long.
-    The same gradient: of equal maxima the first in reading order receives it.
+    On CPU: maxima of strided slices, columns first. XLA's own gradient takes 15 times as long.
+    The gradient is the same: of equal maxima the first in reading order receives it.
     """
     if jax.default_backend() != "cpu":
         return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))

@@ -63,6 +63,13 @@ def tiny():
     return tiny_config()
 
 
+@pytest.fixture
+def strict_dtype_promotion():
+    """Numbers of two types in one operation are an error: none is converted unnoticed."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
 def run(program, *options, cwd=None, devices=1, environment=None):
     """Runs a program of the project as a user would; returns the finished process."""
     command = [sys.executable, str(ROOT / program), *options]

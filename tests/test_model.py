@@ -6,27 +6,19 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 from flax import linen as nn
-from jax import lax
 
-import convolution
 import data
 import settings
 from configs import default, light
 from model import (
     AXIS,
-    convolve,
     create_model,
     init_variables,
-    max_pool,
     training_loss,
     variable_shapes,
 )
 
-
-@pytest.fixture(autouse=True)
-def no_silent_promotion():
-    with jax.numpy_dtype_promotion("strict"):
-        yield
+pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
 
 def test_one_channel_is_copied_to_three(tiny_case):
@@ -37,135 +29,6 @@ def test_one_channel_is_copied_to_three(tiny_case):
         rtol=1e-5,
         atol=1e-6,
     )
-
-
-# --- the pieces that are written anew for CPU ---
-
-CASES = [
-    # size, channels, kernel, stride, padding
-    ((8, 8), 3, 3, 1, 1),
-    ((9, 5), 4, 3, 2, 1),
-    ((32, 31), 1, 7, 2, 3),
-    ((1, 1), 6, 3, 1, 1),
-    ((2, 1), 5, 3, 2, 1),
-    ((1, 3), 2, 5, 2, 4),
-    ((6, 7), 3, 1, 2, 0),
-    ((7, 6), 2, 2, 3, 0),
-    ((4, 4), 2, 4, 4, 0),
-    ((1, 1), 2, 1, 2, 1),
-    ((2, 2), 7, 3, 1, 1),  # each output pixel by itself
-    ((5, 6), 2, 3, 2, 1),
-    ((2, 1), 2, 2, 1, 2),  # some see nothing but padding
-    ((3, 2), 2, 4, 5, 6),
-    ((3, 5), 33, 3, 1, 1),  # each output pixel by itself, with unequal axes
-    ((6, 5), 33, 3, 1, 1),  # XLA's own
-    ((9, 8), 33, 3, 2, 1),  # XLA's own, strided
-    ((32, 31), 11, 7, 2, 3),
-]
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(
-    "size, kernel_sizes, strides, padding",
-    [
-        ((14, 13), (2, 2), (3, 3), ((0, 0), (0, 0))),  # pixels that meet no tap
-        ((8, 9), (4, 4), (2, 2), ((6, 6), (6, 6))),  # outputs that see nothing but padding
-        ((3, 2), (4, 4), (5, 5), ((6, 6), (6, 6))),  # strides beyond the map
-        ((9, 5), (3, 3), (2, 2), ((1, 1), (1, 1))),
-        ((6, 7), (5, 3), (1, 4), ((0, 3), (2, 0))),  # another on each axis and side
-    ],
-)
-def test_transposed_convolution_is_the_gradient_of_the_input(
-    size, kernel_sizes, strides, padding, dtype
-):
-    random = np.random.default_rng(0)
-
-    def whole_numbers(*shape):  # of which sums are exact in both types
-        return jnp.asarray(random.integers(-2, 3, shape), dtype)
-
-    x, kernel = whole_numbers(2, *size, 3), whole_numbers(*kernel_sizes, 3, 4)
-    y, vjp = jax.vjp(lambda x: convolution.convolve_directly(x, kernel, strides, padding), x)
-    gradient = whole_numbers(*y.shape)
-    found = convolution.convolve_transposed(gradient, kernel, x.shape, strides, padding)
-    (expected,) = vjp(gradient)
-    assert found.dtype == dtype and (found == expected).all() and (found != 0).any()
-
-
-@pytest.mark.parametrize("images", [pytest.param(2, marks=pytest.mark.slow), 24])
-@pytest.mark.parametrize("size, channels, kernel_size, stride, padding", CASES)
-def test_convolution_and_gradients_equal_xla(
-    size, channels, kernel_size, stride, padding, images, monkeypatch
-):
-    monkeypatch.setattr(convolution, "CACHE", 100)  # of 24 images in three parts
-    kernel_sizes, arguments = (kernel_size,) * 2, ((stride, stride), [(padding, padding)] * 2)
-    assert_equals_xla(images, size, channels, kernel_sizes, arguments)
-
-
-@pytest.mark.parametrize("size", [(7, 10), (3, 4), (16, 17)])
-def test_convolution_of_unequal_axes_equals_xla(size):
-    assert_equals_xla(3, size, 2, (2, 3), ((3, 1), [(1, 0), (0, 2)]))
-    assert_equals_xla(3, size, 40, (3, 2), ((1, 2), [(0, 2), (1, 0)]))
-
-
-@pytest.mark.parametrize("size, kernel_sizes", [((1, 8), (1, 3)), ((8, 1), (3, 1))])
-def test_convolution_equals_xla_where_some_pixels_meet_no_tap(size, kernel_sizes):
-    padding = [(k // 2, k // 2) for k in kernel_sizes]
-    assert_equals_xla(2, size, 3, kernel_sizes, ((2, 2), padding))
-    assert_equals_xla(2, size, 3, kernel_sizes, ((2, 2), [(1, 1), (1, 1)]))
-
-
-@pytest.mark.parametrize("size, channels, kernel_size", [(16, 3, 3), (16, 40, 3), (2, 6, 3)])
-def test_in_bfloat16_sums_are_as_exact_as_the_numbers(size, channels, kernel_size):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(4, size, size, channels)), jnp.bfloat16)
-    kernel = jnp.asarray(rng.normal(size=(kernel_size, kernel_size, channels, 5)), jnp.bfloat16)
-    found = convolve(x, kernel, (1, 1), [(1, 1), (1, 1)])
-    assert found.dtype == jnp.bfloat16
-    numbers = ("NHWC", "HWIO", "NHWC")
-    exact = lax.conv_general_dilated(
-        *(a.astype(jnp.float32) for a in (x, kernel)), (1, 1), "SAME", dimension_numbers=numbers
-    )
-    assert np.abs(found.astype(jnp.float32) - exact).max() <= 2**-8 * np.abs(exact).max()
-
-
-def assert_equals_xla(images, size, channels, kernel_sizes, arguments):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(images, *size, channels)).astype(np.float32)
-    kernel = rng.normal(size=(*kernel_sizes, channels, 5)).astype(np.float32)
-
-    def reference(x, kernel):
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return lax.conv_general_dilated(x, kernel, *arguments, dimension_numbers=numbers)
-
-    def with_gradients(function, x, kernel):
-        output, pull = jax.vjp(function, x, kernel)
-        return output, *pull(
-            jnp.sin(jnp.arange(output.size, dtype=jnp.float32)).reshape(output.shape)
-        )
-
-    expected = jax.jit(partial(with_gradients, reference))(x, kernel)
-    found = jax.jit(partial(with_gradients, lambda *a: convolve(*a, *arguments)))(x, kernel)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max() + 1e-12)
-
-
-@pytest.mark.parametrize("size", [(16, 16), (5, 8), (1, 2), (3, 3)])
-def test_max_pool_and_its_gradient_equal_xla_also_at_ties(size):
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 3, (4, *size, 6)).astype(np.float32)  # of three values: ties everywhere
-    x += rng.choice([0, 0.5], x.shape).astype(np.float32)
-
-    def reference(x):
-        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-    expected, pull = jax.vjp(reference, x)
-    found, pull_found = jax.vjp(max_pool, x)
-    weights = rng.normal(size=expected.shape).astype(np.float32)
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_allclose(pull_found(weights)[0], pull(weights)[0], rtol=1e-6, atol=1e-6)
-
-
-# --- comparing two images ---
 
 
 @pytest.fixture(scope="module")
