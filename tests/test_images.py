@@ -315,8 +315,9 @@ def test_real_images_go_through_training_and_evaluation(
     tiny.data.update({"source": source, "path": str(path), "channels": 3, "p_same": 0.5})
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
-    options = {"step": "best", "split": "test", "threshold": None, "pictures": None}
-    evaluate.main([(tiny, tmp_path)], SimpleNamespace(**options, robustness=False))
+    options = {"step": "best", "split": "test", "threshold": None, "images": None}
+    asked = SimpleNamespace(**options, robustness=False)
+    evaluate.evaluate_run(settings.load_config(tmp_path), tmp_path, asked)
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     image = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))
