@@ -56,7 +56,7 @@ def uniforms(seed, split, step, first, count, width, attempt=0):
 
 
 def enumerate_images(data, split):
-    """All images of a split: see `ListedImages.enumerate_images`; None where they are not listed."""
+    """All images of a split, as `ListedImages.enumerate_images`; None where they are not listed."""
     space = open_split(data, split)
     return space.enumerate_images() if isinstance(space, ListedImages) else None
 
