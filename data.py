@@ -56,11 +56,7 @@ def uniforms(seed, split, step, first, count, width, attempt=0):
 
 
 def enumerate_images(data, split):
-    """Every image that a split can draw.
-
-    Returns (images uint8 [n, height, width, channels], local classes int [n], probabilities float64
-    [n], which sum to 1), or None where images are not listed.
-    """
+    """All images of a split, as `ListedImages.enumerate_images`; None where they are not listed."""
     space = open_split(data, split)
     return space.enumerate_images() if isinstance(space, ListedImages) else None
 

@@ -394,7 +394,7 @@ def test_noise_has_its_deviation_and_is_new_in_every_pixel():
 
 
 @pytest.mark.parametrize("changes", [{"p_mirror": 0.5}, {"shapes": ("circle", "ring")}])
-def test_a_class_without_an_image_in_a_split_ends_the_program(tiny, changes):
+def test_a_class_without_an_image_in_a_split_is_refused(tiny, changes):
     tiny.data.update({"split": "disjoint", "min_sizes": (14, 14)} | changes)
     with pytest.raises(UserError, match="more sizes or places are needed"):
         data.check_splits(tiny)

@@ -123,12 +123,31 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
 
 
-def test_a_list_without_splits_is_divided_by_images(photos):
+def test_a_list_without_splits_is_divided_by_images(photos, capsys):
     names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
     rows = [(a, b, int(a[:6] == b[:6])) for a in names for b in names[::3]]
     config = config_of("pairs", write_pairs(photos / "all.csv", rows), p_same=0.0)
     used = [set(open_split(config.data, s).pairs[:, :2].ravel()) for s in SPLITS]
     assert all(used) and not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
+    warnings = capsys.readouterr().err.splitlines()
+    for split, warning in zip(SPLITS, warnings, strict=True):
+        labels = open_split(config.data, split).pairs[:, 2]
+        counts = f"{split} has {labels.sum()} pairs of the same and {(labels == 0).sum()} different"
+        assert warning.startswith(f"warning: {counts}; pairs of images that the hash puts into two")
+
+
+def test_a_class_with_one_image_in_a_split_is_left_out_of_it(tmp_path, capsys):
+    for k in range(3):
+        (tmp_path / f"c{k}").mkdir()
+        for i in range(3):
+            photo(np.random.default_rng(i), k / 2).save(tmp_path / f"c{k}" / f"{i}.png")
+    for i in range(2):
+        (tmp_path / "c1" / f"{i}.png").write_text("not an image")
+    space = open_split(config_of("folder", tmp_path, split="shared").data, "train")
+    assert space.class_ids.tolist() == [0, 2] and len(space.rows) == 6
+    warning = capsys.readouterr().err.splitlines()[1]
+    text = "2 of 3 classes have two images or more in train; the others are left out of it"
+    assert warning == f"warning: {text}"
 
 
 def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
@@ -297,7 +316,8 @@ def test_real_images_go_through_training_and_evaluation(
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
     options = {"step": "best", "split": "test", "threshold": None, "images": None}
-    evaluate.evaluate_run(tiny, tmp_path, SimpleNamespace(**options, robustness=False))
+    asked = SimpleNamespace(**options, robustness=False)
+    evaluate.evaluate_run(settings.load_config(tmp_path), tmp_path, asked)
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
     image = np.asarray(Image.open(tmp_path / "evaluation" / "pairs.png").convert("RGB"))

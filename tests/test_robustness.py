@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import robustness
+import settings
 import shapes
 from configs import default
 
@@ -48,6 +49,6 @@ def test_one_nuisance_more_at_each_step(name):
 
 
 def test_unseen_kinds_are_unseen():
-    config = default.get_config()
+    config = settings.frozen(default.get_config())
     *_, (name, pairs) = robustness.sweep(config)
     assert name == "+ unseen kinds" and len(np.unique(pairs.class_ids)) == 6
