@@ -95,14 +95,17 @@ def import_metric_writers():
 
 
 def read(workdir, *tags):
-    """The curves of a run, for each tag a list of (step, value)."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.util import tensor_util
+    """The curves of a run, for each tag a list of (step, value); none where TensorBoard lacks."""
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+        from tensorboard.util import tensor_util
+    except ImportError as error:
+        print(f"warning: the curves in {workdir} cannot be read: {error}", file=sys.stderr)
+        return [[] for _ in tags]
 
     events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
     events.Reload()
     known = events.Tags()["tensors"]
-
     curves = [events.Tensors(tag) if tag in known else [] for tag in tags]
     value = tensor_util.make_ndarray
     return [[(p.step, float(value(p.tensor_proto))) for p in points] for points in curves]

@@ -91,7 +91,8 @@ def plot_training(workdir):
     points = list(zip(tags, curves.read(workdir, *tags), strict=True))
     for axes, name, two in zip(figure.subplots(2, 1), names, (points[:2], points[2:]), strict=True):
         for tag, curve in two:
-            axes.plot(*zip(*curve, strict=True), "o-" if "val" in tag else "-", label=tag, ms=4)
+            style = "o-" if "val" in tag else "-"
+            axes.plot(*np.reshape(curve, (-1, 2)).T, style, label=tag, markersize=4)
         axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()
     return figure

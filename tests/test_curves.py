@@ -1,4 +1,21 @@
+import builtins
+
 import curves
+import figures
+
+
+def test_without_tensorboard_a_report_has_no_curves_and_says_so(tmp_path, monkeypatch, capsys):
+    usual = builtins.__import__
+
+    def lacking(name, *args, **options):
+        if name.startswith("tensorboard"):
+            raise ModuleNotFoundError("No module named 'tensorboard'")
+        return usual(name, *args, **options)
+
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    assert curves.read(tmp_path, "loss", "accuracy") == [[], []]
+    assert "No module named 'tensorboard'" in capsys.readouterr().err
+    assert len(figures.plot_training(tmp_path).axes) == 2
 
 
 def test_curves_that_cannot_be_written_are_warned_of_once(tmp_path, capsys):
