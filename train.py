@@ -21,7 +21,6 @@ from threading import Thread
 import jax
 import numpy as np
 from absl import flags
-from clu import parameter_overview
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -289,6 +288,8 @@ def introduce(config, workdir, state):
 
 def texts(config, params):
     """The config and the table of parameters, for TensorBoard."""
+    from clu import parameter_overview  # not at the top: what builds a step needs no CLU
+
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
     return {name: f"<pre>{text}</pre>" for name, text in found.items()}

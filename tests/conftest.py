@@ -1,7 +1,9 @@
 """For every test: four CPU devices, no rank promotion, warnings are errors (pyproject.toml)."""
 
 import atexit
+import functools
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -75,6 +77,23 @@ def run(program, *options, cwd=None, devices=1, environment=None):
     command = [sys.executable, str(ROOT / program), *options]
     environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | (environment or {})
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@functools.cache
+def forks():
+    """The process that `run_fork` asks; it ends with this one, when its input does."""
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tests" / "forks.py")]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    server = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+    atexit.register(server.communicate)
+    return server
+
+
+def run_fork(program, *options, cwd="/"):
+    """As `run`, without the start of Python: for programs that refuse to do something."""
+    forks().stdin.write(json.dumps([program, options, str(cwd)]) + "\n")
+    forks().stdin.flush()
+    return subprocess.CompletedProcess(program, *json.loads(forks().stdout.readline()))
 
 
 def assert_same_gradient(opt_state, other):

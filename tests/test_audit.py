@@ -2,7 +2,7 @@ import importlib
 
 import numpy as np
 import pytest
-from conftest import run
+from conftest import run, run_fork
 from PIL import Image
 
 import audit
@@ -88,6 +88,6 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     ],
 )
 def test_a_mistake_is_one_line(option, tmp_path):
-    finished = run("audit.py", option, cwd=tmp_path)
+    finished = run_fork("audit.py", option, cwd=tmp_path)
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1
     assert option.split("=")[0] in finished.stderr and not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import run, tiny_config
+from conftest import run, run_fork, tiny_config
 from PIL import Image
 
 import curves
@@ -113,13 +113,13 @@ def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path
     ],
 )
 def test_what_cannot_be_evaluated_is_one_line(whole_run, options, message):
-    finished = run("evaluate.py", f"--workdir={whole_run[0]}", *options)
+    finished = run_fork("evaluate.py", f"--workdir={whole_run[0]}", *options)
     assert finished.returncode == 1
     assert message in finished.stderr and finished.stderr.count("\n") == 1
 
 
 def test_no_run_at_all_is_one_line(tmp_path):
-    finished = run("evaluate.py", cwd=tmp_path)
+    finished = run_fork("evaluate.py", cwd=tmp_path)
     assert finished.returncode == 1 and finished.stderr.count("\n") == 1
     assert "no run under" in finished.stderr and not list(tmp_path.iterdir())
 
@@ -236,7 +236,7 @@ def test_the_robustness_sweep_is_printed(scratch_run, capsys):
     ],
 )
 def test_what_cannot_be_compared_is_one_line(scratch_run, options, message, tmp_path):
-    finished = run("evaluate.py", f"--workdir={scratch_run}", *options, cwd=tmp_path)
+    finished = run_fork("evaluate.py", f"--workdir={scratch_run}", *options, cwd=tmp_path)
     assert finished.returncode == 1
     assert message in finished.stderr and finished.stderr.count("\n") == 1
 

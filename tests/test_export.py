@@ -7,7 +7,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, run, tiny_config
+from conftest import ENVIRONMENT, ROOT, run_fork, tiny_config
 
 import export
 import scoring
@@ -105,7 +105,7 @@ def test_networks_that_see_both_images_are_one_file(encoder, fusion, both):
 
 def test_what_cannot_be_exported_is_one_line(whole_run, tmp_path):
     shutil.copytree(whole_run[0], tmp_path / "run")
-    finished = run("export.py", f"--workdir={tmp_path / 'run'}", "--numpy")
+    finished = run_fork("export.py", f"--workdir={tmp_path / 'run'}", "--numpy")
     assert finished.returncode == 1 and not (tmp_path / "run" / "export").exists()
     assert "--numpy: for a siamese cnn, this is a siamese resnet18" in finished.stderr
     assert finished.stderr.count("\n") == 1

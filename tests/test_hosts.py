@@ -13,7 +13,15 @@ import time
 import jax
 import numpy as np
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_same_gradient, run, tiny_config, tiny_options
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    assert_same_gradient,
+    run,
+    run_fork,
+    tiny_config,
+    tiny_options,
+)
 from test_train import curve
 
 import checkpoint
@@ -276,7 +284,7 @@ def test_where_the_others_are_missing_one_line_says_so(process, tmp_path):
     ],
 )
 def test_wrong_flags_are_one_line(flags, text, tmp_path):
-    refused = run("train.py", f"--workdir={tmp_path / 'run'}", *flags.split())
+    refused = run_fork("train.py", f"--workdir={tmp_path / 'run'}", *flags.split())
     assert refused.returncode == 1 and not (tmp_path / "run").exists()
     assert text in refused.stderr and refused.stderr.count("\n") == 1
 

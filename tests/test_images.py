@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import photo, run
+from conftest import photo, run, run_fork
 from PIL import Image
 
 import data
@@ -220,7 +220,7 @@ def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
 
 
 def refusal(options, tmp_path):
-    finished = run("train.py", *options, "--workdir=w", cwd=tmp_path)
+    finished = run_fork("train.py", *options, "--workdir=w", cwd=tmp_path)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
     assert not (tmp_path / "w").exists()
     return finished.stderr.strip().splitlines()[-1]

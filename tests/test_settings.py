@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, TINY, run, tiny_config
+from conftest import ROOT, TINY, run, run_fork, tiny_config
 
 import settings
 from configs import default
@@ -196,7 +196,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
     ],
 )
 def test_a_bad_command_line_is_one_line_and_leaves_nothing(options, message, tmp_path):
-    finished = run("train.py", *options, cwd=tmp_path)
+    finished = run_fork("train.py", *options, cwd=tmp_path)
     assert finished.returncode == 1
     assert message in finished.stderr and finished.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -214,7 +214,7 @@ def test_a_mistake_is_answered_before_tensorflow_loads(command, tmp_path):
 
 def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
-    finished = run("train.py", f"--workdir={tmp_path}")
+    finished = run_fork("train.py", f"--workdir={tmp_path}")
     assert finished.returncode == 1 and "no config.json of a run" in finished.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 

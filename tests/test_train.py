@@ -17,7 +17,15 @@ import jax
 import numpy as np
 import optax
 import pytest
-from conftest import ENVIRONMENT, ROOT, assert_same_gradient, run, tiny_config, tiny_options
+from conftest import (
+    ENVIRONMENT,
+    ROOT,
+    assert_same_gradient,
+    run,
+    run_fork,
+    tiny_config,
+    tiny_options,
+)
 from tensorboard.backend.event_processing.plugin_event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -138,7 +146,7 @@ def test_another_config_is_refused_key_by_key(whole_run):
     workdir, _ = whole_run
     before = (workdir / "config.json").read_bytes()
     options = tiny_options(seed=3, optimizer__weight_decay=0.1, log_every_steps=1)
-    refused = run("train.py", f"--workdir={workdir}", *options)
+    refused = run_fork("train.py", f"--workdir={workdir}", *options)
     assert refused.returncode == 1
     assert "seed is 0 there, 3 now" in refused.stderr
     assert "optimizer.weight_decay is 0.0005 there, 0.1 now" in refused.stderr
