@@ -65,6 +65,32 @@ def test_enumerated_images_are_those_of_the_definition(tiny):
     assert probabilities.sum() == pytest.approx(1)
 
 
+def test_images_that_look_alike_are_one_image_where_pixels_are_compared(tiny):
+    tiny.data.update({"same_as": "pixels", "p_same": 0.5})
+    images, classes, probabilities = data.enumerate_images(tiny.data, "test")
+    assert classes.tolist() == list(range(96))
+    space = literal_space()
+    for image, probability in zip(images, probabilities, strict=True):
+        assert space[image.tobytes()][1] == pytest.approx(probability)
+    single_pixels = {"shapes": ("triangle", "pentagon"), "min_sizes": (1, 1), "max_size": 2}
+    tiny.data.update(single_pixels | {"image_size": 14, "placement": "inside"})
+    images, _, probabilities = data.enumerate_images(tiny.data, "test")
+    assert (np.count_nonzero(images, axis=(1, 2, 3)) == 1).all() and len(images) > 100
+    assert len(np.unique(images, axis=0)) == len(images)
+    assert probabilities.sum() == pytest.approx(1)
+
+
+def test_listed_blobs_are_classes_of_their_own(tiny):
+    tiny.data.update({"shapes": ("circle", "blob"), "same_as": "identity", "num_identities": 6})
+    tiny.data.update({"image_size": 40, "max_size": 7, "p_same": 0.5})
+    settings.check(tiny)
+    space = spaces.open_split(tiny.data, "train")
+    assert space.class_ids.tolist() == [0, *range(2, 8)]
+    assert np.diff(space.edges[space.starts]) == pytest.approx([1 / 2, *[1 / 12] * 6])
+    first = space.images[space.rows[space.starts[:-1]]]  # one image of each class
+    assert len(np.unique(first, axis=0)) == 7
+
+
 def test_labels_say_whether_the_shapes_are_the_same(tiny):
     tiny.batch_size = 2000
     batch = data.make_batch(tiny, "validation", 3)

@@ -123,6 +123,26 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
 
 
+def test_every_word_for_a_label_is_read_in_any_case(photos):
+    words = [("1", 1), ("Same", 1), ("TRUE", 1), ("0", 0), ("different", 0), ("False", 0)]
+    names = [f"class0/{i}.png" for i in range(7)]
+    rows = [(names[i], names[i + 1], word) for i, (word, _) in enumerate(words)]
+    files = load(config_of("pairs", write_pairs(photos / "words.csv", rows)))
+    assert files.pairs.tolist() == [[i, i + 1, label] for i, (_, label) in enumerate(words)]
+
+
+def test_given_pairs_of_an_image_that_cannot_be_read_are_left_out(photos, tmp_path):
+    (tmp_path / "bad.png").touch()
+    good = [str(photos / f"class{k}" / "0.png") for k in range(3)]
+    rows = [(good[0], good[1], 0), (good[1], good[2], 1), ("bad.png", good[2], 1)]
+    rows = [(*row, split) for row in rows for split in SPLITS]
+    path = write_pairs(tmp_path / "pairs.csv", rows, ("image1", "image2", "label", "split"))
+    config = config_of("pairs", path)
+    names = load(config).names
+    pairs = open_split(config.data, "train").pairs
+    assert [[names[i] for i in pair[:2]] for pair in pairs] == [good[:2], good[1:]]
+
+
 def test_a_list_without_splits_is_divided_by_images(photos, capsys):
     names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
     rows = [(a, b, int(a[:6] == b[:6])) for a in names for b in names[::3]]
@@ -383,9 +403,9 @@ def odd_files(folder, random):
                 flipped[at] ^= 1 << random.integers(8)
             (folder / f"flipped {i} {name}").write_bytes(flipped)
             yield folder / f"flipped {i} {name}", None
-    bomb = Image.new("1", (20_000, 20_000))
-    bomb.save(folder / "bomb.png")
-    yield folder / "bomb.png", False
+    for side in (10_000, 20_000):  # Pillow warns of the first and refuses the second
+        Image.new("1", (side, side)).save(folder / f"bomb {side}.png")
+        yield folder / f"bomb {side}.png", False
     (folder / "folder.png").mkdir()
     yield folder / "folder.png", False
 
