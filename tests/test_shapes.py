@@ -5,6 +5,7 @@ import pytest
 from matplotlib.path import Path
 
 import shapes
+from configs import default
 
 NAMES = tuple(shapes.SHAPES)
 
@@ -150,6 +151,16 @@ def test_outlines_lie_inside_the_contour_and_have_their_width():
 def test_greys_are_those_of_foreground_and_background():
     image = draw(latents("cross", foreground=40, background=200))[0]
     assert image.min() == 40 and image.max() == 200 and image[16, 16] == 40 and image[0, 0] == 200
+
+
+def test_greys_are_drawn_from_the_lowest_to_the_highest():
+    config = default.get_config()
+    config.data.update({"foreground_greys": (200, 203), "background_greys": (7, 7)})
+    u = np.full((4000, len(shapes.LATENT_NUMBERS)), 0.5)
+    u[:, shapes.LATENT_NUMBERS.index("foreground")] = (np.arange(4000) + 0.5) / 4000
+    drawn = shapes.draw_latents(config.data, u, np.zeros(4000, int))
+    assert np.bincount(drawn.foreground)[200:].tolist() == [1000] * 4
+    assert (drawn.background == 7).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
