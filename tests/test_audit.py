@@ -8,6 +8,7 @@ from PIL import Image
 import audit
 import data
 from configs import default
+from spaces import Pairs
 
 
 def small(**changes):
@@ -68,9 +69,30 @@ def test_what_was_seen_is_counted_exactly(p_same):
     assert 0.01 < by_pair < by_image < 0.99
 
 
+def test_an_image_that_is_paired_with_itself_is_in_the_pair_once():
+    """Two images, four ordered pairs of the same probability, worked out by hand."""
+    images = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
+    first, second = np.indices((2, 2)).reshape(2, -1)
+    label, weight = (first == second).astype(float), np.full(4, 1 / 4)
+    pairs = Pairs(images, first, second, label, weight, True, True, None, None)
+    assert audit.seen_exactly(pairs, pairs, 1) == pytest.approx((3 / 4, 3 / 8))
+    assert audit.seen_exactly(pairs, pairs, 2) == pytest.approx((15 / 16, 19 / 32))
+
+
+def test_the_best_single_pixel_is_found_and_asked_the_right_way():
+    images = np.zeros((2, 2, 2, 1), np.uint8)
+    images[0, 0, 0], images[1, 1, 1] = 255, 255  # lit in one of them each
+    first, second = np.indices((2, 2)).reshape(2, -1)
+    pairs = images, first, second, (first == second).astype(float)
+    assert audit.single_pixel(pairs, pairs) == 1
+
+
 def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     everywhere = importlib.import_module("configs.everywhere").get_config()
     assert all(text.startswith("0.00 % after any number") for _, text in audit.seen(everywhere))
+    everywhere.data.split = "shared"
+    (_, images), (_, pairs) = audit.seen(everywhere)
+    assert float(images.split()[0]) > 90 and images.endswith("(drawn)") and "(drawn)" in pairs
     rotation = importlib.import_module("configs.rotation").get_config()
     rotation.num_steps = 25
     (_, images), (_, pairs) = audit.seen(rotation)

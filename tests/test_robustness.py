@@ -48,6 +48,28 @@ def test_one_nuisance_more_at_each_step(name):
                 assert low[kind] <= sizes.min() and sizes.max() <= high[kind], name_of_kind
 
 
+@pytest.mark.parametrize("step, field", [("scale", "size"), ("translation", "row")])
+def test_what_does_not_vary_is_in_the_middle_of_what_will(step, field):
+    config = default.get_config()
+    config.eval.num_pairs = 1000
+    steps = dict(robustness.sweep(config))
+    for kind in range(2):
+        plain, varied = (
+            getattr(steps[name].latents, field)[steps[name].latents.shape == kind]
+            for name in ("identical", f"+ {step}")
+        )
+        assert len(varied) > 500 and abs(plain[0] - (varied.min() + varied.max()) / 2) <= 0.5
+
+
+def test_sizes_are_the_largest_that_can_turn_in_the_image():
+    options = default.get_config().data
+    options.update({"placement": "inside", "p_rotation": 1.0, "max_size": 40})
+    robustness.fit(options)
+    assert 2 * shapes.margin(options) + 1 <= options.image_size
+    options.max_size += 1
+    assert 2 * shapes.margin(options) + 1 > options.image_size
+
+
 def test_unseen_kinds_are_unseen():
     config = settings.frozen(default.get_config())
     *_, (name, pairs) = robustness.sweep(config)
