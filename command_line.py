@@ -52,7 +52,7 @@ def parse(define_flags):
     except flags.Error as error:
         raise UserError(error) from None
     except Exception as error:  # whatever a config file may raise while it runs
-        text = " ".join(str(error).split())
+        text = " ".join(str(*error.args[:1]).split())  # str(error) of a KeyError is its repr
         if isinstance(error, (AttributeError, KeyError)) and "get_config" not in text:
             raise UserError(
                 f"unknown config key: {text} (configs/default.py has every key)"

@@ -21,6 +21,8 @@ def write_report(config, workdir, step, evaluations):
     """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError."""
     try:
         write_files(config, workdir, step, evaluations)
+    except BrokenPipeError:  # the reader of the output has gone: `command_line.run` exits
+        raise
     except OSError as error:
         raise UserError(
             f"the report cannot be written: {error}; python evaluate.py writes it again"

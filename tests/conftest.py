@@ -1,6 +1,7 @@
 """For every test: four CPU devices, no rank promotion, warnings are errors (pyproject.toml)."""
 
 import atexit
+import fcntl
 import functools
 import io
 import json
@@ -117,11 +118,17 @@ def tiny_options(**changes):
 
 @pytest.fixture(scope="session")
 def whole_run(tmp_path_factory):
-    """A run of train.py from beginning to end: (workdir, what it printed)."""
-    workdir = tmp_path_factory.mktemp("whole") / "run"
-    finished = run("train.py", f"--workdir={workdir}", *tiny_options())
-    assert finished.returncode == 0, finished.stderr
-    return workdir, finished.stdout
+    """A run of train.py from beginning to end: (workdir, what it printed). Workers share it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    workdir, printed = folder / "whole" / "run", folder / "whole.txt"
+    with open(folder / "whole.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the first that comes trains, the others wait
+        if not printed.exists():
+            finished = run("train.py", f"--workdir={workdir}", *tiny_options())
+            assert finished.returncode == 0, finished.stderr
+            printed.write_text(finished.stdout)
+    return workdir, printed.read_text()
 
 
 def photo(random, hue):

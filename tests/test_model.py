@@ -230,7 +230,7 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
     assert shapes == {"layer1_0": (1, 32, 32, 64), "layer4_1": (1, 4, 4, 512)}
 
 
-SIZES = [pytest.param(16, marks=pytest.mark.slow), 32]  # one pixel is left after three stages, four
+SIZES = [16, pytest.param(32, marks=pytest.mark.slow)]  # one pixel is left after three stages, four
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -299,7 +299,7 @@ def test_off_cpu_xlas_own_convolutions_give_the_same(tiny_case, monkeypatch):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
 def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny):
     """However the batch is divided; the pairs' own losses and logits come beside it."""
