@@ -80,17 +80,6 @@ def test_images_that_look_alike_are_one_image_where_pixels_are_compared(tiny):
     assert probabilities.sum() == pytest.approx(1)
 
 
-def test_listed_blobs_are_classes_of_their_own(tiny):
-    tiny.data.update({"shapes": ("circle", "blob"), "same_as": "identity", "num_identities": 6})
-    tiny.data.update({"image_size": 40, "max_size": 7, "p_same": 0.5})
-    settings.check(tiny)
-    space = spaces.open_split(tiny.data, "train")
-    assert space.class_ids.tolist() == [0, *range(2, 8)]
-    assert np.diff(space.edges[space.starts]) == pytest.approx([1 / 2, *[1 / 12] * 6])
-    first = space.images[space.rows[space.starts[:-1]]]  # one image of each class
-    assert len(np.unique(first, axis=0)) == 7
-
-
 def test_labels_say_whether_the_shapes_are_the_same(tiny):
     tiny.batch_size = 2000
     batch = data.make_batch(tiny, "validation", 3)
@@ -404,43 +393,11 @@ def test_images_are_the_same_pixels_or_not():
     assert batch.label.mean() == pytest.approx(0.4, abs=0.04)
 
 
-def test_noise_has_its_deviation_and_is_new_in_every_pixel():
-    config = importlib.import_module("configs.heldout").get_config()
-    config.data.update(
-        {"noise": 12.0, "foreground_greys": (128, 128), "background_greys": (128, 128)}
-    )
-    config.batch_size = 400
-    image1, image2, *_ = data.make_batch(config, "train", 0)
-    noise = np.stack([image1, image2]).astype(float) - 128
-    assert noise.mean() == pytest.approx(0, abs=0.1)
-    assert noise.std() == pytest.approx(12, rel=0.01)
-    flat = noise.reshape(800, -1)
-    assert np.abs(np.corrcoef(flat[:, :200].T) - np.eye(200)).max() < 0.2
-    assert np.abs(np.corrcoef(flat[:200]) - np.eye(200)).max() < 0.2
-
-
 @pytest.mark.parametrize("changes", [{"p_mirror": 0.5}, {"shapes": ("circle", "ring")}])
 def test_a_class_without_an_image_in_a_split_is_refused(tiny, changes):
     tiny.data.update({"split": "disjoint", "min_sizes": (14, 14)} | changes)
     with pytest.raises(UserError, match="more sizes or places are needed"):
         data.check_splits(tiny)
-
-
-def test_held_out_kinds_and_identities_are_the_tests_alone():
-    unseen = importlib.import_module("configs.unseen").get_config()
-    of = {split: spaces.split_class_ids(unseen.data, split).tolist() for split in SPLITS}
-    trained = [0, 1, 2, 3, 4, *range(9, 10_009)]
-    assert of == {"train": trained, "validation": trained, "test": [5, 6, 7]}
-    unseen.batch_size = 2000
-    batch = data.make_batch(unseen, "train", 0)
-    assert (batch.local_classes < 5).mean() == pytest.approx(0.5, abs=0.05)  # the five kinds
-    assert (np.bincount(batch.local_classes[batch.local_classes < 5]) > 250).all()
-    assert batch.label.mean() == pytest.approx(0.5, abs=0.05)
-    identity = importlib.import_module("configs.identity").get_config()
-    parts = [spaces.split_class_ids(identity.data, split) for split in SPLITS]
-    assert [len(part) for part in parts] == [8000, 1000, 1000]
-    assert len(np.unique(np.concatenate(parts))) == 10_000
-    assert [len(spaces.class_split(6, split)) for split in SPLITS] == [2, 2, 2]
 
 
 def test_classes_have_the_names_of_kinds_and_the_numbers_of_blobs():
