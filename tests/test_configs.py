@@ -16,7 +16,11 @@ def leaves(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+COMPILES_LONG = ("small_stem", "pretrained", "joint", "seed")
+NAMES = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in COMPILES_LONG))
+    for name in sorted(path.stem for path in (ROOT / "configs").glob("*.py"))
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -172,7 +172,7 @@ def transformer(images, weights):
     return norm(x[0], weights["LayerNorm_4"])
 
 
-@pytest.mark.parametrize("fusion", ["siamese", "joint"])
+@pytest.mark.parametrize("fusion", [pytest.param("siamese", marks=pytest.mark.slow), "joint"])
 def test_the_transformer_equals_its_definition(fusion, tiny, tiny_case):
     tiny.model.update(
         {"encoder": "vit", "fusion": fusion, "stage_sizes": (2,), "width": 64, "patch_size": 8}
@@ -230,7 +230,9 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
     assert shapes == {"layer1_0": (1, 32, 32, 64), "layer4_1": (1, 4, 4, 512)}
 
 
-SIZES = [16, pytest.param(32, marks=pytest.mark.slow)]  # one pixel is left after three stages, four
+SIZES = [
+    pytest.param(size, marks=pytest.mark.slow) for size in (16, 32)
+]  # one pixel is left after three stages, four
 
 
 @pytest.mark.parametrize("size", SIZES)
