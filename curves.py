@@ -69,7 +69,6 @@ class Writer:
 
 def mark_start(folder, step):
     """Tells TensorBoard to drop the points after this step, which a killed run wrote already."""
-
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
     from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

@@ -34,9 +34,10 @@ def prepare(cache):
     """Sets up JAX and Python for a program: the log, --cache, the garbage collector."""
     # XLA takes its own tuning flag prefer-no-gather for an instruction that the processor lacks,
     # and would log a page for each program it loads (github.com/openxla/xla/issues/44565).
-    if "JAX_LOGGING_LEVEL" not in os.environ:
+    # A level that the user sets stays: where there is none, JAX has set TensorFlow's to 1.
+    if "JAX_LOGGING_LEVEL" not in os.environ and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         jax.config.update("jax_logging_level", "CRITICAL")
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
     keep_compiled(cache)
     gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 

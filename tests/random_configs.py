@@ -8,8 +8,6 @@ with a small batch, and must end with exit code 0 or one line.
 """
 
 import argparse
-import contextlib
-import io
 import os
 import random
 import subprocess
@@ -22,12 +20,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from forks import in_fork
+
 import command_line
 import hosts
 import settings
 import train
 from configs import default
-from errors import UserError
 
 ODD = ("nan", "inf", "-inf", "-1", "0", "1e400", "10**9", "9" * 30, "", " ", "ä✓", "None")
 ODD += ("[]", "()", "(1,)", "1,2,3", "True", "adam", "../..", "a" * 5000, "1.5", "1e-300", "2", "7")
@@ -96,31 +95,18 @@ def random_command(chance):
 
 
 def answer(options, folder):
-    """(exit code or the config taken, what was printed, seconds) of train.py's first part."""
-    read, write = os.pipe()
-    child = os.fork()
-    if not child:
-        os.close(read)
+    """(exit code, what was printed, seconds) of train.py's first part."""
+
+    def read(options):
+        hosts.read_cluster(options)
+        train.read_command(options)
+
+    def start():
         sys.argv = [str(ROOT / "train.py"), f"--workdir={folder / 'run'}", *options]
-        printed, code = io.StringIO(), 1
-        with contextlib.redirect_stderr(printed), contextlib.redirect_stdout(printed):
-            try:
-                options = command_line.parse(train.define_flags)
-                hosts.read_cluster(options)
-                train.read_command(options)
-                code = 0
-            except UserError as error:
-                print(f"error: {error}")
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}\nTraceback")
-        with open(write, "w", errors="replace") as file:
-            file.write(printed.getvalue())
-        os._exit(code)
-    os.close(write)
-    with open(read) as file:
-        text = file.read()
-    _, status, used = os.wait4(child, 0)  # a processor's seconds: the machine may be busy
-    return os.waitstatus_to_exitcode(status), text, used.ru_utime + used.ru_stime
+        command_line.run(train.define_flags, read)
+
+    code, output, errors, seconds = in_fork(start)  # a processor's: the machine may be busy
+    return code, output + errors, seconds
 
 
 def judge(code, text, seconds, workdir):

@@ -65,3 +65,15 @@ def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys)
     assert runtime.last_versions(tmp_path) == now
     path.write_text("[]")
     assert runtime.last_versions(tmp_path) == now
+
+
+@pytest.mark.parametrize("level, kept", [("1", "3"), ("0", "0")])
+def test_a_level_of_logs_that_the_user_sets_stays(level, kept, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"TF_CPP_MIN_LOG_LEVEL": level})
+    monkeypatch.setattr(runtime, "keep_compiled", lambda option: None)
+    monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
+    updates = {}
+    monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
+    runtime.prepare(None)
+    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == kept
+    assert updates == ({"jax_logging_level": "CRITICAL"} if level == "1" else {})
