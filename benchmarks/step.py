@@ -1,12 +1,16 @@
-"""The training step and the evaluation against the same network in PyTorch, in turns.
+"""The training step and the evaluation against PyTorch, or against other versions, in turns.
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/step.py --config=configs/default.py --rounds=5 --steps=20
     python benchmarks/step.py --config=configs/light.py --config.batch_size=512
+    python benchmarks/step.py --config=configs/light.py --python=.venv-3.13/bin/python
 
 Two processes, of which one works at a time: A B A B. Both start with the same weights and must come
-to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the most
-memory that there was, imports included.
+to the same loss, gradient norm and answers first. Batches lie ready on the device. Also the time
+from the start of the process until it is ready for its first step, and the most memory that there
+was, imports included.
+
+With --python the second process is this project again, under another Python with its packages.
 
 A resnet in PyTorch has the weights that meet nothing but padding, as torchvision's; --nowhole
 leaves them out there too, as model.py does.
@@ -17,6 +21,7 @@ that has compiled a step takes a tenth longer, for compiling leaves memory in pi
 
 import json
 import os
+import platform
 import re
 import statistics
 import subprocess
@@ -43,6 +48,7 @@ STEPS = flags.DEFINE_integer("steps", 20, "Steps a turn.")
 COMPILED = flags.DEFINE_bool("compiled", False, "Whether PyTorch's network is compiled.")
 KEPT = flags.DEFINE_bool("kept", True, "Whether glibc keeps freed memory for PyTorch too.")
 WHOLE = flags.DEFINE_bool("whole", True, "Whether PyTorch has the weights that only meet padding.")
+PYTHON = flags.DEFINE_string("python", None, "Another Python, instead of PyTorch.")
 WORKER = flags.DEFINE_string("worker", None, "For the program itself.")
 BATCHES = 8
 # What runtime.keep_freed_memory sets.
@@ -59,14 +65,19 @@ def main(_):
         work(config, *WORKER.value.split(":"))
         return
     with tempfile.TemporaryDirectory() as folder:
-        workers = {name: start(name, folder) for name in ("jax", "torch")}  # jax writes the weights
+        times, workers = {}, {}
+        for name in ("ours", "theirs"):  # in this order: ours writes the weights
+            began = time.perf_counter()
+            workers[name] = start(name, folder)
+            times["start", name] = [time.perf_counter() - began]
         first = {name: json.loads(ask(worker, "check")) for name, worker in workers.items()}
         check(first, config)
-        times = {(what, name): [] for what in ("steps", "evaluate") for name in workers}
+        times |= {(what, name): [] for what in ("steps", "evaluate") for name in workers}
         for turn in range(ROUNDS.value + 1):
             for (what, name), found in times.items():
-                found += [float(ask(workers[name], what))] if turn else []  # the first warms up
-                time.sleep(0.3)  # threads of the other one go to sleep
+                if what != "start":
+                    found += [float(ask(workers[name], what))] if turn else []  # the first warms up
+                    time.sleep(0.3)  # threads of the other one go to sleep
         memory = {name: int(ask(worker, "memory")) for name, worker in workers.items()}
         for worker in workers.values():
             worker.communicate()
@@ -74,22 +85,24 @@ def main(_):
 
 
 def report(config, first, times, memory):
-    about, model = first["jax"], config.model
+    model, names = config.model, [first[name]["name"] for name in ("ours", "theirs")]
     print(
-        f"{about['device']}, {model.encoder} with {model.head}, batch {config.batch_size}, "
-        f"{about['dtype']}; jax {about['version']}, torch {first['torch']['version']}"
-        f"{', compiled' if COMPILED.value else ''}{', memory kept' if KEPT.value else ''}"
+        f"{first['ours']['device']}, {model.encoder} with {model.head}, "
+        f"{config.data.image_size} pixels, batch {config.batch_size}, {first['ours']['dtype']}; "
+        f"{' against '.join(names)}{', compiled' if COMPILED.value else ''}"
+        f"{', memory kept' if KEPT.value else ''}"
         f"{'' if WHOLE.value else ', without the weights that only meet padding'}"
     )
-    for what, unit in (("steps", STEPS.value), ("evaluate", 1)):
-        ours, theirs = (times[what, name] for name in ("jax", "torch"))
-        ours, theirs = (1000 * statistics.median(one) / unit for one in (ours, theirs))
-        name = "step" if what == "steps" else "evaluation"
-        print(f"{name:<12} jax {ours:8.1f} ms   torch {theirs:8.1f} ms   torch / jax "
-              f"{theirs / ours:.2f}")  # fmt: skip
-    print(
-        f"{'memory':<12} jax {memory['jax'] / 1e6:8.0f} MB   torch {memory['torch'] / 1e6:8.0f} MB"
-    )
+    for what, label, unit in (("start", "start", 1), ("steps", "step", STEPS.value),
+                              ("evaluate", "evaluation", 1)):  # fmt: skip
+        found = [1000 * statistics.median(times[what, name]) / unit for name in ("ours", "theirs")]
+        print_row(label, "ms", *found)
+    print_row("memory", "MB", *(memory[name] / 1e6 for name in ("ours", "theirs")))
+
+
+def print_row(label, unit, ours, theirs):
+    print(f"{label:<12} ours {ours:8.1f} {unit}   theirs {theirs:8.1f} {unit}   "
+          f"theirs / ours {theirs / ours:.2f}")  # fmt: skip
 
 
 def check(first, config):
@@ -100,14 +113,15 @@ def check(first, config):
     """
     bounds = {"loss": 1e-3, "gradient_norm": 1e-2, "answers": 1e-3}
     for key, bound in bounds.items():
-        bound = bound if first["jax"]["dtype"] == "float32" else 5e-2
-        ours, theirs = (np.array(first[name][key]) for name in ("jax", "torch"))
+        bound = bound if first["ours"]["dtype"] == "float32" else 1e-1
+        ours, theirs = (np.array(first[name][key]) for name in ("ours", "theirs"))
         if not np.allclose(ours, theirs, rtol=bound, atol=bound):
             sys.exit(f"{key} differ: {ours} and {theirs}")
 
 
 def start(name, folder):
-    command = [sys.executable, *sys.argv, f"--worker={name}:{folder}"]
+    python = PYTHON.value if name == "theirs" and PYTHON.value else sys.executable
+    command = [python, *sys.argv, f"--worker={name}:{folder}"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     worker = subprocess.Popen(command, env=os.environ | (KEEP if KEPT.value else {}), **pipes)
     ask(worker, "ready")
@@ -122,8 +136,8 @@ def ask(worker, question):
 
 def work(config, name, folder):
     """Answers the questions on stdin, a line each."""
-    weights = Path(folder, "weights.npz")
-    prepare = {"jax": with_jax, "torch": with_torch}[name]
+    weights = Path(folder, f"weights-of-{name}.npz" if PYTHON.value else "weights.npz")
+    prepare = with_jax if name == "ours" or PYTHON.value else with_torch
     about, step, evaluate, place = prepare(config, weights)
     batches = [place(data.make_batch(config, "train", i)) for i in range(BATCHES)]
     for question in sys.stdin:
@@ -181,7 +195,8 @@ def with_jax(config, weights):
         return train_step.to_devices([batch])
 
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
-    about = {"version": jax.__version__, "device": device, "dtype": config.model.dtype}
+    name = f"jax {jax.__version__} on Python {platform.python_version()}"
+    about = {"name": name, "device": device, "dtype": config.model.dtype}
     return about, step, lambda: score(state.variables, pairs)[1], place
 
 
@@ -202,7 +217,7 @@ def with_torch(config, weights):
         if wait:
             return loss.item(), gradient_norm().item()
 
-    return {"version": torch.__version__}, step, lambda: score(pairs), place
+    return {"name": f"torch {torch.__version__}"}, step, lambda: score(pairs), place
 
 
 def validation_pairs(config):

@@ -38,6 +38,7 @@ for name, value in CACHE.items():
     jax.config.update(name, value)
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would use TF32
 
 TINY = {
     "batch_size": 8,
