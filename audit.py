@@ -16,9 +16,10 @@ import data
 from errors import UserError
 from figures import new_figure
 from images import hash_pixels
+from listings import SPLITS
 from settings import check_writable
 from shapes import is_continuous
-from spaces import SPLITS, DrawnImages, GivenPairs, ListedImages, open_split
+from spaces import DrawnImages, GivenPairs, ListedImages, open_split
 
 TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
 MOST_PAIRS = 10**6  # at most this many are counted one by one

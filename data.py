@@ -18,7 +18,8 @@ import numpy as np
 
 import images
 from errors import UserError
-from spaces import SPLITS, DrawnImages, ListedImages, Pairs, open_split, split_class_ids
+from listings import SPLITS
+from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
 
 
 class Batch(NamedTuple):
@@ -84,7 +85,8 @@ def sample_pairs(config, split, count):
         latents = drawn.latents.take(used)
     label, weight = drawn.label.astype(float), np.full(count, 1 / count)
     pairs = (drawn.images[used], *inverse.reshape(2, count), label, weight)
-    return Pairs(*pairs, exact=False, ordered=True, class_ids=class_ids, latents=latents)
+    names = None if space.names is None else space.names[used]
+    return Pairs(*pairs, False, True, class_ids, latents, names)
 
 
 def class_names(data, class_ids):
@@ -92,8 +94,7 @@ def class_names(data, class_ids):
     if data.source == "shapes":
         kinds = len(data.shapes)
         return np.array([f"blob {i - kinds}" if i >= kinds else data.shapes[i] for i in class_ids])
-    files = images.load(data.source, data.path, data.image_size, data.channels)
-    return np.array(files.names)[class_ids]
+    return np.array(images.load(data).class_names)[class_ids]
 
 
 def check_splits(config):

@@ -9,3 +9,8 @@ class UserError(Exception):
 
     def __init__(self, message):
         super().__init__(" ".join(str(message).split()))
+
+
+def bad_set(path, message):
+    """The UserError to raise about the set at data.path."""
+    return UserError(f"data.path={path}: {message}")

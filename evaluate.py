@@ -38,6 +38,7 @@ import robustness
 import runtime
 import scoring
 import settings
+from decoding import form_of
 from errors import UserError
 from metrics import fit_threshold, mcnemar, wilson
 from model import create_model
@@ -98,9 +99,7 @@ def read_command(options):
         settings.check_writable(folder, f"--workdir={folder}")
     first = runs[0][0].data
     asked = {name: options[name].value for name in ("step", "split", "threshold", "robustness")}
-    asked["images"] = options.images and images.open_images(
-        options.images, first.image_size, first.channels
-    )
+    asked["images"] = options.images and images.open_images(options.images, form_of(first))
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
         raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
     if not (options.images or options.robustness):

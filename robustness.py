@@ -66,4 +66,6 @@ def draw_pairs(config, options, class_ids, varied):
     latents = draw_latents(options, numbers, of_images)
     first, second = np.arange(2 * n).reshape(-1, 2).T
     pairs = render(options, latents), first, second, same.astype(float), np.full(n, 1 / n)
-    return Pairs(*pairs, exact=False, ordered=True, class_ids=of_images, latents=latents)
+    return Pairs(
+        *pairs, exact=False, ordered=True, class_ids=of_images, latents=latents, names=None
+    )

@@ -24,10 +24,10 @@ from ml_collections import FrozenConfigDict
 
 import images
 import settings
-from errors import UserError
+from errors import UserError, bad_set
+from listings import SPLITS
 from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
 
-SPLITS = ("train", "validation", "test")
 SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
 # The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.
@@ -52,6 +52,7 @@ class Pairs(NamedTuple):
     ordered: bool  # whether (a, b) and (b, a) are two pairs, else one with the weight of both
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
+    names: np.ndarray  # str [n], of the images; None where they are drawn
 
 
 class DrawnPairs(NamedTuple):
@@ -76,6 +77,7 @@ class ListedImages(NamedTuple):
     p_same: float  # probability of "same"; 0: images are independent
     repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
     latents: Latents  # of the n images, where they are drawn; else None
+    names: np.ndarray  # str [all], of the images, where they are files; else None
 
     def draw(self, uniform):
         u = uniform(4)
@@ -108,7 +110,8 @@ class ListedImages(NamedTuple):
         first, second, weight = first[can], second[can], weight[can]
         label = (classes[first] == classes[second]).astype(float)
         ids = self.class_ids[classes]
-        return Pairs(shown, first, second, label, weight, True, ordered, ids, self.latents)
+        names = None if self.names is None else self.names[self.rows]
+        return Pairs(shown, first, second, label, weight, True, ordered, ids, self.latents, names)
 
     def pair_probability(self, classes, p, first, second):
         """The probability of ordered pairs, float64 [m]; p is that of the images, [n]."""
@@ -131,6 +134,7 @@ class DrawnImages(NamedTuple):
     edges: np.ndarray  # float64 [k + 1], 0 ... 1, cumulated probabilities of the classes
     data: FrozenConfigDict  # config.data
     split: str
+    names = None  # images are no files here
 
     def draw(self, uniform):
         """Two images for each pair, in turn; latents is None with same_as=pixels.
@@ -188,6 +192,7 @@ class GivenPairs(NamedTuple):
     images: np.ndarray  # uint8 [all, height, width, channels], of every split
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
     p_same: float  # probability of "same"; 0: each pair is as probable as any other
+    names: np.ndarray  # str [all], of the images
     class_ids = None  # images have no classes here
 
     def draw(self, uniform):
@@ -211,8 +216,8 @@ class GivenPairs(NamedTuple):
         label = self.pairs[:, 2]
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
         weight = share if self.p_same else np.full(len(label), 1 / len(label))
-        shown, label = self.images[used], label.astype(float)
-        return Pairs(shown, first, second, label, weight, True, True, class_ids=None, latents=None)
+        shown, label, names = self.images[used], label.astype(float), self.names[used]
+        return Pairs(shown, first, second, label, weight, True, True, None, None, names)
 
 
 def latent_numbers(u):
@@ -290,7 +295,7 @@ def open_split(data, split):
 def open_frozen(data, split):
     if data.source == "shapes":
         return open_shapes(data, split)
-    files = images.load(data.source, data.path, data.image_size, data.channels)
+    files = images.load(data)
     kept = (files.classes >= 0) & in_split(data, split, files.images, files.split_hash)
     if files.pairs is None:
         return open_classes(data, split, files, kept)
@@ -326,51 +331,53 @@ def open_shapes(data, split):
 
 def open_pairs(data, split, files, kept):
     """The pairs of a split that a file lists: by their column split, or of two `kept` images."""
-    if files.splits is None:
+    if files.pair_splits is None:
         chosen = kept[files.pairs[:, :2]].all(axis=1)
     else:
-        chosen = (files.splits == split) & (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
+        readable = (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
+        chosen = readable & (files.pair_splits == SPLITS.index(split))
     pairs = files.pairs[chosen]
     same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
     counts = f"{split} has {same} pairs of the same and {different} different"
     if not (same and different):
         text = f"{counts}: too few; more lines, or a column split, are needed"
-        raise images.bad_set(data.path, text)
-    if files.splits is None and data.split == "disjoint":
+        raise bad_set(data.path, text)
+    if files.pair_splits is None and data.split == "disjoint":
         text = "pairs of images that the hash puts into two splits are left out"
         print(f"warning: {counts}; {text}", file=sys.stderr)
     order = np.argsort(pairs[:, 2], kind="stable")
-    return GivenPairs(files.images, pairs[order], data.p_same)
+    return GivenPairs(files.images, pairs[order], data.p_same, files.names)
 
 
 def open_classes(data, split, files, kept):
     """The images of a split that are `kept`, of files in classes."""
     if data.split == "classes":
-        if len(files.names) < 6:
-            text = f"{len(files.names)} classes; data.split=classes takes six, two a split"
-            raise images.bad_set(data.path, text)
-        kept = kept & np.isin(files.classes, class_split(len(files.names), split))
-    counts = np.bincount(files.classes[kept], minlength=len(files.names))
+        if len(files.class_names) < 6:
+            text = f"{len(files.class_names)} classes; data.split=classes takes six, two a split"
+            raise bad_set(data.path, text)
+        kept = kept & np.isin(files.classes, class_split(len(files.class_names), split))
+    counts = np.bincount(files.classes[kept], minlength=len(files.class_names))
     usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
     if (counts > 1).sum() < 2:
         text = f"{usable}; pairs of same and different take two such classes"
-        raise images.bad_set(data.path, text)
+        raise bad_set(data.path, text)
     if (counts == 1).any():
         print(f"warning: {usable}; the others are left out of it", file=sys.stderr)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
     classes = files.classes[rows]
-    return list_images(data, files.images, classes, 1 / counts[classes], rows)
+    return list_images(data, files.images, classes, 1 / counts[classes], rows, names=files.names)
 
 
-def list_images(data, every, classes, probability, rows=None, latents=None):
+def list_images(data, every, classes, probability, rows=None, latents=None, names=None):
     """ListedImages of images sorted by class id, with probabilities up to a common factor."""
     class_ids, starts = np.unique(classes, return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])
     rows = np.arange(len(classes)) if rows is None else rows
     starts, edges = np.append(starts, len(classes)), edges / edges[-1]
     repeats = data.source == "shapes"
-    return ListedImages(every, rows, class_ids, starts, edges, data.p_same, repeats, latents)
+    fields = every, rows, class_ids, starts, edges, data.p_same, repeats, latents, names
+    return ListedImages(*fields)
 
 
 def split_class_ids(data, split):

@@ -68,6 +68,13 @@ def data_config():
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
     data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class
 
+    # Only for files:
+    data.class_level = 0  # 0: the class is the folder of an image; 1: the first folder of its path
+    data.fit = "squeeze"  # into the square: squeeze; pad: with the ground; crop: the middle
+    data.white = 0  # the value of white in images of over 8 bits; 0: found from the whole set
+    data.splits_of = ""  # folder of a run whose images keep the split that they have there
+
+    # Only for drawn shapes:
     data.shapes = ("circle", "square")  # each with the same probability
     data.held_out_shapes = ()  # those of data.shapes that only the test shows
     data.num_identities = 1  # number of different blobs

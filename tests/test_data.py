@@ -12,8 +12,8 @@ import spaces
 from configs import default
 from errors import UserError
 from images import hash_pixels
+from listings import SPLITS
 from shapes import SHAPES
-from spaces import SPLITS
 
 
 def literal_image(shape, size, row, column):

@@ -18,6 +18,7 @@ import metrics
 import robustness
 import scoring
 import settings
+from decoding import Form
 from errors import UserError
 from model import create_model, init_variables, variable_shapes
 
@@ -203,11 +204,11 @@ def test_two_images_and_a_folder_of_them(scratch_run, tmp_path, capsys):
     i, j = np.indices((3, 3)).reshape(2, -1)
     logits = np.float64(model.apply(variables, shown[i], shown[j])).reshape(3, 3)
     expected = 1 / (1 + np.exp(-logits))
-    call(scratch_run, images=images.open_images(names[:2], 32, 1))
+    call(scratch_run, images=images.open_images(names[:2], Form(32, 1)))
     answer = "same" if expected[0, 1] >= 0.5 else "different"
     printed = capsys.readouterr().out
     assert printed.startswith(f"{answer}: probability of same {expected[0, 1]:.4f}"[:-1])
-    call(scratch_run, images=images.open_images([str(tmp_path)], 32, 1))
+    call(scratch_run, images=images.open_images([str(tmp_path)], Form(32, 1)))
     header, *rows = csv.reader(io.StringIO(capsys.readouterr().out))
     assert header == ["", *names] and [row[0] for row in rows] == names
     np.testing.assert_allclose([[float(p) for p in row[1:]] for row in rows], expected, atol=1e-5)

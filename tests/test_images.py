@@ -13,8 +13,10 @@ import settings
 import spaces
 import train
 from configs import default
+from decoding import Form, form_of, read_image
 from errors import UserError
-from spaces import SPLITS, open_split
+from listings import SPLITS
+from spaces import open_split
 
 
 def write_pairs(path, rows, header=("image1", "image2", "label")):
@@ -33,14 +35,13 @@ def config_of(source, path, **changes):
 
 
 def load(config):
-    data = config.data
-    return images.load(data.source, data.path, data.image_size, data.channels)
+    return images.load(config.data)
 
 
 def test_a_folder_is_its_classes(photos):
     config = config_of("folder", photos, channels=3, image_size=24)
     files = load(config)
-    assert files.names == tuple(f"class{k}" for k in range(6))
+    assert files.class_names == tuple(f"class{k}" for k in range(6))
     assert np.bincount(files.classes).tolist() == [41, 40, 40, 40, 40, 40]
     assert files.images.shape == (241, 24, 24, 3)
     file = sorted((photos / "class2").rglob("*.png"))[3]
@@ -52,13 +53,13 @@ def test_a_folder_is_its_classes(photos):
 def test_images_are_decoded_once_whatever_else_the_config_says(photos, monkeypatch):
     decoded = []
 
-    def count(open_image, *size):
-        decoded.append(size)
-        return decode(open_image, *size)
+    def count(open_image, form):
+        decoded.append(form)
+        return decode(open_image, form)
 
     decode = images.decode
     monkeypatch.setattr(images, "decode", count)
-    images.load.cache_clear()
+    images.load_set.cache_clear()
     data.check_splits(config_of("folder", photos, image_size=24))
     assert decoded == [(24, 1)] * 241
     for changes in ({"p_same": 0.2}, {"split": "classes"}, {"split": "shared", "p_same": 0.0}):
@@ -230,12 +231,12 @@ def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
     config.batch_size = 50
     expected = data.make_batch(config, "train", 0)
     monkeypatch.setattr(images, "KEEP_BYTES", 1000)
-    for function in (images.load, spaces.open_frozen):
+    for function in (images.load_set, spaces.open_frozen):
         function.cache_clear()
     assert isinstance(load(config).images, np.memmap)
     for field, other in zip(expected, data.make_batch(config, "train", 0), strict=True):
         assert (field == other).all()
-    for function in (images.load, spaces.open_frozen):
+    for function in (images.load_set, spaces.open_frozen):
         function.cache_clear()
 
 
@@ -293,7 +294,7 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
 )
 def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
     path = write_pairs(photos / "bad.csv", rows, header)
-    images.load.cache_clear()
+    images.load_set.cache_clear()
     with pytest.raises(UserError) as raised:
         data.check_splits(config_of("pairs", path, p_same=0.0))
     assert str(raised.value).startswith(f"data.path={path}: {text}")
@@ -317,9 +318,9 @@ def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monke
 def test_a_prepared_set_is_read_without_tensorflow(prepared, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1]); import images\n"
-        "files = images.load('tfds', sys.argv[2], 32, 1)\n"
-        "print(files.images.shape, files.names, 'tensorflow' in sys.modules)"
+        "import sys; sys.path.insert(0, sys.argv[1]); import decoding, images\n"
+        "files = images.load_set('tfds', sys.argv[2], decoding.Form(32, 1))\n"
+        "print(files.images.shape, files.class_names, 'tensorflow' in sys.modules)"
     )
     finished = run(str(script), str(images.__file__).rsplit("/", 1)[0], str(prepared))
     names = tuple(f"hue{k}" for k in range(6))
@@ -351,19 +352,19 @@ def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys
     (tmp_path / "notes.txt").touch()
     two = [str(tmp_path / name) for name in ("a.png", "b.png")]
     for given in (two, [str(tmp_path)]):
-        names, read = images.open_images(given, 24, 3)
+        names, read = images.open_images(given, Form(24, 3))
         assert names == two and read.dtype == np.uint8
         for name, image in zip(names, read, strict=True):
-            np.testing.assert_array_equal(image, images.read_image(name, 24, 3))
+            np.testing.assert_array_equal(image, read_image(name, Form(24, 3)))
     warning = capsys.readouterr().err
     assert warning.startswith(f"warning: left out: --images: {tmp_path / 'empty.png'} cannot")
     assert warning.count("\n") == 1
     with pytest.raises(UserError, match=r"^--images=.*a.png: wanted are two files"):
-        images.open_images(two[:1], 24, 3)
+        images.open_images(two[:1], Form(24, 3))
     with pytest.raises(UserError, match=r"^--images: .*empty.png cannot be read: cannot identify"):
-        images.open_images([*two, str(tmp_path / "empty.png")], 24, 3)
+        images.open_images([*two, str(tmp_path / "empty.png")], Form(24, 3))
     with pytest.raises(UserError, match=r"^--images: no such file or folder: none.png, other.png$"):
-        images.open_images(["none.png", two[0], "other.png"], 24, 3)
+        images.open_images(["none.png", two[0], "other.png"], Form(24, 3))
 
 
 def odd_files(folder, random):
@@ -415,7 +416,7 @@ def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
     for path, good in odd_files(tmp_path, np.random.default_rng(0)):
         count += 1
         try:
-            read = images.read_image(path, config.data.image_size, config.data.channels)
+            read = read_image(path, form_of(config.data))
         except UserError as stopped:
             assert not good and str(path) in str(stopped) and "\n" not in str(stopped)
         else:

@@ -8,7 +8,8 @@ import data
 import settings
 import spaces
 from configs import default
-from spaces import SPLITS, DrawnImages, GivenPairs, ListedImages, open_split
+from listings import SPLITS
+from spaces import DrawnImages, GivenPairs, ListedImages, open_split
 
 
 def test_a_split_is_listed_where_it_can_be_and_remembered():
@@ -77,7 +78,7 @@ def test_the_numbers_of_a_pair_have_one_use_each():
 def test_given_pairs_are_drawn_and_weighed_alike(p_same):
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     listed = [(0, 1, 0), (2, 3, 0), (4, 5, 0), (0, 2, 1), (3, 5, 1)]  # sorted by label
-    space = GivenPairs(images, np.array(listed), p_same)
+    space = GivenPairs(images, np.array(listed), p_same, np.array(list("abcdef")))
     count = 50_000
     drawn = space.draw(partial(data.uniforms, 0, "train", 0, 0, count))
     assert (drawn.local_classes == -1).all() and space.class_ids is None
