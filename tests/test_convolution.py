@@ -17,6 +17,7 @@ from model import create_model, variable_shapes
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
 FEATURES = 5
+of_cpu = pytest.mark.skipif(jax.default_backend() != "cpu", reason="other devices have XLA's own")
 by_xla = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
@@ -181,6 +182,7 @@ def test_other_convolutions_are_left_to_xla(kernel_sizes, strides, padding, opti
     np.testing.assert_array_equal(found, by_xla(x, kernel, strides, padding, **options))
 
 
+@of_cpu
 @pytest.mark.parametrize("encoder", ["resnet18", "resnet18_small", "cnn"])
 def test_every_convolution_of_the_networks_is_supported(encoder, monkeypatch):
     answers = []
@@ -202,6 +204,7 @@ def lowered(function, *arrays):
     return jax.jit(lambda *a: function(*a)).lower(*arrays).as_text()
 
 
+@of_cpu
 @pytest.mark.parametrize(
     "size, channels, kernel_size, pad, left_to_xla",
     [
@@ -222,6 +225,7 @@ def test_small_maps_and_kernels_are_not_left_to_xla_on_cpu(
     assert "stablehlo.convolution" in lowered(function, *arrays)
 
 
+@of_cpu
 def test_the_gradient_of_a_strided_convolution_dilates_no_maps():
     """As XLA's own would, in which most products are with zeros."""
 
@@ -263,6 +267,7 @@ def test_max_pool_and_its_gradient_equal_xla_also_at_ties(size):
     np.testing.assert_allclose(found_gradient, expected_gradient, rtol=1e-6, atol=1e-6)
 
 
+@of_cpu
 def test_max_pool_is_left_to_xla_but_on_cpu(monkeypatch):
     x = np.zeros((2, 8, 8, 3), np.float32)
     assert "reduce_window" not in lowered(max_pool, x)
