@@ -139,7 +139,7 @@ def save(manager, state, metrics):
 
 def save_now(manager, state, metrics):
     """The thread's part of `save`: computes checksums and calls Orbax."""
-    items = jax.tree.map(np.asarray, split(state))  # no scalars: Orbax changes their type
+    items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
     args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
     sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
     sums = {"items": sums, "metrics": metrics}
@@ -156,7 +156,7 @@ def wait(manager):
             manager.wait_until_finished()
 
 
-def split(state):
+def to_items(state):
     """A TrainState as the items of a checkpoint."""
     return {
         "model": {"params": state.params, "batch_stats": state.batch_stats},
@@ -173,7 +173,7 @@ def restore(manager, state):
     folder = Path(manager.directory)
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            found = restore_items(manager, step, **split(state))
+            found = restore_items(manager, step, **to_items(state))
         except Damaged as error:
             set_aside(folder / str(step), error)
             manager.reload()
@@ -240,7 +240,7 @@ def restore_items(manager, step, **targets):
                     f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
                     "which version of this program it was trained"
                 )
-    args = {name: ocp.args.PyTreeRestore(to_arrays(tree)) for name, tree in targets.items()}
+    args = {name: ocp.args.PyTreeRestore(blank_arrays(tree)) for name, tree in targets.items()}
     found = read(manager, step, **args)
     for name in targets:
         if digest(found[name]) != saved[name]["sha256"]:
@@ -282,7 +282,7 @@ def text_digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def to_arrays(tree):
+def blank_arrays(tree):
     """A tree of shapes and types as the NumPy arrays that Orbax restores into."""
     return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
 

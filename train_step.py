@@ -74,7 +74,7 @@ def create_state(config, model, optimizer):
 def make_train_steps(config, model, optimizer):
     """Returns the pmapped steps (state, batches) -> (state, metrics); the state is donated.
 
-    Fields of batches are [devices, steps, pairs, ...], see `split`. Metrics are float32 [steps], of
+    Fields of batches are [devices, steps, pairs, ...], see `stack_batches`. Metrics are float32 [steps], of
     the whole batch: sums (loss, correct), count and gradient_norm. Gradients and BatchNorm's
     statistics are means over the whole batch: the number of devices does not change what is learnt.
     The state has no axis of devices: with one, XLA would compute Adam's moments twice and copy all
@@ -129,7 +129,7 @@ def compile_steps(config, train_steps, state, count=1):
     The program takes and returns global arrays, over the devices of all processes.
     """
     # Real arrays: with several processes pmap cannot lower from shapes alone.
-    batches = split([own_part(config, 0)] * count, jax.local_device_count())
+    batches = stack_batches([own_part(config, 0)] * count, jax.local_device_count())
     return train_steps.lower(state, batches).compile()
 
 
@@ -142,10 +142,10 @@ def to_devices(batches, devices=None):
     """Places this process's part of consecutive batches on its devices; devices: all by default."""
     devices = devices or jax.devices()
     local = sum(device.process_index == jax.process_index() for device in devices)
-    return on_devices(split(batches, local), jax.P(AXIS), devices)
+    return on_devices(stack_batches(batches, local), jax.P(AXIS), devices)
 
 
-def split(batches, count):
+def stack_batches(batches, count):
     """Joins the batches of consecutive steps: Batch with fields [count, steps, pairs, ...]."""
     shared = (
         [field.reshape(count, -1, *field.shape[1:]) for field in fields]

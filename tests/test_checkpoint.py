@@ -93,13 +93,15 @@ def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     for path in (folder / "8" / "model" / "d").iterdir():
         damage(path, "flipped")
-    model = checkpoint.split(fresh)["model"]
+    model = checkpoint.to_items(fresh)["model"]
     with checkpoint.open_checkpoints(tmp_path / "run") as manager:
         with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
             checkpoint.restore_model(manager, "last", model)
         step, variables = checkpoint.restore_model(manager, "4", model)
     assert step == 4
-    assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
+    assert checkpoint.digest(variables) == checkpoint.digest(
+        checkpoint.to_items(states[4])["model"]
+    )
     assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
 
 
@@ -132,14 +134,16 @@ def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
 def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
     whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
-    model = checkpoint.split(fresh)["model"]
+    model = checkpoint.to_items(fresh)["model"]
     with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
         assert manager.best_step() == 8
         for path in (tmp_path / "run" / "checkpoints" / "8" / "model" / "d").iterdir():
             damage(path, "flipped")
         step, variables = checkpoint.restore_model(manager, "best", model, skip_damaged=True)
     assert step == 4
-    assert checkpoint.digest(variables) == checkpoint.digest(checkpoint.split(states[4])["model"])
+    assert checkpoint.digest(variables) == checkpoint.digest(
+        checkpoint.to_items(states[4])["model"]
+    )
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"4", "8.damaged"}
 

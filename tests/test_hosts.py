@@ -143,7 +143,7 @@ def check_learnt(found, folder):
     np.testing.assert_allclose(found[-1]["losses"], losses, rtol=1e-2)
     assert len({one["left"] for one in found}) == 1
     with checkpoint.open_checkpoints(folder / "run") as manager:
-        other = checkpoint.restore_items(manager, 1, **checkpoint.split(first))["training"]
+        other = checkpoint.restore_items(manager, 1, **checkpoint.to_items(first))["training"]
     assert_same_gradient(first.opt_state, other["opt_state"])
 
 

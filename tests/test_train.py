@@ -373,7 +373,7 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
         assert process.poll() is None
     reader = Thread(target=process.stdout.read)
     reader.start()
-    target = checkpoint.split(setup()[0])["model"]
+    target = checkpoint.to_items(setup()[0])["model"]
     for evaluation in range(300):
         which = "last" if evaluation % 2 else "best"
         with checkpoint.open_checkpoints(tmp_path / "run") as checkpoints:
