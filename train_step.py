@@ -74,9 +74,10 @@ def create_state(config, model, optimizer):
 def make_train_steps(config, model, optimizer):
     """Returns the pmapped steps (state, batches) -> (state, metrics); the state is donated.
 
-    Fields of batches are [devices, steps, pairs, ...], see `stack_batches`. Metrics are float32 [steps], of
-    the whole batch: sums (loss, correct), count and gradient_norm. Gradients and BatchNorm's
-    statistics are means over the whole batch: the number of devices does not change what is learnt.
+    Fields of batches are [devices, steps, pairs, ...], see `stack_batches`. Metrics are float32
+    [steps], of the whole batch: sums (loss, correct), count and gradient_norm. Gradients and
+    BatchNorm's statistics are means over the whole batch: the number of devices does not change
+    what is learnt.
     The state has no axis of devices: with one, XLA would compute Adam's moments twice and copy all
     donated arrays, a seventh of ResNet18's step on CPU.
     """
