@@ -31,7 +31,7 @@ from configs import default
 
 CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "Whose step.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each.")
-STEPS = flags.DEFINE_integer("steps", 10, "Steps a turn.")
+STEPS = flags.DEFINE_integer("steps", 10, "Steps a turn, or as many as a second takes.")
 
 
 def gradient_by_xla(which, *arguments):
@@ -86,9 +86,10 @@ def main(_):
             step, other = prepare(config)
             steps |= {name: step} if other != program else {}  # not in this network
     times = {name: [] for name in steps}
-    for turn in range(ROUNDS.value + 1):
+    counts = {name: max(1, min(STEPS.value, int(1 / run(1)))) for name, run in steps.items()}
+    for _ in range(ROUNDS.value):
         for name, run in steps.items():
-            times[name] += [run()] if turn else []  # the first warms up
+            times[name].append(run(counts[name]))
     whole = times.pop("whole")
     print(f"{'whole':<30}{1000 * statistics.median(whole):8.1f} ms a step")
     for name, found in times.items():
@@ -97,7 +98,7 @@ def main(_):
 
 
 def prepare(config):
-    """Compiles the step; returns a function that runs it and gives seconds a step, and its text."""
+    """Compiles the step; returns a function that runs it so often, and its text."""
     jax.clear_caches()
     network, (optimizer, _) = model.create_model(config), train_step.make_optimizer(config)
     held = [train_step.create_state(config, network, optimizer)]
@@ -106,24 +107,24 @@ def prepare(config):
     batch = train_step.to_devices([data.make_batch(config, "train", 0)])
     held[0] = train_step.replicate(held[0])
 
-    def run():
+    def run(count):
         began = time.perf_counter()
-        for _ in range(STEPS.value):
+        for _ in range(count):
             held[0], metrics = step(held[0], batch)
         jax.block_until_ready(metrics)
-        return (time.perf_counter() - began) / STEPS.value
+        return (time.perf_counter() - began) / count
 
     return run, step.as_text()
 
 
-def give_memory_back(run):
-    """run() with glibc's own settings, which give freed memory back to the kernel."""
+def give_memory_back(run, count):
+    """run(count) with glibc's own settings, which give freed memory back to the kernel."""
     libc = ctypes.CDLL(None)
     libc.mallopt(runtime.M_TRIM_THRESHOLD, 128 * 1024)
     libc.mallopt(runtime.M_MMAP_MAX, 65536)
     libc.malloc_trim(0)
     try:
-        return run()
+        return run(count)
     finally:
         runtime.keep_freed_memory()
 
