@@ -7,6 +7,9 @@ A siamese network has two parts: the encoder, which runs once for each image, an
 compares two embeddings. docs/export.md shows how to load both.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import json
 from functools import partial
 from pathlib import Path
@@ -21,7 +24,6 @@ from scipy.special import expit
 import command_line
 import runtime
 import settings
-from errors import UserError
 from scoring import load_run
 
 PLATFORMS = ("cpu", "cuda")

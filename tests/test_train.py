@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_names_the_step(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 4, 10**6])
 def test_a_diverging_run_ends_with_one_line(interval, tmp_path):
-    changes = {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd"}
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd", "model.encoder": "cnn"}
     if interval == 10**6:  # none is due before: it ends all the same
         changes |= {"num_steps": interval, "log_every_steps": interval}
     options = tiny_options(**changes, eval_every_steps=interval)
@@ -333,10 +333,10 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
 
 @pytest.mark.slow
 def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole_run, tmp_path):
-    """Ten times, and ten more while the first is training: then at once."""
+    """Three times, and three more while the first is training: then at once."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     pipes["env"] = ENVIRONMENT
-    for turn in range(10):
+    for turn in range(3):
         command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / str(turn)}"]
         command += tiny_options()
         both = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -350,7 +350,7 @@ def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole
     command += tiny_options(num_steps=10**6)
     first = subprocess.Popen(command, **pipes)
     assert "from the start" in first.stdout.readline()
-    for _ in range(10):
+    for _ in range(3):
         began = time.monotonic()
         second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         assert time.monotonic() - began < 10  # two trainings share the processor
@@ -374,7 +374,7 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
     reader = Thread(target=process.stdout.read)
     reader.start()
     target = checkpoint.split(setup()[0])["model"]
-    for evaluation in range(300):
+    for evaluation in range(100):
         which = "last" if evaluation % 2 else "best"
         with checkpoint.open_checkpoints(tmp_path / "run") as checkpoints:
             step, _ = checkpoint.restore_model(checkpoints, which, target)
@@ -407,13 +407,13 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_path_factory):
     disk, remount = small_disk
     options = tiny_options(num_steps=24)
-    for turn in range(3):
+    for turn in range(2):
         stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
         assert stopped.returncode == 1
         *_, line = stopped.stderr.strip().splitlines()
         assert "no space left on the device" in line.lower()
         assert "Traceback" not in stopped.stderr
-        if turn == 1:  # then not a byte is free
+        if turn == 0:  # then not a byte is free
             with suppress(OSError):
                 (disk / "other").write_bytes(bytes(2**20))
     (disk / "other").unlink()
@@ -430,27 +430,27 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_has_the_step_finished_and_saved(number, whole_run, tmp_path):
+def test_a_signal_has_the_step_finished_and_saved(whole_run, tmp_path):
     """And the run ends with the bits of one that was not interrupted."""
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
     command += tiny_options(log_every_steps=1)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
-    while not process.stdout.readline().startswith("step 1:"):
-        assert process.poll() is None
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == 128 + number
-    (step,) = re.fullmatch(
-        r"\ninterrupted: saved at step (\d); the same command resumes there\n", errors
-    ).groups()
-    saved = tmp_path / "run" / "checkpoints" / step
-    if int(step) % 4:  # no validation was due: this checkpoint is never the best
-        assert json.loads((saved / "metrics" / "metrics").read_text())["loss"] == math.inf
-    assert saved.exists()
+    steps = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+        while not process.stdout.readline().startswith("step "):
+            assert process.poll() is None
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == 128 + number
+        pattern = r"\ninterrupted: saved at step (\d); the same command resumes there\n"
+        steps += re.fullmatch(pattern, errors).groups()
+        saved = tmp_path / "run" / "checkpoints" / steps[-1]
+        if int(steps[-1]) % 4:  # no validation was due: this checkpoint is never the best
+            assert json.loads((saved / "metrics" / "metrics").read_text())["loss"] == math.inf
+        assert saved.exists()
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert f"resumed at step {step}" in finished.stdout
+    assert steps[0] < steps[1] and f"resumed at step {steps[1]}" in finished.stdout
     assert digest(tmp_path / "run") == digest(whole_run[0])
 
 
