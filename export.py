@@ -14,6 +14,7 @@ import json
 from functools import partial
 from pathlib import Path
 
+import flatbuffers  # noqa: F401 -- jax.export needs it and does not say so
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -55,7 +55,7 @@ def test_make_installs_the_cuda_that_driver_and_gpus_have(said, name, tmp_path):
 
 def test_make_keeps_what_an_environment_was_made_with(tmp_path):
     program(tmp_path, "nvidia-smi", f'echo "{TWO_NEW}"')
-    program(tmp_path / "env", "installed")
+    (tmp_path / "env").mkdir()
     (tmp_path / "env" / "installed").write_text("requirements.txt\n")
     kept = make(tmp_path)
     assert kept.returncode == 0 and "pip" not in kept.stdout

@@ -36,11 +36,11 @@ def lacking(tmp_path):
 @pytest.mark.parametrize(
     "program, name",
     [
-        ("train.py", "ml_collections"),
         ("train.py", "jax"),
+        ("train.py", "orbax"),
         ("evaluate.py", "flax"),
-        ("export.py", "orbax"),
-        ("audit.py", "PIL"),
+        ("export.py", "flatbuffers"),
+        ("audit.py", "ml_collections"),
     ],
 )
 def test_a_missing_package_is_one_line(program, name, lacking, tmp_path):
