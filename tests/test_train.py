@@ -430,27 +430,27 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_p
 
 
 @pytest.mark.slow
-def test_a_signal_has_the_step_finished_and_saved(whole_run, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_has_the_step_finished_and_saved(number, whole_run, tmp_path):
     """And the run ends with the bits of one that was not interrupted."""
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'run'}"]
     command += tiny_options(log_every_steps=1)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    steps = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
-        while not process.stdout.readline().startswith("step "):
-            assert process.poll() is None
-        process.send_signal(number)
-        _, errors = process.communicate()
-        assert process.returncode == 128 + number
-        pattern = r"\ninterrupted: saved at step (\d); the same command resumes there\n"
-        steps += re.fullmatch(pattern, errors).groups()
-        saved = tmp_path / "run" / "checkpoints" / steps[-1]
-        if int(steps[-1]) % 4:  # no validation was due: this checkpoint is never the best
-            assert json.loads((saved / "metrics" / "metrics").read_text())["loss"] == math.inf
-        assert saved.exists()
+    process = subprocess.Popen(command, env=ENVIRONMENT, **pipes)
+    while not process.stdout.readline().startswith("step 1:"):
+        assert process.poll() is None
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == 128 + number
+    (step,) = re.fullmatch(
+        r"\ninterrupted: saved at step (\d); the same command resumes there\n", errors
+    ).groups()
+    saved = tmp_path / "run" / "checkpoints" / step
+    if int(step) % 4:  # no validation was due: this checkpoint is never the best
+        assert json.loads((saved / "metrics" / "metrics").read_text())["loss"] == math.inf
+    assert saved.exists()
     finished = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert steps[0] < steps[1] and f"resumed at step {steps[1]}" in finished.stdout
+    assert f"resumed at step {step}" in finished.stdout
     assert digest(tmp_path / "run") == digest(whole_run[0])
 
 
