@@ -1,41 +1,53 @@
-# make train   installs into .venv, trains CONFIG into WORKDIR, evaluates
-# make test    installs into .venv, runs the linter and the tests
+# make train   installs into VENV, trains CONFIG into WORKDIR, evaluates
+# make test    installs into VENV, runs the linter and the tests
 # make slow    runs the tests that take minutes
 # make torture kills training at random moments for 15 minutes and checks that no bit is lost
 # make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
+#
+# Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
+# Another CUDA than the one found: make train REQUIREMENTS=requirements.txt VENV=.venv-cuda12
 CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 PYTHON ?= python3
+VENV ?= .venv
 COMPARED ?= default small_stem light cosine contrastive two_channel joint frozen everywhere heldout unseen
 
-REQUIREMENTS := $(if $(shell nvidia-smi 2>/dev/null),requirements.txt,requirements-cpu.txt)
+# What VENV was made with; before that, what the NVIDIA driver and every GPU can do.
+INSTALLED := $(shell cat $(VENV)/installed 2>/dev/null)
+FOUND = $(shell nvidia-smi --query-gpu=driver_version,compute_cap --format=csv,noheader 2>/dev/null | \
+	awk -F', ' '$$1 + 0 >= 525 { gpus++; new += $$1 + 0 >= 580 && $$2 + 0 >= 7.5 } \
+		END { if (gpus) print gpus == new ? "requirements-cuda13.txt" : "requirements.txt" }')
+REQUIREMENTS ?= $(or $(INSTALLED),$(FOUND),requirements-cpu.txt)
+ifneq ($(or $(INSTALLED),$(REQUIREMENTS)),$(REQUIREMENTS))
+$(error $(VENV) was made with $(INSTALLED), not $(REQUIREMENTS): delete it, or name another VENV)
+endif
 
-train: .venv/installed
-	.venv/bin/python train.py --config=$(CONFIG) --workdir="$(WORKDIR)"
+train: $(VENV)/installed
+	$(VENV)/bin/python train.py --config=$(CONFIG) --workdir="$(WORKDIR)"
 
-compare: .venv/installed
+compare: $(VENV)/installed
 	for run in $(foreach seed,0 1 2,$(COMPARED:=-$(seed))); do \
-		.venv/bin/python train.py --config=configs/$${run%-*}.py --config.seed=$${run##*-} \
+		$(VENV)/bin/python train.py --config=configs/$${run%-*}.py --config.seed=$${run##*-} \
 			--workdir=runs/compare/$$run || exit 1; \
 	done
-	.venv/bin/python evaluate.py --workdir=$$(echo runs/compare/*/ | tr ' ' ,)
+	$(VENV)/bin/python evaluate.py --workdir=$$(echo runs/compare/*/ | tr ' ' ,)
 
-torture: .venv/installed
-	.venv/bin/python tests/torture.py --minutes=15
+torture: $(VENV)/installed
+	$(VENV)/bin/python tests/torture.py --minutes=15
 
-test: .venv/installed
-	.venv/bin/ruff check .
-	.venv/bin/ruff format --check .
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+test: $(VENV)/installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-slow: .venv/installed
-	.venv/bin/python -m pytest -n 2 --dist load -m slow
+slow: $(VENV)/installed
+	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m slow
 
-.venv/installed: requirements.txt requirements-cpu.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "$(PYTHON) is older than 3.11: make PYTHON=python3.12"; exit 1; }
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
-	touch $@
+$(VENV)/installed: $(wildcard requirements*.txt)
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "$(PYTHON) is not Python 3.11 to 3.13: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	@echo $(REQUIREMENTS) > $@
 
 .PHONY: train compare torture test slow

@@ -6,6 +6,9 @@ How many images and pairs there are, how many of the test's training has seen, a
 and how often rules that know nothing of shape are right on test pairs, fitted on training pairs.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,6 @@ from absl import flags
 
 import command_line
 import data
-from errors import UserError
 from figures import new_figure
 from images import hash_pixels
 from listings import SPLITS

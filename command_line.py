@@ -16,11 +16,11 @@ from ml_collections import config_flags
 
 import settings
 from configs import default
-from errors import UserError
+from errors import UserError, missing_package
 
 
 def run(define_flags, main):
-    """Calls main(options) with the parsed flags, and exits: code 0, or 1 after a UserError.
+    """Calls main(options) with the parsed flags, and exits: code 0, or 1 after a mistake.
 
     It exits with os._exit: an orderly shutdown of JAX and TensorFlow takes 2 s, and aborts while a
     thread still imports TensorFlow.
@@ -30,9 +30,10 @@ def run(define_flags, main):
     try:
         main(parse(define_flags))
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, ModuleNotFoundError) as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        text = error if isinstance(error, UserError) else missing_package(error)
+        print(f"error: {text}", file=sys.stderr, flush=True)
         code = 1
     except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         code = 128 + signal.SIGPIPE

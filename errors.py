@@ -1,4 +1,9 @@
-"""The exception for a mistake of the user: every program prints it as one line."""
+"""Mistakes of the user: every program prints them as one line.
+
+The programs import this first. So a package that is missing is one line, too, not a traceback.
+"""
+
+import sys
 
 
 class UserError(Exception):
@@ -14,3 +19,21 @@ class UserError(Exception):
 def bad_set(path, message):
     """The UserError to raise about the set at data.path."""
     return UserError(f"data.path={path}: {message}")
+
+
+def missing_package(error):
+    """The UserError that says what a ModuleNotFoundError means."""
+    what = f"the package {error.name} is missing" if error.name else error
+    todo = "activate the environment, or pip install -r requirements-cpu.txt"
+    return UserError(f"{what} in {sys.executable}: {todo}")
+
+
+def say_what_is_missing(kind, error, traceback):
+    """A hook for the exception that ends Python, where an import at a program's top fails."""
+    if isinstance(error, ModuleNotFoundError):
+        print(f"error: {missing_package(error)}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = say_what_is_missing

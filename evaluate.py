@@ -10,6 +10,9 @@
 "Same" is the positive class.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import csv
 import importlib
 import json
@@ -39,7 +42,6 @@ import runtime
 import scoring
 import settings
 from decoding import form_of
-from errors import UserError
 from metrics import fit_threshold, mcnemar, wilson
 from model import create_model
 from report import write_report, write_table

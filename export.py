@@ -7,10 +7,14 @@ A siamese network has two parts: the encoder, which runs once for each image, an
 compares two embeddings. docs/export.md shows how to load both.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import json
 from functools import partial
 from pathlib import Path
 
+import flatbuffers  # noqa: F401 -- jax.export needs it and does not say so
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +25,6 @@ from scipy.special import expit
 import command_line
 import runtime
 import settings
-from errors import UserError
 from scoring import load_run
 
 PLATFORMS = ("cpu", "cuda")

@@ -20,11 +20,17 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 from absl import flags
-from jax._src.distributed import global_state  # no public name; Orbax imports it, too
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from errors import UserError
+
+# The one private name of JAX in this project. The client that connects processes has no public one
+# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
+try:
+    from jax._src.distributed import global_state
+except ImportError:  # a later JAX: one process works, several are refused (`join`)
+    global_state = None
 
 NOTICE = "notice"  # a key; its value is why a host exits, or SOMEONE_LOST
 SOMEONE_LOST = "a host may be lost: all answer the roll call now"
@@ -118,6 +124,9 @@ def joined(cluster, values):
 
 def join(cluster):
     """Connects to the other processes; exits if that takes over join_seconds."""
+    if global_state is None:
+        text = f"several processes cannot work together with jax {jax.__version__}: start one, or"
+        raise UserError(f"{text} install the version that requirements-cpu.txt names")
     where = cluster.address.get("coordinator_address", "named by the environment")
     text = (
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
@@ -204,7 +213,7 @@ def lost(error):
 
 def disconnect():
     """Waits for all hosts as long as they live, then disconnects; does nothing if alone."""
-    if global_state.client:
+    if jax.distributed.is_initialized():
         global_state.client.wait_at_barrier("end", 2**31 - 1)  # writing the report takes a while
         EXITING.set()
         jax.distributed.shutdown()

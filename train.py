@@ -7,6 +7,9 @@
 The step is the only clock: batches, learning rate and resume are functions of (seed, step).
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import json
 import math
 import os
@@ -34,7 +37,6 @@ import pretrained
 import runtime
 import settings
 import train_step
-from errors import UserError
 from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
@@ -287,9 +289,11 @@ def introduce(config, workdir, state):
 
 
 def texts(config, params):
-    """The config and the table of parameters, for TensorBoard."""
-    from clu import parameter_overview  # not at the top: what builds a step needs no CLU
-
+    """The config and the table of parameters, for TensorBoard; {} where CLU is missing."""
+    try:
+        from clu import parameter_overview  # not at the top: what builds a step needs no CLU
+    except ImportError:  # then there are no curves either, as their `Writer` says
+        return {}
     table = parameter_overview.get_parameter_overview(params, include_stats=False)
     found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
     return {name: f"<pre>{text}</pre>" for name, text in found.items()}

@@ -54,33 +54,34 @@ def compare(draw, x, kernel, stride, pad):
     return zip(*found, strict=True)
 
 
-@pytest.mark.parametrize("images", [pytest.param(2, marks=pytest.mark.slow), 24])
-@pytest.mark.parametrize(
-    "size, channels, kernel_size, stride, pad",
-    [
-        # each output pixel by itself
-        ((1, 1), 6, 3, 1, 1),
-        ((2, 1), 5, 3, 2, 1),
-        ((2, 2), 7, 3, 1, 1),
-        ((2, 2), 7, 2, 2, 0),
-        ((9, 5), 4, 3, 2, 1),
-        ((3, 5), 33, 3, 1, 1),
-        ((5, 6), 4, 7, 2, 3),
-        # a kernel of one tap
-        ((1, 1), 6, 1, 2, 0),
-        ((6, 7), 3, 1, 2, 0),
-        ((6, 7), 33, 1, 1, 0),
-        # few weights
-        ((8, 8), 3, 3, 1, 1),
-        ((9, 8), 4, 3, 2, 1),
-        ((32, 31), 1, 7, 2, 3),
-        # many weights
-        ((6, 5), 33, 3, 1, 1),
-        ((9, 8), 33, 3, 2, 1),
-        ((9, 8), 33, 2, 2, 0),  # the last row meets no tap
-        ((32, 31), 11, 7, 2, 3),
-    ],
-)
+CASES = [  # size, channels, kernel_size, stride, pad
+    # each output pixel by itself
+    ((1, 1), 6, 3, 1, 1),
+    ((2, 1), 5, 3, 2, 1),
+    ((2, 2), 7, 3, 1, 1),
+    ((2, 2), 7, 2, 2, 0),
+    ((9, 5), 4, 3, 2, 1),
+    ((3, 5), 33, 3, 1, 1),
+    ((5, 6), 4, 7, 2, 3),
+    # a kernel of one tap
+    ((1, 1), 6, 1, 2, 0),
+    ((6, 7), 3, 1, 2, 0),
+    ((6, 7), 33, 1, 1, 0),
+    # few weights
+    ((8, 8), 3, 3, 1, 1),
+    ((9, 8), 4, 3, 2, 1),
+    ((32, 31), 1, 7, 2, 3),
+    # many weights
+    ((6, 5), 33, 3, 1, 1),
+    ((9, 8), 33, 3, 2, 1),
+    ((9, 8), 33, 2, 2, 0),  # the last row meets no tap
+    ((32, 31), 11, 7, 2, 3),
+]
+IMAGES = [(*case, 24) for case in CASES]
+IMAGES += [pytest.param(*case, 2, marks=pytest.mark.slow) for case in CASES[::4]]  # of each kind
+
+
+@pytest.mark.parametrize("size, channels, kernel_size, stride, pad, images", IMAGES)
 def test_convolution_and_gradients_equal_xla(
     size, channels, kernel_size, stride, pad, images, monkeypatch
 ):

@@ -28,7 +28,7 @@ def scored():
     """(config, variables, apply, score) of an untrained network."""
     config = tiny_config()
     model = create_model(config)
-    return config, init_variables(model, config), model.apply, scoring.make_scorer(model)
+    return config, init_variables(model, config), jax.jit(model.apply), scoring.make_scorer(model)
 
 
 def test_every_ordered_pair_is_evaluated_with_its_probability(scored):
@@ -202,7 +202,7 @@ def test_two_images_and_a_folder_of_them(scratch_run, tmp_path, capsys):
     model = create_model(config)
     _, variables = scoring.load_variables(config, scratch_run, model, "best")
     i, j = np.indices((3, 3)).reshape(2, -1)
-    logits = np.float64(model.apply(variables, shown[i], shown[j])).reshape(3, 3)
+    logits = np.float64(jax.jit(model.apply)(variables, shown[i], shown[j])).reshape(3, 3)
     expected = 1 / (1 + np.exp(-logits))
     call(scratch_run, images=images.open_images(names[:2], Form(32, 1)))
     answer = "same" if expected[0, 1] >= 0.5 else "different"

@@ -40,7 +40,7 @@ def probability(workdir, both):
     config = settings.load_config(workdir)
     model = create_model(config)
     _, variables = scoring.load_variables(config, workdir, model, "best")
-    return 1 / (1 + np.exp(-np.float64(model.apply(variables, *both))))
+    return 1 / (1 + np.exp(-np.float64(jax.jit(model.apply)(variables, *both))))
 
 
 @pytest.mark.parametrize("loader", [0, 1])
@@ -86,7 +86,7 @@ def test_numpys_arrays_give_the_same_for_every_head(head, both):
     names = {}
     exec(code, names)
     found = names["compare"](weights, *(names["encode"](weights, images) for images in both))
-    expected = 1 / (1 + np.exp(-np.float64(model.apply(variables, *both))))
+    expected = 1 / (1 + np.exp(-np.float64(jax.jit(model.apply)(variables, *both))))
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -99,7 +99,7 @@ def test_networks_that_see_both_images_are_one_file(encoder, fusion, both):
     parts = export.export_parts(config, model, variables)
     loaded = jax.export.deserialize(parts["network"].serialize())
     assert list(parts) == ["network"]
-    expected = model.apply(variables, *both)
+    expected = jax.jit(model.apply)(variables, *both)
     np.testing.assert_allclose(loaded.call(*both), expected, rtol=1e-4, atol=1e-5)
 
 

@@ -1,6 +1,7 @@
 """Several processes on this machine, each started as a user would start it."""
 
 import functools
+import importlib.util
 import json
 import random
 import re
@@ -9,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -30,10 +32,12 @@ import hosts
 import scoring
 import settings
 import train_step
+from errors import UserError
 from model import create_model
 
 LONG = {"num_steps": 20, "log_every_steps": 1, "eval_every_steps": 5}
 LONG |= {"model.encoder": "cnn"}  # which compiles sooner
+OF_ONE_RUN = pytest.mark.xdist_group("resumed")  # in one worker, which makes that run once
 WORKER = """
 import sys; sys.path.insert(0, {root!r})
 import json, os, signal
@@ -159,7 +163,7 @@ def test_two_processes_learn_what_one_does(two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("processes, devices", [(4, 1), (2, 2), (2, 4)])
+@pytest.mark.parametrize("processes, devices", [(4, 1), (2, 2)])
 def test_several_processes_learn_what_one_does(processes, devices, tmp_path):
     check_learnt(work(processes, devices, 20, tmp_path), tmp_path)
 
@@ -176,6 +180,7 @@ def resumed(tmp_path_factory):
 
 
 @pytest.mark.slow
+@OF_ONE_RUN
 def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(two, resumed):
     workdir, ((code, _, errors), _), ((last, printed, _), _) = resumed
     assert (code, last) == (1, 0)
@@ -188,6 +193,7 @@ def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(tw
 
 
 @pytest.mark.slow
+@OF_ONE_RUN
 def test_the_first_process_alone_writes_and_speaks(resumed):
     workdir, _, ((_, first, _), (code, second, errors)) = resumed
     assert (code, errors) == (0, "") and "roc_auc" in first and "step" not in second
@@ -196,6 +202,7 @@ def test_the_first_process_alone_writes_and_speaks(resumed):
 
 
 @pytest.mark.slow
+@OF_ONE_RUN
 def test_several_processes_evaluate_to_the_same_numbers(resumed):
     """As four devices of one process do, of which each takes another part of the pairs."""
     workdir, *_ = resumed
@@ -262,6 +269,18 @@ def test_alone_in_an_allocation_is_alone(environment, several):
     assert hosts.managed(environment) == several
 
 
+def test_without_the_private_name_of_jax_one_process_works_and_several_are_refused(monkeypatch):
+    spec = importlib.util.spec_from_file_location("later", hosts.__file__)
+    later = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as renamed:
+        renamed.delattr("jax._src.distributed.global_state")
+        spec.loader.exec_module(later)
+    with later.joined(None, {}):
+        later.disconnect()
+    with pytest.raises(UserError, match="several processes cannot work together with jax"):
+        later.join(SimpleNamespace(address={}))
+
+
 @pytest.mark.parametrize("process", [0, 1])
 def test_where_the_others_are_missing_one_line_says_so(process, tmp_path):
     flags = ["--coordinator=127.0.0.1:1025", "--num_processes=2", f"--process_id={process}"]
@@ -290,6 +309,7 @@ def test_wrong_flags_are_one_line(flags, text, tmp_path):
 
 
 @pytest.mark.slow
+@OF_ONE_RUN
 def test_evaluate_over_two_processes_of_two_devices(resumed):
     workdir, *_ = resumed
     options = ["evaluate.py", f"--workdir={workdir}", "--split=validation"]
@@ -302,26 +322,25 @@ def test_evaluate_over_two_processes_of_two_devices(resumed):
 
 
 @pytest.mark.slow
-def test_checkpoints_move_between_all_numbers_of_processes_and_devices(tmp_path):
+def test_checkpoints_move_between_numbers_of_processes_and_devices(tmp_path):
     """Each shape takes over the bits that the one before it left, on every process."""
-    changes = {"batch_size": 16, "optimizer.nominal_batch_size": 16}
-    shapes, before = [(p, d) for p in (1, 2, 4) for d in (1, 2, 4)], None
-    random.Random(0).shuffle(shapes)
-    for shape in [*shapes, shapes[0]]:
-        found = work(*shape, 2, tmp_path, **changes)
+    before = None
+    for shape in [(1, 1), (2, 2), (4, 1), (1, 4), (1, 1)]:
+        found = work(*shape, 2, tmp_path)
         assert before is None or {one["restored"] for one in found} == {before}, shape
         (before,) = {one["left"] for one in found}
         print(shape, before[:8])
 
 
 @pytest.mark.slow
+@OF_ONE_RUN
 def test_whichever_process_is_killed_whenever_no_bit_is_lost(resumed, tmp_path):
     command = ["train.py", f"--workdir={tmp_path / 'run'}", *tiny_options(**LONG)]
     command += ["--join_seconds=20"]
     seed = time.time_ns()
     print(f"random.Random({seed})")
     chance, kills, rounds = random.Random(seed), 0, 0
-    while kills < 10:
+    while kills < 4:
         rounds += 1
         if (tmp_path / "run" / "checkpoints" / "20").exists():
             assert left(tmp_path / "run") == left(resumed[0])

@@ -1,4 +1,5 @@
 from functools import partial
+from itertools import permutations
 
 import jax
 import jax.numpy as jnp
@@ -97,10 +98,11 @@ def test_the_cosine_is_that_of_the_features_and_one_for_the_same_image(tiny_case
     *_, image1, image2 = tiny_case
     head = variables["params"]["head"]
     head |= {"log_scale": jnp.float32(np.log(5.0)), "threshold": jnp.float32(0.25)}
-    np.testing.assert_allclose(model.apply(variables, image1, image1), 5 * 0.75, rtol=1e-5)
-    f1, f2 = (np.float64(model.apply(variables, x, method="encode")) for x in (image1, image2))
+    apply, encode = jax.jit(model.apply), jax.jit(partial(model.apply, method="encode"))
+    np.testing.assert_allclose(apply(variables, image1, image1), 5 * 0.75, rtol=1e-5)
+    f1, f2 = (np.float64(encode(variables, x)) for x in (image1, image2))
     cosine = (f1 * f2).sum(1) / np.sqrt((f1**2).sum(1) * (f2**2).sum(1))
-    found = model.apply(variables, image1, image2)
+    found = apply(variables, image1, image2)
     np.testing.assert_allclose(found, 5 * (cosine - 0.25), rtol=1e-4)
     gradient = jax.grad(lambda x: model.apply(variables, x, x, method="compare").sum())
     assert np.isfinite(gradient(jnp.zeros((2, 8)))).all()
@@ -112,9 +114,10 @@ def test_the_contrastive_loss_is_hadsells(tiny_case):
     config.model.margin = 2.0
     model = create_model(config)
     *_, image1, image2 = tiny_case
-    f1, f2 = (np.float64(model.apply(variables, x, method="encode")) for x in (image1, image2))
+    encode = jax.jit(partial(model.apply, method="encode"))
+    f1, f2 = (np.float64(encode(variables, x)) for x in (image1, image2))
     distance = np.sqrt(((f1 - f2) ** 2).sum(1))
-    logits = model.apply(variables, image1, image2)
+    logits = jax.jit(model.apply)(variables, image1, image2)
     np.testing.assert_allclose(logits, 1 - distance, rtol=1e-4, atol=1e-5)
     label = np.float32([1, 0, 1, 0, 0, 1, 0])
     expected = np.where(label == 1, distance**2, np.maximum(0, 2 - distance) ** 2)
@@ -186,10 +189,10 @@ def test_the_transformer_equals_its_definition(fusion, tiny, tiny_case):
     *_, image1, image2 = tiny_case
     params = jax.tree.map(np.float64, variables["params"])
     if fusion == "siamese":
-        found = model.apply(variables, image1, method="encode")
+        found = jax.jit(partial(model.apply, method="encode"))(variables, image1)
         expected = [transformer([image], params["encoder"]) for image in image1]
     else:
-        found = model.apply(variables, image1, image2)
+        found = jax.jit(model.apply)(variables, image1, image2)
         pairs = zip(image1, image2, strict=True)
         features = np.stack([transformer(pair, params["encoder"]) for pair in pairs])
         expected = dense(features, params["logit"])[:, 0]
@@ -326,15 +329,11 @@ def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny)
         axis_name=AXIS,
     )(np.concatenate([image1, image2])[None])
     features, kinds = features[0], np.concatenate(classes.T)
-    sums = {True: [], False: []}
-    for i in range(16):
-        for j in range(16):
-            if i != j:
-                pair = (features[k : k + 1] for k in (i, j))
-                logit = model.apply(variables, *pair, method="compare")
-                same = kinds[i] == kinds[j]
-                sums[bool(same)].append(model.losses(logit, jnp.float32([same]))[0])
-    expected = np.mean([np.mean(found) for found in sums.values()])
+    both = [*permutations(range(16), 2)]
+    compared = model.apply(variables, *(features[k] for k in np.transpose(both)), method="compare")
+    same = np.array([kinds[i] == kinds[j] for i, j in both])
+    every = np.asarray(model.losses(compared, np.float32(same)))
+    expected = np.mean([every[same].mean(), every[~same].mean()])
     assert np.mean(loss) == pytest.approx(expected, rel=1e-4)
     own = model.apply(variables, features[:8], features[8:], method="compare")
     np.testing.assert_allclose(logits.reshape(-1), own, rtol=1e-3, atol=1e-4)

@@ -35,6 +35,14 @@ def test_programs_are_kept_where_the_user_says_or_in_a_cache_or_not_at_all(monke
         runtime.cache_folder("/dev/null/x")
 
 
+def test_another_version_of_jaxlib_keeps_its_programs_elsewhere(monkeypatch, tmp_path):
+    folders = set()
+    for version in ("0.10.1", "0.12.0.1"):
+        monkeypatch.setattr(runtime.importlib.metadata, "version", {"jaxlib": version}.get)
+        folders.add(runtime.cache_folder(str(tmp_path)))
+    assert len(folders) == 2
+
+
 def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatch, tmp_path):
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)

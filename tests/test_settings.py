@@ -271,7 +271,7 @@ def test_a_kill_while_the_config_was_written_is_no_obstacle(tmp_path):
     assert settings.load_config(tmp_path).to_dict() == tiny_config().to_dict()
 
 
-@pytest.mark.parametrize("count, trained", [(60, 0), pytest.param(2000, 20, marks=SLOW)])
+@pytest.mark.parametrize("count, trained", [(60, 0), pytest.param(500, 6, marks=SLOW)])
 def test_random_command_lines_are_taken_or_answered_in_one_line(count, trained):
     command = [sys.executable, str(ROOT / "tests" / "random_configs.py")]
     options = [f"--count={count}", f"--train={trained}"]

@@ -311,7 +311,7 @@ def test_a_loss_that_is_not_finite_names_the_step(tiny):
 @pytest.mark.slow
 @pytest.mark.parametrize("interval", [1, 4, 10**6])
 def test_a_diverging_run_ends_with_one_line(interval, tmp_path):
-    changes = {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd"}
+    changes = {"optimizer.learning_rate": 1e30, "optimizer.name": "sgd", "model.encoder": "cnn"}
     if interval == 10**6:  # none is due before: it ends all the same
         changes |= {"num_steps": interval, "log_every_steps": interval}
     options = tiny_options(**changes, eval_every_steps=interval)
@@ -333,10 +333,10 @@ def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
 
 @pytest.mark.slow
 def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole_run, tmp_path):
-    """Ten times, and ten more while the first is training: then at once."""
+    """Three times, and three more while the first is training: then at once."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     pipes["env"] = ENVIRONMENT
-    for turn in range(10):
+    for turn in range(3):
         command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / str(turn)}"]
         command += tiny_options()
         both = [subprocess.Popen(command, **pipes) for _ in range(2)]
@@ -350,7 +350,7 @@ def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole
     command += tiny_options(num_steps=10**6)
     first = subprocess.Popen(command, **pipes)
     assert "from the start" in first.stdout.readline()
-    for _ in range(10):
+    for _ in range(3):
         began = time.monotonic()
         second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         assert time.monotonic() - began < 10  # two trainings share the processor
@@ -374,7 +374,7 @@ def test_an_evaluation_may_read_beside_a_training(tmp_path):
     reader = Thread(target=process.stdout.read)
     reader.start()
     target = checkpoint.to_items(setup()[0])["model"]
-    for evaluation in range(300):
+    for evaluation in range(100):
         which = "last" if evaluation % 2 else "best"
         with checkpoint.open_checkpoints(tmp_path / "run") as checkpoints:
             step, _ = checkpoint.restore_model(checkpoints, which, target)
@@ -407,13 +407,13 @@ def small_disk(tmp_path):
 def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_path_factory):
     disk, remount = small_disk
     options = tiny_options(num_steps=24)
-    for turn in range(3):
+    for turn in range(2):
         stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
         assert stopped.returncode == 1
         *_, line = stopped.stderr.strip().splitlines()
         assert "no space left on the device" in line.lower()
         assert "Traceback" not in stopped.stderr
-        if turn == 1:  # then not a byte is free
+        if turn == 0:  # then not a byte is free
             with suppress(OSError):
                 (disk / "other").write_bytes(bytes(2**20))
     (disk / "other").unlink()
