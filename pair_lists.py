@@ -19,12 +19,12 @@ FOLDS = range(3, 21)  # blocks of a list without its first line that are taken f
 def list_pairs(path):
     """A list of pairs, as `read_table` or `read_lfw` reads it: Listing; raises UserError."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
-        start = file.readline().strip()
+        start = file.readline(1000).strip()
     is_lfw = LFW_FIRST_LINE.fullmatch(start) or LFW_PAIR.fullmatch(start)
     rows, pair_splits, facts = (read_lfw if is_lfw else read_table)(path)
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(name, Path(path).parent / name) for name in names]
-    if not any(item.stamp[0] for item in items):
+    if all(item.stamp == (0, 0) for item in items):
         where = f"paths are relative to {Path(path).absolute().parent}; the first is {rows[0][0]}"
         raise bad_set(path, f"none of {len(names):,} images found; {where}")
     index = {name: i for i, name in enumerate(names)}
@@ -88,7 +88,7 @@ def read_lfw(path):
         if not line or (start and number == 1):
             continue
         if not (found := LFW_PAIR.fullmatch(line)):
-            text = f"line {number}: {line!r}; must be name n1 n2, or name1 n1 name2 n2"
+            text = f"line {number}: {line[:80]!r}; must be name n1 n2, or name1 n1 name2 n2"
             raise bad_set(path, text)
         name1, n1, name2, n2 = found.groups()
         image1, image2 = ((name, int(n)) for name, n in ((name1, n1), (name2 or name1, n2)))

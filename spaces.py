@@ -355,6 +355,8 @@ def open_classes(data, split, files):
         usable = np.bincount(files.classes[files.classes >= 0]) > 1
         if data.split == "disjoint" and files.image_splits is None and usable.sum() >= 6:
             text += ": data.split=classes, which leaves each class whole, would do"
+        else:
+            text += ": more images are needed"
         raise bad_set(data.path, text)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]

@@ -173,16 +173,14 @@ def divide_classes(data, files, free, known, made):
 def assign_pairs(data, files, _, __, known):
     """`assign` of a list of pairs."""
     pairs, splits = files.pairs, files.pair_splits
-    usable = (files.classes[pairs[:, :2]] >= 0).all(axis=1)
+    usable, facts = (files.classes[pairs[:, :2]] >= 0).all(axis=1), []
     if not usable.all():
         text = f"{(~usable).sum():,} of {len(pairs):,} pairs have an image that cannot be read"
-    facts = [] if usable.all() else [f"{text} and are left out"]
+        facts.append(f"{text} and are left out")
     if splits is None and data.split == "shared":
         return None, facts
-    if known:
-        known = look_up(known, ["\t".join(both) for both in files.names[pairs[:, :2]]])
-    else:
-        known = np.full(len(pairs), -1, np.int8)
+    names = files.names.tolist()
+    known = look_up(known, [f"{names[a]}\t{names[b]}" for a, b, _ in pairs.tolist()])
     how = "the list itself (data.split moves none)"
     if splits is None:
         how, splits = "connected groups of images", np.full(len(pairs), -1, np.int8)
@@ -190,6 +188,7 @@ def assign_pairs(data, files, _, __, known):
     splits, fact = finish(splits, usable, known, data.splits_of, how, "pairs")
     if lost := int((splits[usable] < 0).sum()):
         text = f"{lost:,} of {len(pairs):,} pairs join images of two splits and are left out"
+        text += ", for a group had to be cut"
         facts.append(f"{text}; a column split (train, validation, test) would keep them")
     return splits, [fact, *facts]
 

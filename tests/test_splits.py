@@ -165,6 +165,8 @@ def test_classes_of_one_image_in_a_split_are_said_once_each(give):
     files.classes[:4] = -1
     text = "1 of 9 classes have fewer than two images in every split and are left out of it"
     assert split_facts(give(files, split="shared")) == (f"{text}: class0",)
+    space = open_split(give(files, split="shared"), "train")
+    assert space.class_ids.tolist() == [*range(1, 9)] and len(space.rows) == 40
 
 
 @pytest.mark.parametrize("missing", [(1,), (2,), (1, 2)])
@@ -304,8 +306,8 @@ def test_one_piece_is_cut_by_the_pixels_and_what_is_lost_is_counted(give):
     asked = give(files, p_same=0.0)
     assert assign_splits(asked).tolist() == expected.tolist()
     lost = int((expected < 0).sum())
-    text = f"{lost} of 1,500 pairs join images of two splits and are left out; "
-    text += "a column split (train, validation, test) would keep them"
+    text = f"{lost} of 1,500 pairs join images of two splits and are left out, "
+    text += "for a group had to be cut; a column split (train, validation, test) would keep them"
     assert lost > 400 and split_facts(asked)[1:] == (text,)
     config = default.get_config()
     config.data = asked
