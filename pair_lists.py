@@ -12,7 +12,7 @@ from listings import SPLITS, Listing, file_item
 
 LABELS = {"1": 1, "same": 1, "true": 1, "0": 0, "different": 0, "false": 0}
 LFW_FIRST_LINE = re.compile(r"(\d+)(?:\s+(\d+))?")  # folds (where more than one), pairs of a kind
-LFW_PAIR = re.compile(r"(\S.*?)\s+(\d+)\s+(?:(\S.*?)\s+)?(\d+)")  # name n1 n2; name1 n1 name2 n2
+LFW_PAIR = re.compile(r"([^\t]+)\t(\d+)\t(?:([^\t]+)\t)?(\d+)")  # name n1 n2; name1 n1 name2 n2
 FOLDS = range(3, 21)  # blocks of a list without its first line that are taken for folds
 
 
@@ -20,7 +20,7 @@ def list_pairs(path):
     """A list of pairs, as `read_table` or `read_lfw` reads it: Listing; raises UserError."""
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         start = file.readline(1000).strip()
-    is_lfw = LFW_FIRST_LINE.fullmatch(start) or LFW_PAIR.fullmatch(start)
+    is_lfw = LFW_FIRST_LINE.fullmatch(start) or match_lfw(start)
     rows, pair_splits, facts = (read_lfw if is_lfw else read_table)(path)
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(name, Path(path).parent / name) for name in names]
@@ -87,7 +87,7 @@ def read_lfw(path):
     for number, line in enumerate(lines, 1):
         if not line or (start and number == 1):
             continue
-        if not (found := LFW_PAIR.fullmatch(line)):
+        if not (found := match_lfw(line)):
             text = f"line {number}: {line[:80]!r}; must be name n1 n2, or name1 n1 name2 n2"
             raise bad_set(path, text)
         name1, n1, name2, n2 = found.groups()
@@ -107,6 +107,11 @@ def read_lfw(path):
         rows = [(f"{folder}/{a}", f"{folder}/{b}", label) for a, b, label in rows]
         facts.append(f"images are taken from the folder {folder}")
     return rows, splits, facts
+
+
+def match_lfw(line):
+    """(name1, n1, name2 or None, n2) of a line of LFW's list, as a match; or None."""
+    return LFW_PAIR.fullmatch(line if "\t" in line else "\t".join(line.split()))
 
 
 def folds(path, start, labels):

@@ -206,7 +206,8 @@ def test_a_list_of_lfw_without_folds_has_no_splits(tmp_path):
     text, pairs = lfw(1, 40, "40")
     save(tmp_path, *sorted({name for pair in pairs for name in pair[:2]}))
     one, two = text.splitlines()[1], text.splitlines()[41]
-    for lines in (text, text.removeprefix("40\n"), f"{one}\n{two}\n" * 40, f"{one}\n{two}\n{two}"):
+    turns = f"{one}\n{two}\n"  # too many, or of unequal length
+    for lines in (text, text.removeprefix("40\n"), turns * 40, turns * 9 + two):
         (tmp_path / "pairs.txt").write_text(lines)
         listing = list_pairs(tmp_path / "pairs.txt")
         assert listing.pair_splits is None and len(listing.facts) == 1
@@ -233,12 +234,14 @@ def test_a_bad_list_of_lfw_says_what_is_wrong(tmp_path, text, message):
 
 
 def test_names_with_spaces_are_read_from_a_list_of_lfw(tmp_path):
-    save(tmp_path, "Ann Lee/Ann Lee_0001.jpg")
-    (tmp_path / "pairs.txt").write_text("Ann Lee\t1\t2\nAnn Lee\t3\tBo 7\t10\n")
-    assert as_text(list_pairs(tmp_path / "pairs.txt")) == [
-        ("Ann Lee/Ann Lee_0001.jpg", "Ann Lee/Ann Lee_0002.jpg", 1),
-        ("Ann Lee/Ann Lee_0003.jpg", "Bo 7/Bo 7_0010.jpg", 0),
-    ]
+    save(tmp_path / "faces", "[Lee] 2/[Lee] 2_0001.jpg")
+    (tmp_path / "pairs.txt").write_text("[Lee] 2\t1\t2\n\n[Lee] 2\t3\tBo 7\t10\n")
+    for start in ("faces/", ""):
+        assert as_text(list_pairs(tmp_path / "pairs.txt")) == [
+            (f"{start}[Lee] 2/[Lee] 2_0001.jpg", f"{start}[Lee] 2/[Lee] 2_0002.jpg", 1),
+            (f"{start}[Lee] 2/[Lee] 2_0003.jpg", f"{start}Bo 7/Bo 7_0010.jpg", 0),
+        ]
+        save(tmp_path, "[Lee] 2/[Lee] 2_0001.jpg")  # beside the list: these are taken
 
 
 def test_contradictions_are_counted_and_named():

@@ -78,6 +78,7 @@ def test_pixels_or_the_name_of_the_class_decide_and_nothing_else_does(give):
     files = folder(np.repeat(range(100), 3))
     by_pixels = [literal_split(number) for number in files.split_hash]
     assert assign_splits(give(files)).tolist() == by_pixels
+    assert splits.by_hash([0.0, 0.8, 0.8 + 0.1]).tolist() == [TRAIN, VALIDATION, TEST]
     counts = ", ".join(f"{by_pixels.count(k)} {split}" for k, split in enumerate(SPLITS))
     assert split_facts(give(files))[0] == f"images are split by data.split=disjoint: {counts}"
     by_name = np.array([literal_split(literal_hash(name)) for name in files.class_names])
@@ -104,14 +105,21 @@ def test_a_split_of_too_few_classes_takes_those_nearest_to_its_bounds(give, monk
     assert assign_splits(asked)[::2].tolist() == [expected[name] for name in hashes]
     text = "3 classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
     assert split_facts(asked)[1:] == (f"{text}: e (validation), d (test), c (test)",)
-    hashes["g"] = 0.89  # of one image: it is in no pair of the same, and moves nothing
+    hashes["g"] = 0.79  # of one image: it is in no pair of the same, and moves nothing
     asked = give(folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], hashes), split="classes")
     assert assign_splits(asked)[:-1:2].tolist() == [expected[name] for name in list(hashes)[:6]]
-    assert assign_splits(asked)[-1] == VALIDATION
+    assert assign_splits(asked)[-1] == TRAIN
     facts = split_facts(asked)
     assert facts[2:] == (
-        "1 of 7 classes have fewer than two images in validation and are left out of it: g",
+        "1 of 7 classes have fewer than two images in train and are left out of it: g",
     )
+
+
+def test_classes_of_a_set_with_a_test_are_divided_between_the_others(give, monkeypatch):
+    hashes = {"a": 0.91, "b": 0.96, "c": 0.97, "d": 0.98, "e": 0.99}  # those of the test
+    monkeypatch.setattr(splits, "hash_name", hashes.get)
+    files = folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], hashes, image_splits=[0] * 8 + [2] * 2)
+    assert assign_splits(give(files, split="classes"))[::2].tolist() == [1, 1, 0, 0, 2]
 
 
 @pytest.mark.parametrize("case", range(40))
@@ -136,6 +144,8 @@ def test_too_few_classes_or_images_are_refused_with_what_would_do(give, capsys):
         assign_splits(give(five, split="classes"))
     text = "5 classes of two images or more; data.split=classes takes six, two a split"
     assert str(raised.value) == f"data.path=given: {text}: add classes, or say data.split=disjoint"
+    with pytest.raises(UserError, match=r"take two such classes: more images are needed$"):
+        open_split(give(folder(np.repeat(range(5), 2))), "validation")
     small = folder(np.repeat(range(40), 2))  # of images: no split but train has two of a class
     small = small._replace(split_hash=np.tile([0.1, 0.85], 40))
     text = "0 of 40 classes have two images or more in validation; pairs of same and different "
@@ -226,13 +236,22 @@ def test_a_run_keeps_its_images_and_classes_where_they_were(give, tmp_path):
 
 
 def test_a_class_that_a_run_trained_on_is_not_taken_for_a_poor_split(give, tmp_path, monkeypatch):
-    hashes = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.85, "f": 0.86, "g": 0.95, "h": 0.7}
+    hashes = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.7, "e": 0.85, "f": 0.86, "g": 0.95, "h": 0.4}
     monkeypatch.setattr(splits, "hash_name", hashes.get)
     known = dict.fromkeys("abcd", "train") | dict.fromkeys("ef", "validation") | {"g": "test"}
     run = fingerprint(tmp_path / "run", classes=known | {"removed": "test"})
     files = folder(np.repeat(range(8), 2), hashes)
     found = assign_splits(give(files, split="classes", splits_of=run))[::2]
-    assert found.tolist() == [0, 0, 0, 0, 1, 1, 2, 2]  # h is new, d nearer to none
+    assert found.tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]  # d is nearer than h, which is new
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"[1]")])
@@ -276,12 +295,13 @@ def test_groups_of_pairs_are_dealt_whole_and_by_their_shares(give, count):
         assert open_split(asked, split).dropped == 0
 
 
-def test_neither_the_order_of_lines_nor_of_images_in_a_pair_matters(give):
+def test_neither_the_order_of_lines_and_images_nor_the_size_of_images_matters(give):
     random = np.random.default_rng(5)
     files = listed(people(60, random))
     found = assign_splits(give(files))
     order = random.permutation(len(files.pairs))
     turned = files._replace(pairs=files.pairs[order][:, [1, 0, 2]])
+    turned = turned._replace(split_hash=random.random(len(files.names)))  # of another image_size
     assert assign_splits(give(turned)).tolist() == found[order].tolist()
 
 
