@@ -30,6 +30,9 @@ def list_pairs(path):
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
     same = int(pairs[:, 2].sum())
+    if same in (0, len(pairs)):
+        kind = "same" if same else "different"
+        raise bad_set(path, f"all {len(pairs):,} pairs are labelled {kind}; both kinds are needed")
     counts = f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"
     classes = np.arange(len(names))
     return Listing(items, classes, tuple(names), None, pairs, pair_splits, (counts, *facts))

@@ -51,7 +51,7 @@ class Pairs(NamedTuple):
     ordered: bool  # whether (a, b) and (b, a) are two pairs, else one with the weight of both
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
-    names: np.ndarray  # str [n], of the images; None where they are drawn
+    names: np.ndarray = None  # str [n], of the images; None where they are drawn
     dropped: int = 0  # pairs of a list that are in no split
 
 
@@ -338,6 +338,7 @@ def open_pairs(data, split, files):
     same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
     if not (same and different):
         text = f"{split} has {same} pairs of the same and {different} different: too few"
+        text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
         remedy = "more lines, or a column split (train, validation, test), are needed"
         if files.pair_splits is not None:
             remedy = f"more lines whose split is {split} are needed"

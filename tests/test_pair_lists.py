@@ -8,6 +8,7 @@ from PIL import Image
 import data
 import images
 import settings
+import splits
 from configs import default
 from errors import UserError
 from listings import SPLITS
@@ -104,6 +105,16 @@ def test_given_pairs_of_an_image_that_cannot_be_read_are_left_out(photos, tmp_pa
             ("image1", "image2", "label"),
             "none of 2 images found; paths are relative to",
         ),
+        (
+            [("class0/0.png", f"class{k}/4.png", 0) for k in range(3)],
+            ("image1", "image2", "label"),
+            "all 3 pairs are labelled different; both kinds are needed",
+        ),
+        (
+            [("class0/0.png", "class1/4.png", 0), ("a.png", "class0/0.png", 1)],
+            ("image1", "image2", "label"),
+            "train has 0 pairs of the same and 1 different: too few (1 of 2 are in none); more",
+        ),
         ([("a.png", "", 1)], ("image1", "image2", "label"), "line 2: the name of an image"),
         ([("a.png",)], ("image1", "image2", "label"), "line 2: label ''"),
         ([], (), "lacks the column"),
@@ -122,6 +133,7 @@ def test_given_pairs_of_an_image_that_cannot_be_read_are_left_out(photos, tmp_pa
 def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
     path = write_pairs(photos / "bad.csv", rows, header)
     images.load_set.cache_clear()
+    splits.assign.cache_clear()
     with pytest.raises(UserError) as raised:
         data.check_splits(config_of(path, p_same=0.0))
     assert str(raised.value).startswith(f"data.path={path}: {text}")
