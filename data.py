@@ -86,7 +86,7 @@ def sample_pairs(config, split, count):
     label, weight = drawn.label.astype(float), np.full(count, 1 / count)
     pairs = (drawn.images[used], *inverse.reshape(2, count), label, weight)
     names = None if space.names is None else space.names[used]
-    return Pairs(*pairs, False, True, class_ids, latents, names)
+    return Pairs(*pairs, False, True, class_ids, latents, names, space.dropped)
 
 
 def class_names(data, class_ids):
@@ -103,7 +103,9 @@ def check_splits(config):
     if data.source == "folder" and not path.is_dir():
         raise UserError(f"data.path={path}: must be a folder of classes with data.source=folder")
     if data.source == "pairs" and not path.is_file():
-        raise UserError(f"data.path={path}: must be a CSV file with data.source=pairs")
+        raise UserError(
+            f"data.path={path}: must be a CSV file or a pairs.txt with data.source=pairs"
+        )
     for split in SPLITS:
         space = open_split(data, split)
         if isinstance(space, DrawnImages):

@@ -14,7 +14,6 @@ A class id names a class in all splits: of shapes see `shapes.shape_and_identity
 index into the names of the classes. A local class is an index into the class ids of one split.
 """
 
-import sys
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -27,8 +26,8 @@ import settings
 from errors import UserError, bad_set
 from listings import SPLITS
 from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
+from splits import SHARES, assign_splits, by_hash, count_classes, split_facts  # noqa: F401
 
-SHARES = (0.8, 0.1, 0.1)  # of the images or of the classes, where the splits are disjoint
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
 # The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.
 PAIR_WIDTH = 24
@@ -52,7 +51,8 @@ class Pairs(NamedTuple):
     ordered: bool  # whether (a, b) and (b, a) are two pairs, else one with the weight of both
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
-    names: np.ndarray  # str [n], of the images; None where they are drawn
+    names: np.ndarray = None  # str [n], of the images; None where they are drawn
+    dropped: int = 0  # pairs of a list that are in no split
 
 
 class DrawnPairs(NamedTuple):
@@ -78,6 +78,7 @@ class ListedImages(NamedTuple):
     repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
     latents: Latents  # of the n images, where they are drawn; else None
     names: np.ndarray  # str [all], of the images, where they are files; else None
+    dropped = 0  # no pairs are given
 
     def draw(self, uniform):
         u = uniform(4)
@@ -135,6 +136,7 @@ class DrawnImages(NamedTuple):
     data: FrozenConfigDict  # config.data
     split: str
     names = None  # images are no files here
+    dropped = 0
 
     def draw(self, uniform):
         """Two images for each pair, in turn; latents is None with same_as=pixels.
@@ -193,6 +195,7 @@ class GivenPairs(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
     p_same: float  # probability of "same"; 0: each pair is as probable as any other
     names: np.ndarray  # str [all], of the images
+    dropped: int  # pairs of the file that are in no split
     class_ids = None  # images have no classes here
 
     def draw(self, uniform):
@@ -217,7 +220,8 @@ class GivenPairs(NamedTuple):
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
         weight = share if self.p_same else np.full(len(label), 1 / len(label))
         shown, label, names = self.images[used], label.astype(float), self.names[used]
-        return Pairs(shown, first, second, label, weight, True, True, None, None, names)
+        known = shown, first, second, label, weight, True, True, None, None, names, self.dropped
+        return Pairs(*known)
 
 
 def latent_numbers(u):
@@ -296,10 +300,7 @@ def open_frozen(data, split):
     if data.source == "shapes":
         return open_shapes(data, split)
     files = images.load(data)
-    kept = (files.classes >= 0) & in_split(data, split, files.images, files.split_hash)
-    if files.pairs is None:
-        return open_classes(data, split, files, kept)
-    return open_pairs(data, split, files, kept)
+    return (open_classes if files.pairs is None else open_pairs)(data, split, files)
 
 
 def open_shapes(data, split):
@@ -329,40 +330,35 @@ def open_shapes(data, split):
     return list_images(data, drawn, classes, share, latents=latents)
 
 
-def open_pairs(data, split, files, kept):
-    """The pairs of a split that a file lists: by their column split, or of two `kept` images."""
-    if files.pair_splits is None:
-        chosen = kept[files.pairs[:, :2]].all(axis=1)
-    else:
-        readable = (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
-        chosen = readable & (files.pair_splits == SPLITS.index(split))
-    pairs = files.pairs[chosen]
+def open_pairs(data, split, files):
+    """The pairs of a split of a list."""
+    splits, usable = assign_splits(data), (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
+    pairs = files.pairs[usable if splits is None else splits == SPLITS.index(split)]
+    dropped = int((~usable if splits is None else splits < 0).sum())
     same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
-    counts = f"{split} has {same} pairs of the same and {different} different"
     if not (same and different):
-        text = f"{counts}: too few; more lines, or a column split, are needed"
-        raise bad_set(data.path, text)
-    if files.pair_splits is None and data.split == "disjoint":
-        text = "pairs of images that the hash puts into two splits are left out"
-        print(f"warning: {counts}; {text}", file=sys.stderr)
+        text = f"{split} has {same} pairs of the same and {different} different: too few"
+        text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
+        remedy = "more lines, or a column split (train, validation, test), are needed"
+        if files.pair_splits is not None:
+            remedy = f"more lines whose split is {split} are needed"
+        raise bad_set(data.path, f"{text}; {remedy}")
     order = np.argsort(pairs[:, 2], kind="stable")
-    return GivenPairs(files.images, pairs[order], data.p_same, files.names)
+    return GivenPairs(files.images, pairs[order], data.p_same, files.names, dropped)
 
 
-def open_classes(data, split, files, kept):
-    """The images of a split that are `kept`, of files in classes."""
-    if data.split == "classes":
-        if len(files.class_names) < 6:
-            text = f"{len(files.class_names)} classes; data.split=classes takes six, two a split"
-            raise bad_set(data.path, text)
-        kept = kept & np.isin(files.classes, class_split(len(files.class_names), split))
-    counts = np.bincount(files.classes[kept], minlength=len(files.class_names))
-    usable = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
+def open_classes(data, split, files):
+    """The images of a split, of files in classes: of those classes that have two there or more."""
+    kept, counts = count_classes(data, files, split)
     if (counts > 1).sum() < 2:
-        text = f"{usable}; pairs of same and different take two such classes"
+        text = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
+        text += "; pairs of same and different take two such classes"
+        usable = np.bincount(files.classes[files.classes >= 0]) > 1
+        if data.split == "disjoint" and files.image_splits is None and usable.sum() >= 6:
+            text += ": data.split=classes, which leaves each class whole, would do"
+        else:
+            text += ": more images are needed"
         raise bad_set(data.path, text)
-    if (counts == 1).any():
-        print(f"warning: {usable}; the others are left out of it", file=sys.stderr)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
     classes = files.classes[rows]
@@ -419,15 +415,12 @@ def class_split(count, split):
     return np.sort(parts.get(split, order[2 * share :]))
 
 
-def in_split(data, split, shown, split_hash=None):
-    """Which images belong to a split: bool [n].
+def in_split(data, split, shown):
+    """Which images of shapes belong to a split: bool [n].
 
-    Where splits are disjoint the split hash decides, a hash of the pixels: equal images are in the
-    same split, however they came about. It is computed where it is not given.
+    Where splits are disjoint a hash of the pixels decides: equal images are in the same split,
+    however they came about.
     """
     if data.split != "disjoint":
         return np.ones(len(shown), bool)
-    if split_hash is None:
-        split_hash = images.hash_pixels(shown)
-    bounds = np.cumsum((0, *SHARES))[SPLITS.index(split) :][:2]
-    return (bounds[0] <= split_hash) & (split_hash < bounds[1])
+    return by_hash(images.hash_pixels(shown)) == SPLITS.index(split)

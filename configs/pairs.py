@@ -1,11 +1,16 @@
-"""Pairs that a CSV file lists, as verification data sets do: columns image1, image2, label.
+"""Pairs that a file lists, as verification data sets do.
 
     python train.py --config=configs/pairs.py --config.data.path=pairs.csv
 
-The label is 1 for "same" and 0 for "different". Image paths are relative to the CSV file. A fourth
-column, split, may say train, validation or test. Without it a hash of the pixels puts each image
-into one split. Then a pair of images from two splits cannot be used: about a third of all pairs is
-lost, and validation and test keep about 1 % each. So give the column if you can.
+A CSV file has the columns image1, image2 and label, which is 1 for "same" and 0 for "different".
+Image paths are relative to the file. A fourth column, split, may say train, validation or test.
+Without it no image is in two splits: pairs that are connected by common images stay together, and
+each such group is in one split. Where one group has nearly all pairs, it is cut: then about a third
+of the pairs, which join images of two splits, is left out, and validation and test keep about 1 %
+each. The first lines that are printed say so. Give the column then.
+
+The pairs.txt of "Labeled Faces in the Wild" is read as it is, beside the folder of its images. Of
+its ten folds the last is the test, the one before the validation.
 """
 
 from configs import default

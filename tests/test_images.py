@@ -1,4 +1,3 @@
-import csv
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,12 +16,6 @@ from decoding import Form, form_of, read_image
 from errors import UserError
 from listings import SPLITS
 from spaces import open_split
-
-
-def write_pairs(path, rows, header=("image1", "image2", "label")):
-    with open(path, "w", newline="") as file:
-        csv.writer(file).writerows([header, *rows])
-    return path
 
 
 def config_of(source, path, **changes):
@@ -96,79 +89,6 @@ def test_classes_can_be_kept_apart(photos):
     config = config_of("folder", photos, split="classes")
     parts = [set(open_split(config.data, s).class_ids) for s in SPLITS]
     assert [len(part) for part in parts] == [2, 2, 2] and set.union(*parts) == set(range(6))
-
-
-def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
-    names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
-    rows = [
-        (names[i], names[(7 * i + k) % 60], str((i + k) % 3 == 0).lower(), split)
-        for i in range(60)
-        for k, split in enumerate(("train", "train", "validation", "test"))
-    ]
-    path = write_pairs(photos / "split.csv", rows, ("image1", "image2", "label", "split"))
-    config = config_of("pairs", path, p_same=0.0)
-    index = {}
-    for name in names:
-        image = Image.open(photos / name).convert("L").resize((32, 32), Image.Resampling.BILINEAR)
-        index[np.asarray(image).tobytes()] = name
-    for split in SPLITS:
-        listed = {(a, b): float(c == "true") for a, b, c, s in rows if s == split}
-        config.batch_size = 2000
-        image1, image2, label, _ = data.make_batch(config, split, 3)
-        drawn = [[index[x.tobytes()] for x in both] for both in (image1, image2)]
-        found = dict(zip(zip(*drawn, strict=True), label.tolist(), strict=True))
-        assert found == listed
-        pairs = data.enumerate_pairs(config.data, split, 10**6)
-        assert len(pairs.first) == len(listed)
-        assert pairs.weight == pytest.approx(1 / len(listed))
-        assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
-
-
-def test_every_word_for_a_label_is_read_in_any_case(photos):
-    words = [("1", 1), ("Same", 1), ("TRUE", 1), ("0", 0), ("different", 0), ("False", 0)]
-    names = [f"class0/{i}.png" for i in range(7)]
-    rows = [(names[i], names[i + 1], word) for i, (word, _) in enumerate(words)]
-    files = load(config_of("pairs", write_pairs(photos / "words.csv", rows)))
-    assert files.pairs.tolist() == [[i, i + 1, label] for i, (_, label) in enumerate(words)]
-
-
-def test_given_pairs_of_an_image_that_cannot_be_read_are_left_out(photos, tmp_path):
-    (tmp_path / "bad.png").touch()
-    good = [str(photos / f"class{k}" / "0.png") for k in range(3)]
-    rows = [(good[0], good[1], 0), (good[1], good[2], 1), ("bad.png", good[2], 1)]
-    rows = [(*row, split) for row in rows for split in SPLITS]
-    path = write_pairs(tmp_path / "pairs.csv", rows, ("image1", "image2", "label", "split"))
-    config = config_of("pairs", path)
-    names = load(config).names
-    pairs = open_split(config.data, "train").pairs
-    assert [[names[i] for i in pair[:2]] for pair in pairs] == [good[:2], good[1:]]
-
-
-def test_a_list_without_splits_is_divided_by_images(photos, capsys):
-    names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 20, 2)]
-    rows = [(a, b, int(a[:6] == b[:6])) for a in names for b in names[::3]]
-    config = config_of("pairs", write_pairs(photos / "all.csv", rows), p_same=0.0)
-    used = [set(open_split(config.data, s).pairs[:, :2].ravel()) for s in SPLITS]
-    assert all(used) and not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
-    warnings = capsys.readouterr().err.splitlines()
-    for split, warning in zip(SPLITS, warnings, strict=True):
-        labels = open_split(config.data, split).pairs[:, 2]
-        counts = f"{split} has {labels.sum()} pairs of the same and {(labels == 0).sum()} different"
-        assert warning.startswith(f"warning: {counts}; pairs of images that the hash puts into two")
-
-
-def test_a_class_with_one_image_in_a_split_is_left_out_of_it(tmp_path, capsys):
-    for k in range(3):
-        (tmp_path / f"c{k}").mkdir()
-        for i in range(3):
-            photo(np.random.default_rng(i), k / 2).save(tmp_path / f"c{k}" / f"{i}.png")
-    for i in range(2):
-        (tmp_path / "c1" / f"{i}.png").write_text("not an image")
-    space = open_split(config_of("folder", tmp_path, split="shared").data, "train")
-    assert space.class_ids.tolist() == [0, 2] and len(space.rows) == 6
-    warning = capsys.readouterr().err.splitlines()[1]
-    text = "2 of 3 classes have two images or more in train; the others are left out of it"
-    assert warning == f"warning: {text}"
 
 
 def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
@@ -264,46 +184,6 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
     photo(np.random.default_rng(9), 0).save(root / "single" / "0.png")
     assert "class single has one image" in refusal(folder_options(root), tmp_path)
     assert "must be a folder" in refusal(folder_options(tmp_path / "none"), tmp_path)
-
-
-@pytest.mark.parametrize(
-    "rows, header, text",
-    [
-        ([], ("image1", "image2"), "lacks the column label"),
-        ([], ("image1", "image2", "label"), "no pairs there"),
-        ([("a.png", "b.png", "maybe")], ("image1", "image2", "label"), "line 2: label 'maybe'"),
-        (
-            [("a.png", "b.png", 1)],
-            ("image1", "image2", "label"),
-            "train has 0 pairs of the same and 0 different: too few",
-        ),
-        ([("a.png", "", 1)], ("image1", "image2", "label"), "line 2: the name of an image"),
-        ([("a.png",)], ("image1", "image2", "label"), "line 2: label ''"),
-        ([], (), "lacks the column"),
-        (
-            [("class0/0.png", "class0/2.png", 1, "dev")],
-            ("image1", "image2", "label", "split"),
-            "line 2: split 'dev'",
-        ),
-        (
-            [("class0/0.png", f"class{k}/4.png", 1 - k, "train ") for k in (0, 1)],
-            ("image1", "image2", "label", "split"),
-            "validation has 0 pairs of the same and 0 different: too few",
-        ),
-    ],
-)
-def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
-    path = write_pairs(photos / "bad.csv", rows, header)
-    images.load_set.cache_clear()
-    with pytest.raises(UserError) as raised:
-        data.check_splits(config_of("pairs", path, p_same=0.0))
-    assert str(raised.value).startswith(f"data.path={path}: {text}")
-
-
-def test_a_list_of_pairs_must_be_a_file(tmp_path):
-    for path in (tmp_path, tmp_path / "none.csv"):
-        with pytest.raises(UserError, match=r"^data.path=.*: must be a CSV file with data.source"):
-            data.check_splits(config_of("pairs", path))
 
 
 def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monkeypatch):

@@ -1,0 +1,386 @@
+import gzip
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+import data
+import images
+import spaces
+import splits
+from configs import default
+from errors import UserError
+from listings import SPLITS
+from spaces import open_split
+from splits import assign_splits, split_facts
+
+TRAIN, VALIDATION, TEST = range(3)
+
+
+@pytest.fixture
+def give(monkeypatch):
+    """give(files, **changes of config.data) -> config.data, of a set that is these Files."""
+
+    def give(files, **changes):
+        for function in (splits.assign, spaces.open_frozen):
+            function.cache_clear()
+        monkeypatch.setattr(images, "load", lambda _: files)
+        config = default.get_config().data
+        given = {"path": "given", "split": "disjoint", "p_same": 0.5}
+        config.update({"source": "folder" if files.pairs is None else "pairs"} | given | changes)
+        return config
+
+    yield give
+    for function in (splits.assign, spaces.open_frozen):
+        function.cache_clear()
+
+
+def folder(classes, names=None, seed=0, image_splits=None):
+    """Files of one pixel, in classes."""
+    classes = np.array(classes)
+    names = tuple(names or (f"class{k}" for k in range(classes.max() + 1)))
+    hashes, own = np.random.default_rng(seed).random(len(classes)), image_splits
+    paths = np.array([f"{names[k]}/{i}.png" for i, k in enumerate(classes)])
+    own = own if own is None else np.array(own, np.int8)
+    pixels = np.zeros((len(classes), 1, 1, 1), np.uint8)
+    return images.Files(pixels, paths, classes, names, hashes, own, None, None, ())
+
+
+def listed(pairs, names=None, hashes=None, pair_splits=None):
+    """Files of a list of pairs."""
+    pairs = np.array(pairs)
+    count = pairs[:, :2].max() + 1
+    names = np.array([f"{i:05d}.png" for i in range(count)]) if names is None else names
+    hashes = np.random.default_rng(1).random(count) if hashes is None else hashes
+    given = np.zeros((count, 1, 1, 1), np.uint8), names, np.arange(count), tuple(names), hashes
+    return images.Files(*given, None, pairs, pair_splits, ())
+
+
+def fingerprint(workdir, images=None, classes=None, pairs=None):
+    workdir.mkdir(exist_ok=True)
+    images = {name: [[1, 2], "0", split] for name, split in (images or {}).items()}
+    with gzip.open(workdir / "data.json.gz", "wt") as file:
+        json.dump({"images": images, "classes": classes or {}, "pairs": pairs}, file)
+    return str(workdir)
+
+
+def literal_hash(name):
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) / 2**53
+
+
+def literal_split(number):
+    return TRAIN if number < 0.8 else VALIDATION if number < 0.8 + 0.1 else TEST
+
+
+def test_pixels_or_the_name_of_the_class_decide_and_nothing_else_does(give):
+    files = folder(np.repeat(range(100), 3))
+    by_pixels = [literal_split(number) for number in files.split_hash]
+    assert assign_splits(give(files)).tolist() == by_pixels
+    assert splits.by_hash([0.0, 0.8, 0.8 + 0.1]).tolist() == [TRAIN, VALIDATION, TEST]
+    counts = ", ".join(f"{by_pixels.count(k)} {split}" for k, split in enumerate(SPLITS))
+    assert split_facts(give(files))[0] == f"images are split by data.split=disjoint: {counts}"
+    by_name = np.array([literal_split(literal_hash(name)) for name in files.class_names])
+    assert min(np.bincount(by_name)) >= 2
+    found = assign_splits(give(files, split="classes"))
+    assert found.tolist() == by_name[files.classes].tolist()
+    assert assign_splits(give(files, split="shared")) is None
+    assert assign_splits(default.get_config().data) is None  # drawn shapes
+
+
+def test_an_added_class_moves_no_other(give):
+    names = [f"person{k:03d}" for k in range(0, 120, 2)]
+    before = assign_splits(give(folder(np.repeat(range(60), 2), names), split="classes"))
+    more = [*names[:30], "person001", "another", *names[30:]]
+    after = assign_splits(give(folder(np.repeat(range(62), 2), more), split="classes"))
+    assert after.tolist() == [*before[:60], *after[60:64], *before[60:]]
+
+
+def test_a_split_of_too_few_classes_takes_those_nearest_to_its_bounds(give, monkeypatch):
+    hashes = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.4, "e": 0.5, "f": 0.85}
+    monkeypatch.setattr(splits, "hash_name", hashes.get)
+    asked = give(folder(np.repeat(range(6), 2), hashes), split="classes")
+    expected = {"a": 0, "b": 0, "e": 1, "f": 1, "c": 2, "d": 2}
+    assert assign_splits(asked)[::2].tolist() == [expected[name] for name in hashes]
+    text = "3 classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
+    assert split_facts(asked)[1:] == (f"{text}: e (validation), d (test), c (test)",)
+    hashes["g"] = 0.79  # of one image: it is in no pair of the same, and moves nothing
+    asked = give(folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], hashes), split="classes")
+    assert assign_splits(asked)[:-1:2].tolist() == [expected[name] for name in list(hashes)[:6]]
+    assert assign_splits(asked)[-1] == TRAIN
+    facts = split_facts(asked)
+    assert facts[2:] == (
+        "1 of 7 classes have fewer than two images in train and are left out of it: g",
+    )
+
+
+def test_classes_of_a_set_with_a_test_are_divided_between_the_others(give, monkeypatch):
+    hashes = {"a": 0.91, "b": 0.96, "c": 0.97, "d": 0.98, "e": 0.99}  # those of the test
+    monkeypatch.setattr(splits, "hash_name", hashes.get)
+    files = folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4], hashes, image_splits=[0] * 8 + [2] * 2)
+    assert assign_splits(give(files, split="classes"))[::2].tolist() == [1, 1, 0, 0, 2]
+
+
+@pytest.mark.parametrize("case", range(40))
+def test_six_classes_are_always_enough(case, give):
+    random = np.random.default_rng(case)
+    names = [f"{case} {k}" for k in range(random.integers(6, 20))]
+    asked = give(folder(np.repeat(range(len(names)), 2), names), split="classes")
+    found = assign_splits(asked)[::2]
+    assert np.bincount(found, minlength=3).min() >= 2
+    by_name = [literal_split(literal_hash(name)) for name in names]
+    moved = (found != by_name).sum()
+    assert any(fact.startswith(f"{moved} classes, nearest") for fact in split_facts(asked)) == (
+        moved > 0
+    )
+    for split in SPLITS:
+        data.open_split(asked, split)
+
+
+def test_too_few_classes_or_images_are_refused_with_what_would_do(give, capsys):
+    five = folder(np.repeat(range(6), [2, 2, 2, 2, 2, 1]))
+    with pytest.raises(UserError) as raised:
+        assign_splits(give(five, split="classes"))
+    text = "5 classes of two images or more; data.split=classes takes six, two a split"
+    assert str(raised.value) == f"data.path=given: {text}: add classes, or say data.split=disjoint"
+    with pytest.raises(UserError, match=r"take two such classes: more images are needed$"):
+        open_split(give(folder(np.repeat(range(5), 2))), "validation")
+    small = folder(np.repeat(range(40), 2))  # of images: no split but train has two of a class
+    small = small._replace(split_hash=np.tile([0.1, 0.85], 40))
+    text = "0 of 40 classes have two images or more in validation; pairs of same and different "
+    text += "take two such classes: data.split=classes, which leaves each class whole, would do"
+    with pytest.raises(UserError) as raised:
+        open_split(give(small), "validation")
+    assert str(raised.value) == f"data.path=given: {text}"
+    for split in SPLITS:
+        open_split(give(small, split="classes"), split)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_cannot_be_read_is_in_no_split(give):
+    files = folder(np.repeat(range(10), 10))
+    files.classes[[3, 50]] = -1
+    for split in ("disjoint", "classes"):
+        assert np.flatnonzero(assign_splits(give(files, split=split)) < 0).tolist() == [3, 50]
+
+
+def test_classes_of_one_image_in_a_split_are_said_once_each(give):
+    files = folder(np.repeat(range(9), 5))
+    files = files._replace(split_hash=np.tile([0.1, 0.2, 0.85, 0.86, 0.95], 9))
+    files.split_hash[4::5][:3] = 0.1  # none in the test
+    text = "9 of 9 classes have fewer than two images in test and are left out of it"
+    named = ", ".join(f"class{k}" for k in range(5))
+    assert split_facts(give(files))[1:] == (f"{text}: {named}, ...",)
+    files.classes[:4] = -1
+    text = "1 of 9 classes have fewer than two images in every split and are left out of it"
+    assert split_facts(give(files, split="shared")) == (f"{text}: class0",)
+    space = open_split(give(files, split="shared"), "train")
+    assert space.class_ids.tolist() == [*range(1, 9)] and len(space.rows) == 40
+
+
+@pytest.mark.parametrize("missing", [(1,), (2,), (1, 2)])
+@pytest.mark.parametrize("split", ["shared", "disjoint", "classes"])
+def test_a_split_that_a_set_does_not_name_is_made_of_train(give, split, missing):
+    own = [s for s in (TRAIN, *{VALIDATION, TEST} - {*missing}) for _ in range(400)]
+    files = folder(np.tile(np.repeat(range(100), 4), len(own) // 400), image_splits=own)
+    files = files if len(missing) == 1 else files._replace(image_splits=np.array([0] * 400))
+    numbers = files.split_hash
+    if split == "classes":
+        numbers = [literal_hash(files.class_names[k]) for k in files.classes]
+    expected = [
+        made if one == TRAIN and (made := literal_split(number)) in missing else one
+        for one, number in zip(own, numbers, strict=True)
+    ]
+    if len(missing) == 2 and split == "shared":
+        expected = None  # only train is named: none is given
+    found = assign_splits(give(files, split=split))
+    assert (found if found is None else found.tolist()) == expected
+    if len(missing) == 1:
+        text = "images are split by the set itself (data.split moves none); "
+        what = "class's name" if split == "classes" else "pixels"
+        text += f"{SPLITS[missing[0]]} is a tenth of train, by a hash of the {what}: "
+        assert split_facts(give(files, split=split))[0].startswith(text)
+
+
+def test_the_splits_of_a_set_come_before_those_of_the_config(give):
+    own = np.random.default_rng(0).integers(0, 3, 300)
+    files = folder(np.repeat(range(10), 30), image_splits=own)
+    for split in ("shared", "disjoint", "classes"):
+        asked = give(files, split=split)
+        assert assign_splits(asked).tolist() == own.tolist()
+        rows = open_split(asked, "test").rows
+        assert sorted(rows) == np.flatnonzero(own == TEST).tolist()
+    files = files._replace(image_splits=np.full(300, TEST))  # no train: it cannot be learnt from
+    assert assign_splits(give(files)).tolist() == [literal_split(h) for h in files.split_hash]
+
+
+def test_a_run_keeps_its_images_and_classes_where_they_were(give, tmp_path):
+    names = [f"c{k}" for k in range(40)]
+    files = folder(np.repeat(range(40), 3), names)
+    tests = [n for n in names if literal_split(literal_hash(n)) == TEST]
+    known = {n: SPLITS[literal_split(literal_hash(n))] for n in names[:-1]} | {tests[0]: "train"}
+    assert tests[0] != names[-1]
+    run = fingerprint(tmp_path / "run", classes=known)
+    found = assign_splits(give(files, split="classes", splits_of=run))[::3]
+    expected = [literal_split(literal_hash(n)) for n in names]
+    expected[names.index(tests[0])] = TRAIN
+    assert found.tolist() == expected
+    run = fingerprint(tmp_path / "run", images={files.names[7]: "test", files.names[8]: None})
+    expected = [literal_split(number) for number in files.split_hash]
+    assert expected[7] != TEST
+    expected[7] = TEST
+    asked = give(files, splits_of=run)
+    assert assign_splits(asked).tolist() == expected
+    assert split_facts(asked)[0].endswith(f"; 1 of them keep the split that they had in {run}")
+
+
+def test_a_class_that_a_run_trained_on_is_not_taken_for_a_poor_split(give, tmp_path, monkeypatch):
+    hashes = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.7, "e": 0.85, "f": 0.86, "g": 0.95, "h": 0.4}
+    monkeypatch.setattr(splits, "hash_name", hashes.get)
+    known = dict.fromkeys("abcd", "train") | dict.fromkeys("ef", "validation") | {"g": "test"}
+    run = fingerprint(tmp_path / "run", classes=known | {"removed": "test"})
+    files = folder(np.repeat(range(8), 2), hashes)
+    found = assign_splits(give(files, split="classes", splits_of=run))[::2]
+    assert found.tolist() == [
+        0,
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+    ]  # d is nearer than h, which is new
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"[1]")])
+def test_a_run_without_a_fingerprint_is_refused(give, tmp_path, content):
+    if content is not None:
+        (tmp_path / "data.json.gz").write_bytes(content)
+    with pytest.raises(UserError, match=rf"^data.splits_of={tmp_path}: data.json.gz is missing"):
+        assign_splits(give(folder(np.repeat(range(6), 9)), splits_of=str(tmp_path)))
+
+
+def people(count, random):
+    """Pairs of groups of images that have none in common, of one to nine pairs of both kinds."""
+    pairs, first = [], 0
+    for _ in range(count):
+        size = int(random.integers(3, 6))
+        every = [(first + i, first + j) for i in range(size) for j in range(i)]
+        chain = [(first + i, first + i + 1) for i in range(size - 1)]
+        more = [every[i] for i in random.integers(0, len(every), random.integers(0, 6))]
+        pairs += [(*pair, int(random.integers(2))) for pair in chain + more]
+        first += size
+    return np.array(pairs)
+
+
+def shares(found, pairs, label):
+    return np.bincount(found[pairs[:, 2] == label], minlength=3) / (pairs[:, 2] == label).sum()
+
+
+@pytest.mark.parametrize("count", [30, 300])
+def test_groups_of_pairs_are_dealt_whole_and_by_their_shares(give, count):
+    files = listed(people(count, np.random.default_rng(count)))
+    asked = give(files)
+    found = assign_splits(asked)
+    assert (found >= 0).all()
+    used = [{*files.pairs[found == split, :2].ravel()} for split in range(3)]
+    assert not used[0] & used[1] and not used[0] & used[2] and not used[1] & used[2]
+    for label in (0, 1):
+        assert shares(found, files.pairs, label) == pytest.approx([0.8, 0.1, 0.1], abs=1 / count)
+    counts = ", ".join(f"{n:,} {s}" for n, s in zip(np.bincount(found), SPLITS, strict=True))
+    assert split_facts(asked) == (f"pairs are split by connected groups of images: {counts}",)
+    for split in SPLITS:
+        assert open_split(asked, split).dropped == 0
+
+
+def test_neither_the_order_of_lines_and_images_nor_the_size_of_images_matters(give):
+    random = np.random.default_rng(5)
+    files = listed(people(60, random))
+    found = assign_splits(give(files))
+    order = random.permutation(len(files.pairs))
+    turned = files._replace(pairs=files.pairs[order][:, [1, 0, 2]])
+    turned = turned._replace(split_hash=random.random(len(files.names)))  # of another image_size
+    assert assign_splits(give(turned)).tolist() == found[order].tolist()
+
+
+def test_images_of_equal_pixels_are_in_one_split(give):
+    pairs = np.array([(2 * i, 2 * i + 1, i % 2) for i in range(200)])
+    hashes = np.random.default_rng(0).random(400)
+    hashes[1:-1:4] = hashes[2:-1:4]  # the second image of each other pair is the next pair's first
+    found = assign_splits(give(listed(pairs, hashes=hashes)))
+    assert (found >= 0).all() and (found[::2] == found[1::2]).all()
+    alone = assign_splits(give(listed(pairs)))
+    assert (alone[::2] != alone[1::2]).any()
+
+
+def test_one_piece_is_cut_by_the_pixels_and_what_is_lost_is_counted(give):
+    random = np.random.default_rng(0)
+    pairs = np.concatenate(
+        [random.integers(0, 200, (1500, 2)), random.integers(0, 2, (1500, 1))], 1
+    )
+    files = listed(pairs)
+    side = np.array([literal_split(number) for number in files.split_hash])[pairs[:, :2]]
+    expected = np.where(side[:, 0] == side[:, 1], side[:, 0], -1)
+    asked = give(files, p_same=0.0)
+    assert assign_splits(asked).tolist() == expected.tolist()
+    lost = int((expected < 0).sum())
+    text = f"{lost} of 1,500 pairs join images of two splits and are left out, "
+    text += "for a group had to be cut; a column split (train, validation, test) would keep them"
+    assert lost > 400 and split_facts(asked)[1:] == (text,)
+    config = default.get_config()
+    config.data = asked
+    for given in (data.enumerate_pairs(asked, "test", 10**6), data.sample_pairs(config, "test", 9)):
+        assert given.dropped == lost
+
+
+def test_the_largest_piece_alone_is_cut_where_a_split_lacks_a_kind(give):
+    random = np.random.default_rng(0)
+    ring = [(i, int(random.integers(100)), i % 2) for i in range(100) for _ in range(15)]
+    far = [(100 + i, 110 + i, 1) for i in range(9)]  # small pieces, all of the same
+    files = listed([*ring, *far])
+    found = assign_splits(give(files))
+    assert (found[1500:] >= 0).all()
+    assert {*found[1500:]} <= {VALIDATION, TEST}  # which are poor in pairs of the same
+    assert all((found[:1500] == split).any() for split in range(3))
+
+
+def test_a_list_keeps_its_own_splits_or_has_none_where_all_are_shared(give):
+    pairs = people(20, np.random.default_rng(0))
+    own = np.random.default_rng(1).integers(0, 3, len(pairs)).astype(np.int8)
+    for split in ("shared", "disjoint"):
+        files = listed(pairs, pair_splits=own)
+        files.classes[pairs[4, 0]] = -1
+        asked = give(files, split=split)
+        bad = (pairs[:, :2] == pairs[4, 0]).any(axis=1)
+        assert assign_splits(asked).tolist() == np.where(bad, -1, own).tolist()
+        text = f"{bad.sum()} of {len(pairs)} pairs have an image that cannot be read"
+        assert split_facts(asked)[1:] == (f"{text} and are left out",)
+        assert open_split(asked, "train").dropped == bad.sum()
+    asked = give(files._replace(pair_splits=None), split="shared")
+    assert assign_splits(asked) is None
+    assert len(open_split(asked, "test").pairs) == (~bad).sum()
+    assert open_split(asked, "test").dropped == bad.sum()
+
+
+def test_a_run_keeps_its_pairs_and_what_is_connected_with_them(give, tmp_path):
+    files = listed(people(50, np.random.default_rng(3)))
+    before = assign_splits(give(files))
+    other = (before + 1) % 3  # not what is dealt
+    names = ["\t".join(files.names[pair[:2]]) for pair in files.pairs]
+    known = {name: SPLITS[k] for name, k in zip(names, other, strict=True)}
+    run = fingerprint(tmp_path / "run", pairs=known)
+    assert assign_splits(give(files, splits_of=run)).tolist() == other.tolist()
+    used = {*files.pairs[other == TEST, :2].ravel()}
+    one, two = next(iter(used)), files.pairs[other == TRAIN, 0][0]
+    count = len(files.names)
+    more = [(one, count, 1), (count, count + 1, 0), (count + 2, count + 3, 1), (one, two, 0)]
+    grown = listed([*files.pairs, *more])
+    found = assign_splits(give(grown, splits_of=run))
+    assert found[: len(other)].tolist() == other.tolist()
+    joined = literal_split(grown.split_hash[count])  # one of a piece that is in two splits now
+    assert found[len(other)] == (TEST if joined == TEST else -1)
+    assert found[len(other) + 2] >= 0 and found[len(other) + 3] == -1
+    without = assign_splits(give(listed([*files.pairs, *more[:3]]), splits_of=run))
+    assert without[len(other) : len(other) + 2].tolist() == [TEST, TEST]
