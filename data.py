@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+import fingerprint
 import images
 from errors import UserError
 from listings import SPLITS
-from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
+from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids, split_facts
 
 
 class Batch(NamedTuple):
@@ -97,15 +98,21 @@ def class_names(data, class_ids):
     return np.array(images.load(data).class_names)[class_ids]
 
 
-def check_splits(config):
-    """Opens each split; raises UserError where no pairs can be made of its images."""
-    data, path = config.data, Path(config.data.path[:4096])
+def check_path(data):
+    """Raises UserError where data.path is not of the kind that data.source reads."""
+    path = Path(data.path[:4096])
     if data.source == "folder" and not path.is_dir():
         raise UserError(f"data.path={path}: must be a folder of classes with data.source=folder")
     if data.source == "pairs" and not path.is_file():
         raise UserError(
             f"data.path={path}: must be a CSV file or a pairs.txt with data.source=pairs"
         )
+
+
+def check_splits(config):
+    """Opens each split; raises UserError where no pairs can be made of its images."""
+    data = config.data
+    check_path(data)
     for split in SPLITS:
         space = open_split(data, split)
         if isinstance(space, DrawnImages):
@@ -135,3 +142,11 @@ def prefetch(function, items, workers=2):
             yield pending.popleft().result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def describe(config):
+    """What was understood of a set of files, and what was left out: list of str, a line each."""
+    if config.data.source == "shapes":
+        return []
+    facts = [*images.load(config.data).facts, *split_facts(config.data)]
+    return facts + fingerprint.news(config.data)

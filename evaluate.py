@@ -6,6 +6,7 @@
     python evaluate.py --images=a.png,b.png                  # the same or not?
     python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
     python evaluate.py --robustness                          # which nuisance breaks it
+    python evaluate.py --workdir=runs/folder --data=new/photos   # the files have moved
 
 "Same" is the positive class.
 """
@@ -17,6 +18,7 @@ import csv
 import importlib
 import json
 import math
+import os
 import re
 import signal
 import sys
@@ -35,6 +37,7 @@ from tqdm import tqdm
 import command_line
 import curves
 import data
+import fingerprint
 import hosts
 import images
 import robustness
@@ -57,6 +60,7 @@ def define_flags():
     flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
     flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
                         "far:RATE: fitted on validation and kept.")  # fmt: skip
+    flags.DEFINE_string("data", None, "Where the run's files are now, if they have moved.")
     flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
     flags.DEFINE_bool("robustness", False, "Which nuisance breaks it: one more at each step.")
     runtime.define_flags()
@@ -96,6 +100,10 @@ def read_command(options):
     if len(workdirs) > 1 and (options.images or options.robustness or options.threshold):
         text = "--images, --robustness and --threshold are about one run"
         raise UserError(f"{text}: name one --workdir")
+    fits = options.threshold == "accuracy" or (options.threshold or "").startswith("far:")
+    needs_data = fits or not (options.images or options.robustness)
+    if options.data is not None and not needs_data:
+        raise UserError("--data: --images and --robustness read no data: leave it out")
     runs = [(settings.load_config(workdir), workdir) for workdir in workdirs]
     for folder in workdirs + ([workdirs[0].parent] if len(workdirs) > 1 else []):
         settings.check_writable(folder, f"--workdir={folder}")
@@ -104,10 +112,35 @@ def read_command(options):
     asked["images"] = options.images and images.open_images(options.images, form_of(first))
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
         raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
-    if not (options.images or options.robustness):
-        for config, _ in runs:
-            data.check_splits(config)
+    for run in runs if needs_data else ():
+        find_data(*run, options.data)
     return runs, SimpleNamespace(**asked)
+
+
+def find_data(config, workdir, moved):
+    """Sets in config.data where the files of a run are now, and that they keep their splits.
+
+    moved: the option --data, or None. Warns of what has changed since training; raises UserError
+    where the data cannot be evaluated.
+    """
+    if config.data.source != "shapes":
+        path = config.data.path if moved is None else moved
+        named = config.data.source == "tfds" and not os.path.isabs(path)  # in TensorFlow's folder
+        if not (named or os.path.exists(path)):
+            text = f"--workdir={workdir}: its images are not at {path}"
+            raise UserError(f"{text}: name where they are now with --data=PATH")
+        config.data.path = os.path.abspath(path) if os.path.exists(path) else path
+        if fingerprint.read(workdir) is None:
+            text = "trained without a fingerprint of its data, so changes of them are not noticed"
+            print(f"warning: --workdir={workdir}: {text}", file=sys.stderr)
+        else:
+            config.data.splits_of = str(workdir)
+            data.check_path(config.data)
+            for line in fingerprint.news(config.data):
+                print(f"warning: {line}", file=sys.stderr)
+    elif moved is not None:
+        raise UserError(f"--data={moved}: {workdir} draws its images, it reads no files")
+    data.check_splits(config)
 
 
 def check_threshold(rule):
@@ -201,8 +234,9 @@ def compare_runs(runs, which, split):
     for config, workdir in runs:
         model = create_model(config)
         scoring.load_variables(config, workdir, model, which)  # fails early if it cannot be read
-        values = settings.flatten(config.to_dict())
-        key = tuple((k, v) for k, v in values.items() if k not in ("seed", *settings.NEUTRAL))
+        values = settings.flatten(config.to_dict() | {"data": which_data(config, workdir)})
+        free = {"seed", *settings.NEUTRAL} - {"data.path"}
+        key = tuple((k, v) for k, v in values.items() if k not in free)
         rows.setdefault(key, []).append((config, workdir))
     table = []
     for row in rows.values():
@@ -219,11 +253,16 @@ def compare_runs(runs, which, split):
         print(difference(firsts[0], run, which, split))
 
 
+def which_data(config, workdir):
+    """config.data as a dict; of files their fingerprint instead of their place, if there is one."""
+    kept, values = fingerprint.read(workdir), config.data.to_dict()
+    return values | {"path": fingerprint.identity(kept), "splits_of": ""} if kept else values
+
+
 def difference(run1, run2, which, split):
     """McNemar's test of two runs (config, workdir) on the same drawn pairs, as one line."""
-    (config1, workdir1), (config2, workdir2) = run1, run2
-    name1, name2 = workdir1.name, workdir2.name
-    if config1.data.to_dict() != config2.data.to_dict():
+    config1, name1, name2 = run1[0], run1[1].name, run2[1].name
+    if which_data(*run1) != which_data(*run2):
         return f"{name1} and {name2} have different data: no test of their difference"
     pairs, right = data.sample_pairs(config1, split, config1.eval.num_pairs), []
     for config, workdir in (run1, run2):

@@ -23,6 +23,7 @@ from jax import export
 from scipy.special import expit
 
 import command_line
+import fingerprint
 import runtime
 import settings
 from scoring import load_run
@@ -56,6 +57,7 @@ def write_export(config, workdir, which, for_numpy):
     """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
     model, step, variables, threshold = load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
+    kept = fingerprint.read(workdir)
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
         "embeddings": None,
@@ -64,6 +66,7 @@ def write_export(config, workdir, which, for_numpy):
         "platforms": PLATFORMS,
         "jax": jax.__version__,
         "step": step,
+        "trained_on": kept and fingerprint.summarize(kept),
         "config": config.to_dict(),
     }
     folder = workdir / "export"

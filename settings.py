@@ -28,6 +28,7 @@ MOST |= {"model.width": 4096, "model.head_features": 2**16}
 # A resumed run may change these keys: the trained parameters do not depend on them.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
 NEUTRAL += ("steps_per_execution", "model.pretrained")  # the weights' path, not their checksum
+NEUTRAL += ("data.path", "data.splits_of")  # the run's fingerprint compares the data themselves
 
 
 def named_workdir(name):
@@ -126,7 +127,11 @@ def data_rules(data):
 
 def file_rules(data):
     """The part of `data_rules` for images from files."""
-    yield "data.path", data.path != "", f"named with data.source={data.source}"
+    wanted = {"folder": "the folder of your images", "pairs": "the file that lists your pairs"}
+    wanted = wanted.get(data.source, "the name or folder of a prepared set")
+    yield "data.path", data.path != "", f"{wanted}, with data.source={data.source}"
+    fits = data.split != "shared" or not data.splits_of
+    yield "data.splits_of", fits, "empty with data.split=shared, which has no splits to keep"
     yield "data.channels", data.channels in (1, 3), "1 or 3"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
     fits = data.source != "pairs" or data.split != "classes"
@@ -190,7 +195,7 @@ def accumulated_steps(config):
 def check_workdir(config, workdir):
     """Raises UserError if the folder is not a run's, or its run had another config.
 
-    A data type or checksum that is not resolved yet ("auto", "") agrees with any.
+    What is not resolved yet (model.dtype="auto", a checksum "", data.white=0) agrees with any.
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
@@ -201,7 +206,7 @@ def check_workdir(config, workdir):
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
     changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
-    unresolved = {("model.dtype", "auto")}
+    unresolved = {("model.dtype", "auto"), ("data.white", 0)}
     unresolved |= {("model.pretrained_sha256", "")} if config.model.pretrained else set()
     changed = [key for key in changed if (key, given[key]) not in unresolved]
     if changed:

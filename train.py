@@ -32,7 +32,9 @@ import checkpoint
 import command_line
 import curves
 import data
+import fingerprint
 import hosts
+import images
 import pretrained
 import runtime
 import settings
@@ -71,6 +73,9 @@ def read_command(options):
     named = f"runs/{name}" if options.workdir is None else options.workdir
     workdir = settings.named_workdir(named)
     settings.check_workdir(config, workdir)
+    data.check_path(config.data)
+    if config.data.source != "shapes":
+        config.data.white = config.data.white or images.found_white(config.data)
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir
@@ -150,7 +155,13 @@ def held(config, workdir):
         return
     with settings.lock(workdir):
         settings.check_workdir(config, workdir)  # again: another training may have used it since
+        begun = any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
+        of_files = config.data.source != "shapes"
+        if of_files and begun:
+            fingerprint.check(config.data, workdir)
         settings.save_config(config, workdir)
+        if of_files and not begun:
+            fingerprint.write(config.data, workdir)
         yield
 
 
@@ -274,12 +285,14 @@ def progress_bar(config, step):
 
 
 def introduce(config, workdir, state):
-    """Prints what is trained and from which step; notes the versions."""
+    """Prints what is trained, from which step and on which images; notes the versions."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     print(
         f"{workdir}: {count:,} parameters, {config.model.dtype}, on {len(devices)} x "
         f"{devices[0].device_kind}; {f'resumed at step {step}' if step else 'from the start'}",
+        *data.describe(config),
+        sep="\n  ",
         flush=True,
     )
     if step == config.num_steps:

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from PIL import Image
 import curves
 import data
 import evaluate
+import fingerprint
 import images
 import metrics
 import robustness
@@ -240,6 +242,113 @@ def test_what_cannot_be_compared_is_one_line(scratch_run, options, message, tmp_
     finished = run_fork("evaluate.py", f"--workdir={scratch_run}", *options, cwd=tmp_path)
     assert finished.returncode == 1
     assert message in finished.stderr and finished.stderr.count("\n") == 1
+
+
+class Options(SimpleNamespace):
+    """The options of evaluate.py, as absl has them."""
+
+    def __init__(self, **given):
+        names = ("workdir", "threshold", "data", "images")
+        values = dict.fromkeys(names) | {"step": "best", "split": "test", "robustness": False}
+        super().__init__(**(values | given))
+
+    def __getitem__(self, name):
+        return SimpleNamespace(value=getattr(self, name))
+
+
+def folder_run(root, name, path, seed=0):
+    """The folder of a run on files, without its checkpoints."""
+    workdir = root / name
+    workdir.mkdir()
+    config = tiny_config()
+    config.seed = seed
+    config.data.update({"source": "folder", "path": str(path), "split": "disjoint", "p_same": 0.5})
+    settings.save_config(config, workdir)
+    if path.exists():
+        fingerprint.write(config.data, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of three classes with seventy images each."""
+    root, random = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    for i in range(210):
+        (root / f"class{i % 3}").mkdir(exist_ok=True)
+        pixels = random.integers(0, 256, (8, 8), np.uint8)
+        Image.fromarray(pixels).save(root / f"class{i % 3}" / f"{i}.png")
+    return root
+
+
+def test_files_that_have_moved_are_named_with_an_option(files, tmp_path, capsys):
+    old = shutil.copytree(files, tmp_path / "old")
+    workdir = folder_run(tmp_path, "run", old)
+    new = old.rename(tmp_path / "new")
+    with pytest.raises(UserError) as raised:
+        evaluate.read_command(Options(workdir=[str(workdir)]))
+    text = f"its images are not at {old}: name where they are now with --data=PATH"
+    assert str(raised.value) == f"--workdir={workdir}: {text}"
+    before = (workdir / "config.json").read_bytes()
+    ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)], data=str(new)))
+    assert (config.data.path, config.data.splits_of) == (str(new), str(workdir))
+    assert capsys.readouterr().err == "" and (workdir / "config.json").read_bytes() == before
+
+
+def test_what_has_changed_since_training_is_a_warning_of_an_evaluation(files, tmp_path, capsys):
+    workdir, other = folder_run(tmp_path, "run", files), shutil.copytree(files, tmp_path / "other")
+    name = next(k for k, v in fingerprint.read(workdir)["images"].items() if v[2] == "train")
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / name)
+    (other / "class1" / "1.png").unlink()
+    Image.fromarray(np.full((8, 8), 7, np.uint8)).save(other / "class1" / "more.png")
+    ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)], data=str(other)))
+    changed, added = capsys.readouterr().err.splitlines()
+    assert changed == (
+        f"warning: the data have changed since {workdir} was trained: 1 image added "
+        f"(class1/more.png), 1 image removed (class1/1.png), 1 image changed ({name})"
+    )
+    assert re.match("warning: images added: 1 in (train|validation|test); what was there", added)
+    assert name not in data.enumerate_pairs(config.data, "test", 10**6).names
+
+
+def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path, capsys):
+    workdir = folder_run(tmp_path, "run", files)
+    (workdir / fingerprint.FILE).unlink()
+    ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)]))
+    assert config.data.splits_of == ""
+    assert "trained without a fingerprint of its data" in capsys.readouterr().err
+
+
+def test_images_are_compared_without_the_data_of_the_run(files, tmp_path):
+    workdir = str(folder_run(tmp_path, "run", tmp_path / "gone"))
+    names = [str(path) for path in sorted((files / "class0").iterdir())[:2]]
+    runs, asked = evaluate.read_command(Options(workdir=[workdir], images=names, threshold="0.4"))
+    assert runs[0][0].data.path == str(tmp_path / "gone") and asked.images[0] == names
+    with pytest.raises(UserError, match="--images and --robustness read no data: leave it out"):
+        evaluate.read_command(Options(workdir=[workdir], images=names, data="new"))
+    with pytest.raises(UserError, match="gone: name where they are now with --data"):
+        evaluate.read_command(Options(workdir=[workdir], images=names, threshold="far:0.1"))
+
+
+def test_a_run_of_drawn_shapes_takes_no_data(whole_run):
+    with pytest.raises(UserError, match=r"^--data=new: .* draws its images, it reads no files"):
+        evaluate.read_command(Options(workdir=[str(whole_run[0])], data="new"))
+
+
+def test_runs_on_the_same_files_are_alike_wherever_those_are(files, tmp_path, monkeypatch):
+    moved = shutil.copytree(files, tmp_path / "moved")
+    fewer = shutil.copytree(files, tmp_path / "fewer")
+    (fewer / "class1" / "1.png").unlink()
+    places = {"a1": (files, 0), "a2": (moved, 1), "c": (fewer, 0)}
+    named = [str(folder_run(tmp_path, name, *where)) for name, where in places.items()]
+    runs, _ = evaluate.read_command(Options(workdir=named))
+    one, other, different = (evaluate.which_data(*run) for run in runs)
+    assert one == other != different
+    assert "c have different data" in evaluate.difference(runs[0], runs[2], "best", "test")
+    monkeypatch.setattr(scoring, "load_variables", lambda *_: None)
+    monkeypatch.setattr(evaluate, "measure_run", lambda *_: {"accuracy": 0.5})
+    evaluate.compare_runs(runs, "best", "test")
+    _, _, *rows = (tmp_path / "comparison.md").read_text().splitlines()
+    assert rows == ["| a | 2 | 0.5000 |", "| c | 1 | 0.5000 |"]
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,13 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"source": "folder"}, "data.path=: must be named with data.source=folder"),
+        ({"source": "folder"}, "data.path=: must be the folder of your images, with data.source"),
+        ({"source": "pairs"}, "data.path=: must be the file that lists your pairs, with data."),
+        ({"source": "tfds"}, "data.path=: must be the name or folder of a prepared set, with"),
+        (
+            {"source": "folder", "path": "photos", "splits_of": "runs/a"},
+            "data.splits_of=runs/a: must be empty with data.split=shared",
+        ),
         ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
         ({"source": "tfds", "path": "mnist", "same_as": "pixels"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
@@ -189,6 +195,10 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--workdir=/dev/null/run"], "not a folder"),
         (["--workdir=" + 300 * "x"], "too long"),
         (["--workdir="], "is empty"),
+        (
+            [f"--config={ROOT}/configs/folder.py"],
+            "--config.data.path=: must be the folder of your images",
+        ),
         (["--config.batch_size.x=3"], "unknown config key"),
         (["--config.modell.head=cosine"], "'modell' Did you mean"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
@@ -222,13 +232,26 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
 
 def test_a_saved_config_comes_back_whole(tmp_path):
     config = tiny_config()
+    config.data.white = 4095
     settings.save_config(config, tmp_path)
     assert settings.load_config(tmp_path).to_dict() == config.to_dict()
     settings.check_workdir(config, tmp_path)
     config.model.dtype = "auto"  # still to be resolved: agrees with what was
+    config.data.white = 0
     settings.check_workdir(config, tmp_path)
     config.num_steps = 16
     with pytest.raises(UserError, match="num_steps is 8 there, 16 now"):
+        settings.check_workdir(config, tmp_path)
+
+
+def test_where_files_are_may_change_and_how_they_are_read_may_not(tmp_path):
+    config = tiny_config()
+    config.data.update({"source": "folder", "path": "/old", "split": "disjoint", "white": 4095})
+    settings.save_config(config, tmp_path)
+    config.data.update({"path": "/new", "splits_of": "/run"})
+    settings.check_workdir(config, tmp_path)
+    config.data.white = 65535
+    with pytest.raises(UserError, match=r"data.white is 4095 there, 65535 now"):
         settings.check_workdir(config, tmp_path)
 
 
