@@ -53,6 +53,7 @@ class Pairs(NamedTuple):
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
     names: np.ndarray  # str [n], of the images; None where they are drawn
+    dropped: int = 0  # pairs of a list that are in no split
 
 
 class DrawnPairs(NamedTuple):
