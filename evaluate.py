@@ -45,7 +45,7 @@ import runtime
 import scoring
 import settings
 from decoding import form_of
-from metrics import fit_threshold, mcnemar, wilson
+from metrics import fit_threshold, fitting_pairs, mcnemar, wilson
 from model import create_model
 from report import write_report, write_table
 from scoring import BAR, MOST_PAIRS, THRESHOLD, evaluate, evaluate_pairs, make_scorer
@@ -187,11 +187,12 @@ def choose_threshold(config, workdir, step, score, variables, rule):
     far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
     if len(np.unique(found.pairs.label)) < 2:
         raise UserError(f"--threshold={rule}: validation has pairs of one kind only")
+    fitted = fitting_pairs(found.pairs, far)
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
     kept = {"logit": threshold, "probability": expit(threshold), "rule": rule, "step": step}
     if jax.process_index() == 0:
         (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
-    print(f"threshold {expit(threshold):.6f}, fitted on validation ({rule}), kept in {THRESHOLD}")
+    print(f"threshold {expit(threshold):.6f} ({rule}), kept in {THRESHOLD}, {fitted}")
     return threshold
 
 

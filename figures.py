@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import warnings
 
 import numpy as np
 from scipy.special import expit
@@ -28,7 +29,9 @@ def new_figure(width, height):
 def render(figure):
     """A figure as an image: (PNG bytes, pixels uint8 [height, width, 3])."""
     file = io.BytesIO()
-    figure.savefig(file, format="png")
+    with warnings.catch_warnings():  # a letter that the font lacks becomes a box
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, format="png")
     return file.getvalue(), np.asarray(figure.canvas.buffer_rgba())[..., :3]
 
 
@@ -105,9 +108,17 @@ def kind_names(config, pairs):
     return data.class_names(config.data, pairs.class_ids)
 
 
+def short(name, most):
+    """A name as a figure can show it: the middle left out where it is longer than `most`."""
+    if len(name) > most:
+        name = f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
+    return name.replace("$", r"\$")  # else Matplotlib reads formulas
+
+
 def plot_embeddings(evaluation, names, directions):
     """Embeddings, or their directions, on two principal components; a colour for each class."""
-    kinds = np.unique(names)[:MOST_KINDS]
+    every = np.unique(names)
+    kinds = every[:MOST_KINDS]
     chosen = np.flatnonzero(np.isin(names, kinds))
     chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
     embeddings = np.float32(evaluation.embeddings[chosen])
@@ -118,13 +129,16 @@ def plot_embeddings(evaluation, names, directions):
     share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
     figure = new_figure(5.7, 5)
     axes = figure.subplots()
-    for kind in kinds:
+    for i, kind in enumerate(kinds):
         points = embeddings[names[chosen] == kind] @ components[:2].T
-        axes.scatter(*points.T, s=8, alpha=0.6, label=kind)
+        label = f" {short(kind, 22)}"  # what begins with "_" is not in the legend
+        marker = "os"[i // 10]  # there are ten colours
+        axes.scatter(*points.T, s=8, alpha=0.6, marker=marker, label=label)
     title = "directions of the embeddings" if directions else "embeddings of the images"
+    title += f" of {len(kinds)} of {len(every)} classes" if len(kinds) < len(every) else ""
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
-    axes.legend(markerscale=2)
+    axes.legend(markerscale=2, fontsize=8)
     return figure
 
 
@@ -160,7 +174,8 @@ def breakdown(evaluation, names):
 
     if names is not None and len(np.unique(names)) <= MOST_KINDS:
         kinds, places = np.unique(names, return_inverse=True)
-        add("classes", *(places[i] for i in both), list(kinds), list(kinds))
+        texts = [short(kind, 22) for kind in kinds]
+        add("classes", *(places[i] for i in both), texts, texts)
     latents = pairs.latents
     if latents is not None:
         bins, texts = in_bins(latents.size, 5)
@@ -208,7 +223,7 @@ def plot_pairs(evaluation, rows=4, columns=6):
     half = rows * columns // 2
     rest = np.linspace(half, len(order) - 1, half).astype(int)
     shown = order if len(order) <= 2 * half else order[np.r_[:half, rest]]
-    figure = new_figure(2 * columns, 1.6 * rows)
+    figure = new_figure(2 * columns, (1.6 if pairs.names is None else 1.85) * rows)
     title = f"The hardest {half} of {len(order):,} unordered pairs, then evenly to the easiest"
     figure.suptitle(title if len(shown) < len(order) else "All unordered pairs, hardest first")
     answers = ("different", "same")
@@ -222,7 +237,7 @@ def plot_pairs(evaluation, rows=4, columns=6):
 
 
 def plot_pair(axes, pairs, index):
-    """Plots both images of a pair side by side."""
+    """Plots both images of a pair side by side; below of files the name of the left, the right."""
     image1, image2 = pairs.images[[pairs.first[index], pairs.second[index]]]
     gap = np.full((len(image1), max(1, len(image1) // 16), image1.shape[-1]), 128, np.uint8)
     both = np.concatenate([image1, gap, image2], axis=1).squeeze()
@@ -230,6 +245,10 @@ def plot_pair(axes, pairs, index):
     smooth = "nearest" if len(image1) <= 64 else "antialiased"
     axes.imshow(both, "gray", vmin=0, vmax=255, interpolation=smooth)
     axes.set_axis_off()
+    if pairs.names is not None:
+        names = (short(pairs.names[i], 32) for i in (pairs.first[index], pairs.second[index]))
+        axes.text(0.5, -0.02, "\n".join(names), fontsize=6, ha="center", va="top",
+                  transform=axes.transAxes)  # fmt: skip
 
 
 def hardest_first(pairs, probability):
@@ -237,6 +256,5 @@ def hardest_first(pairs, probability):
     order = np.argsort(np.where(pairs.label == 1, probability, 1 - probability), kind="stable")
     if not pairs.ordered:
         return order
-    unordered = np.sort([pairs.first[order], pairs.second[order]], axis=0)
-    _, once = np.unique(unordered, axis=1, return_index=True)
+    _, once = np.unique(metrics.unordered(pairs)[order], return_index=True)
     return order[np.sort(once)]

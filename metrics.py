@@ -5,12 +5,17 @@ pairs that are called "same". SciPy's and scikit-learn's parts are imported in f
 a second.
 """
 
+import math
+
 import numpy as np
 from scipy.special import expit
+
+from errors import UserError
 
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
+FEW = 30  # false accepts, or pairs of a kind: fewer tell little about a threshold (rule of 30)
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
 
@@ -59,6 +64,32 @@ def ranking_metrics(logits, label, weight):
     eer = np.interp(0, far - (1 - tar), far)
     tars = (tar[far <= rate + 1e-12].max() for rate in FALSE_ACCEPT_RATES)
     return dict(zip(RANKING, map(float, (auc(far, tar), eer, *tars)), strict=True))
+
+
+def count_pairs(pairs):
+    """(different, same): how many unordered pairs of two images can occur, of spaces.Pairs."""
+    can = (pairs.weight > 0) & (pairs.first != pairs.second)
+    same = pairs.label[can] == 1
+    if pairs.ordered:
+        same = np.unique(2 * unordered(pairs)[can] + same) % 2
+    return tuple(map(int, np.bincount(same, minlength=2)))
+
+
+def unordered(pairs):
+    """A number for each pair, int64 [m]: (a, b) and (b, a) have the same."""
+    low, high = (f(pairs.first, pairs.second) for f in (np.minimum, np.maximum))
+    return low * len(pairs.images) + high
+
+
+def needed(far):
+    """How many different pairs a FAR needs: of n the lowest above 0 is 1 / n."""
+    return math.ceil(1 / far) if far else math.inf
+
+
+def unmeasured(different):
+    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show."""
+    needs = {f"tar_at_far_{rate}": needed(rate) for rate in FALSE_ACCEPT_RATES}
+    return {name: count for name, count in needs.items() if different < count}
 
 
 def calibration(probability, label, weight):
@@ -110,6 +141,19 @@ def wilson(successes, trials):
 def most_wrong(pairs):
     """Upper 95 % bound of the error rate if no drawn pair is wrong (Hanley & Lippman-Hand 1983)."""
     return 1 - 0.05 ** (1 / pairs)
+
+
+def fitting_pairs(pairs, far=None):
+    """What `fit_threshold` fits to, in words; raises UserError if `far` needs more pairs."""
+    different, same = count_pairs(pairs)
+    if far is not None and different < needed(far):
+        count = f"{needed(far):,}" if far else "infinitely many"
+        lowest = math.ceil(10**6 / max(different, 1)) / 10**6
+        text = f"needs {count} different pairs, validation has {different:,}"
+        raise UserError(f"--threshold=far:{far:g}: {text}; wanted: far:{lowest:g} or more")
+    text = f"fitted on {same:,} same and {different:,} different pairs of validation"
+    few = min(same, different if far is None else far * different) < FEW
+    return f"{text}, few for this: others would give another threshold" if few else text
 
 
 def fit_threshold(logits, label, weight, far=None):

@@ -4,17 +4,22 @@ Everything goes to workdir/evaluation. The page is one file that works offline.
 """
 
 import base64
+import csv
 import html
 import json
 from pathlib import Path
 
 import numpy as np
+from scipy.special import expit
 
 import curves
+import data
 import figures
 import metrics
 import runtime
 from errors import UserError
+
+MOST_HARDEST = 200  # pairs in hardest.csv
 
 
 def write_report(config, workdir, step, evaluations):
@@ -33,8 +38,10 @@ def write_files(config, workdir, step, evaluations):
     """As `write_report`, but raises OSError."""
     split, evaluation = list(evaluations.items())[-1]
     bounds = {} if evaluation.metrics["exact"] else metrics.intervals(*evaluation.scores)
-    table = format_table(step, evaluations, bounds)
-    print(table)
+    bounds = {name: two for name, two in bounds.items() if evaluation.metrics[name] is not None}
+    table, facts = format_table(step, evaluations, bounds), data.describe(config)
+    said = facts if len(evaluations) == 1 else []  # else train.py has said them at its start
+    print(table, *said, sep="\n  ")
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     values = evaluation.metrics | {"step": step, "split": split}
@@ -44,9 +51,10 @@ def write_files(config, workdir, step, evaluations):
     images = {name: figures.render(figure) for name, figure in plots.items()}
     for name, (png, _) in images.items():
         (folder / f"{name}.png").write_bytes(png)
-    page = format_page(config, workdir, split, evaluation, table, images)
+    page = format_page(config, workdir, split, evaluation, table, facts, images)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
+    write_hardest(config, folder, evaluation)
     pixels = {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
     with curves.Writer(folder) as writer:
         for name, one in evaluations.items():
@@ -57,7 +65,7 @@ def write_files(config, workdir, step, evaluations):
 
 def scalars(split, evaluation):
     """{tag: number} of an evaluation, for TensorBoard."""
-    others = ("pairs", "exact", "threshold")
+    others = ("pairs", "different_pairs", "exact", "threshold")
     numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
     return {f"{split}/{k}": v for k, v in numbers.items() if k not in others}
 
@@ -66,8 +74,10 @@ def which_pairs(evaluation):
     """Whether all pairs were evaluated, in words."""
     if not evaluation.metrics["exact"]:
         return "a sample"
-    given = evaluation.pairs.class_ids is None
-    return "all that are given" if given else "every ordered pair, weighted"
+    if evaluation.pairs.class_ids is not None:
+        return "every ordered pair, weighted"
+    dropped = evaluation.pairs.dropped
+    return "every given pair of the split" + (f"; {dropped:,} are in no split" if dropped else "")
 
 
 def describe(step, split, evaluation):
@@ -84,8 +94,7 @@ def format_table(step, evaluations, bounds):
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
     for name in metrics.NAMES:
-        values = [one.metrics[name] for one in evaluations.values()]
-        texts = ("one class" if value is None else f"{value:.6f}" for value in values)
+        texts = (number(one.metrics, name) for one in evaluations.values())
         interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
         lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
     for split, one in evaluations.items():
@@ -97,10 +106,19 @@ def format_table(step, evaluations, bounds):
             f"  same: {right1:,} right, {wrong1:,} called different",
             f"  called same from a probability of {m['threshold']:.6g} on",
         ]
+        for name, count in metrics.unmeasured(m["different_pairs"]).items():
+            text = f"needs {count:,} different pairs, there are {m['different_pairs']:,}"
+            lines.append(f"  {name} {text}")
         if not m["exact"] and not m["wrong"]:
             most = 100 * metrics.most_wrong(m["pairs"])
             lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
     return "\n".join(lines)
+
+
+def number(values, name):
+    """A metric as a text for `format_table`, which also tells why it is no number."""
+    missing = "one class" if values["roc_auc"] is None else "too few"
+    return missing if values[name] is None else f"{values[name]:.6f}"
 
 
 def write_table(path, rows):
@@ -129,7 +147,7 @@ PAGE = """<!doctype html>
 <title>{title}</title>
 <style>
 :root {{ color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif; }}
-body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ max-width: 75rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }}
 h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; }}
 .headline {{ font-size: 2.2rem; font-weight: 600; margin: 0; }}
 main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
@@ -140,7 +158,8 @@ img {{ max-width: 100%; background: white; border-radius: 8px; }}
 pre {{ overflow-x: auto; font-size: 0.8rem; }}
 table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-align: right; }}
 @media (prefers-color-scheme: dark) {{ img {{ box-sizing: border-box; padding: 0.5rem; }} }}
-@media (max-width: 40rem) {{ :is(.breakdown, .pairs) img {{ max-width: none; }} }}
+@media (max-width: 40rem) {{ :is(.breakdown, .pairs) img {{ max-width: none; }}
+  pre {{ white-space: pre-wrap; font-size: min(0.8rem, 2.3vw); }} }}
 @media print {{ section {{ break-inside: avoid; }} }}
 </style>
 <h1>{title}</h1>
@@ -167,7 +186,7 @@ CAPTIONS = {
 }
 
 
-def format_page(config, workdir, split, evaluation, table, images):
+def format_page(config, workdir, split, evaluation, table, facts, images):
     """report.html as a text; images: {name: (PNG bytes, pixels)}."""
     m = evaluation.metrics
     versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
@@ -178,6 +197,9 @@ def format_page(config, workdir, split, evaluation, table, images):
         for name, caption in CAPTIONS.items()
         if name in images
     ]
+    if facts:
+        lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
+        sections.append(f"<section><h2>Data</h2>{lines}</section>")
     return PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
@@ -203,3 +225,20 @@ def write_embeddings(config, folder, evaluation):
         'embeddings { tensor_name: "embeddings" tensor_path: "embeddings.tsv" '
         'metadata_path: "classes.tsv" }\n'
     )
+
+
+def write_hardest(config, folder, evaluation):
+    """The hardest pairs of files as a list that configs/pairs.py reads, with the answers."""
+    pairs, scores, source = evaluation.pairs, evaluation.scores, config.data.source
+    if source not in ("folder", "pairs"):
+        return
+    root = Path(config.data.path).absolute()
+    root = root.parent if source == "pairs" else root
+    probability = expit(scores.logits)
+    with open(folder / "hardest.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["image1", "image2", "label", "probability", "answer"])
+        for i in figures.hardest_first(pairs, probability)[:MOST_HARDEST]:
+            paths = (root / pairs.names[k] for k in (pairs.first[i], pairs.second[i]))
+            numbers = int(pairs.label[i]), f"{probability[i]:.6f}", int(scores.predicted[i])
+            table.writerow([*paths, *numbers])

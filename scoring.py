@@ -15,7 +15,7 @@ import checkpoint
 import data
 import hosts
 from errors import UserError
-from metrics import compute_metrics
+from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
 
 MOST_PAIRS = 4 * 10**7  # of a split that is evaluated whole, in about 8 GB of memory
@@ -29,7 +29,7 @@ BAR = {"leave": False, "disable": not sys.stderr.isatty()}
 class Evaluation(NamedTuple):
     """The metrics of a split, and what they were computed from."""
 
-    metrics: dict  # compute_metrics and pairs, wrong, threshold, exact, confusion
+    metrics: dict  # compute_metrics, None where `unmeasured`, and what `evaluate_pairs` adds
     pairs: data.Pairs
     scores: "Scores"
     embeddings: np.ndarray  # [images, size]; None where a model has none
@@ -75,12 +75,15 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     confusion = count_answers(pairs, scores.predicted)
     (right0, wrong0), (wrong1, right1) = confusion
-    values = compute_metrics(*scores, pairs.weight) | {
+    different, _ = count_pairs(pairs)
+    values = compute_metrics(*scores, pairs.weight) | dict.fromkeys(unmeasured(different))
+    values |= {
         "pairs": right0 + wrong0 + wrong1 + right1,
         "wrong": wrong0 + wrong1,
         "threshold": float(expit(threshold)),
         "exact": pairs.exact,
         "confusion": confusion,
+        "different_pairs": different,  # without their order, unlike those of the confusion
     }
     return Evaluation(values, pairs, scores, embeddings)
 

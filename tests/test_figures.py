@@ -109,3 +109,43 @@ def test_an_embedding_of_one_number_is_plotted_too(width, tiny, tmp_path):
     for figure in plotted.values():
         png, pixels = figures.render(figure)
         assert png.startswith(b"\x89PNG") and pixels.std() > 1
+
+
+def test_files_are_named_below_their_images_and_no_text_meets_another(scored):
+    config, variables, score = scored
+    found = scoring.evaluate(config, score, variables, "test")
+    names = np.array([f"MEN $x${i % 40 * 'NAME'}/\u732b {i}.PNG" for i in range(96)])
+    pairs = found.pairs._replace(names=names)
+    figure = figures.plot_pairs(found._replace(pairs=pairs))
+    figures.render(figure)  # fails if Matplotlib reads a formula, or warns of letters
+    index = figures.hardest_first(pairs, 1 / (1 + np.exp(-found.scores.logits)))[0]
+    said = figure.axes[0].texts[0].get_text().split("\n")
+    for text, image in zip(said, (pairs.first[index], pairs.second[index]), strict=True):
+        assert text.startswith(r"MEN \$x\$") and text.endswith(f"{image}.PNG")
+    texts = [text for axes in figure.axes for text in (axes.title, *axes.texts)]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 48
+    assert all(one.count_overlaps(boxes) == 1 for one in boxes)  # with itself
+    assert all(figure.bbox.contains(*corner) for one in boxes for corner in one.corners())
+
+
+@pytest.mark.parametrize("most", [7, 8])
+def test_a_long_name_keeps_its_ends(most):
+    assert figures.short("a" * most, most) == "a" * most
+    cut = figures.short("ab/cdefghij.png", most)
+    head, tail = cut.split("…")
+    assert len(cut) == most and "ab/cdefghij.png".startswith(head)
+    assert "ab/cdefghij.png".endswith(tail) and abs(len(head) - len(tail)) <= 1
+
+
+def test_every_class_of_the_embedding_map_is_in_its_legend(scored, tmp_path):
+    config, variables, score = scored
+    found = scoring.evaluate(config, score, variables, "test")
+    for count in (3, 20):
+        kinds = [f"_{i:02} Korean/$character{i:02}" for i in range(count)]
+        names = np.array([kinds[i % count] for i in range(96)])
+        figure = figures.plot_embeddings(found, names, directions=False)
+        figures.render(figure)
+        texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+        assert [text.strip()[:3] for text in texts] == [kind[:3] for kind in kinds[:12]]
+        assert ("12 of 20 classes" in figure.axes[0].get_title()) == (count == 20)

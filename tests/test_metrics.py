@@ -1,4 +1,5 @@
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from sklearn import metrics as reference
 import data
 import metrics
 from configs import default
+from errors import UserError
+from spaces import Pairs
 
 
 def scored(seed=0, n=500, ties=True):
@@ -156,3 +159,51 @@ def test_mcnemars_test():
     p = 2 * sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1))
     assert metrics.mcnemar(right1, right2) == (9, 1, pytest.approx(p))
     assert metrics.mcnemar(right1, right1) == (0, 0, 1.0)
+
+
+def listed_pairs(first, second, label, weight, ordered=True):
+    every = map(np.array, ([None] * 9, first, second, label, weight))
+    return Pairs(*every, True, ordered, None, None, None)
+
+
+def test_pairs_are_counted_once_and_only_where_two_images_can_occur():
+    given = [0, 1, 2, 2, 4, 5, 8], [1, 0, 2, 3, 4, 6, 7], [0, 0, 0, 1, 1, 0, 0]
+    pairs = listed_pairs(*given, [1, 1, 1, 1, 1, 0, 1])
+    assert metrics.count_pairs(pairs) == (2, 1)  # different: 0 and 1, 8 and 7; same: 2 and 3
+    random = np.random.default_rng(0)
+    first, second = random.integers(0, 9, (2, 60))
+    label, weight = random.integers(0, 2, 60), random.integers(0, 2, 60)
+    sets = [set(), set()]
+    for a, b, same, can in zip(first, second, label, weight, strict=True):
+        if can and a != b:
+            sets[same].add(frozenset((a, b)))
+    pairs = listed_pairs(first, second, label, weight)
+    assert metrics.count_pairs(pairs) == tuple(map(len, sets))
+    for ordered in (True, False):
+        shown = data.enumerate_pairs(default.get_config().data, "test", 10**6, ordered)
+        assert metrics.count_pairs(shown) == (44 * 52, (44 * 43 + 52 * 51) // 2)
+
+
+def test_a_rate_needs_so_many_pairs_that_one_of_them_is_no_more():
+    for text in ("0.1", "0.01", "0.001", "1e-5", "1e-6", "0.07", "0.3", "1"):
+        count = metrics.needed(float(text))
+        assert Fraction(text) * (count - 1) < 1 <= Fraction(text) * count
+    assert metrics.unmeasured(1000) == {}
+    assert metrics.unmeasured(99) == {"tar_at_far_0.01": 100, "tar_at_far_0.001": 1000}
+
+
+def test_a_threshold_is_not_fitted_to_a_rate_that_the_pairs_cannot_show():
+    first = np.arange(1, 600)
+    pairs = listed_pairs(0 * first, first, first > 499, first)
+    for far, count in ((0.00001, "100,000"), (0.002, "500"), (0, "infinitely many")):
+        with pytest.raises(UserError) as caught:
+            metrics.fitting_pairs(pairs, far)
+        text = str(caught.value)
+        assert text.startswith(f"--threshold=far:{far:g}: needs {count} different pairs")
+        assert "validation has 499" in text
+        metrics.fitting_pairs(pairs, float(text.split("far:")[-1].split()[0]))  # as advised
+    for far, few in ((None, False), (0.1, False), (0.05, True)):  # 25 false accepts: few
+        text = metrics.fitting_pairs(pairs, far)
+        assert "100 same and 499 different" in text and ("few" in text) == few
+    few = listed_pairs(0 * first, first, first > 570, first)
+    assert "29 same" in metrics.fitting_pairs(few) and "few" in metrics.fitting_pairs(few)
