@@ -71,10 +71,10 @@ def is_stretched(image):
 
 
 def deep_values(image, open_image):
-    """The values of an image of over 8 bits, upright, int64 [h, w] or [h, w, 3]; None of others."""
+    """The values of an image of over 8 bits, upright, int32 [h, w] or [h, w, 3]; None of others."""
 
     def upright(image):
-        return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64)
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
 
     if image.mode.startswith("I"):
         return upright(image)

@@ -66,7 +66,7 @@ def load_set(source, path, class_level, form):
     listing = LISTS[source](path, *([class_level] if source == "folder" else []))
     items, classes = listing.items, listing.classes.copy()
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
-    key = digest(source, os.path.abspath(path), class_level, form)
+    key = digest(source, path, class_level, form)
     content = digest(*code, [(item.name, item.stamp) for item in items])
     shape = (len(items), form.image_size, form.image_size, form.channels)
     fill = partial(decode_set, items, form)

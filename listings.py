@@ -55,8 +55,9 @@ def file_item(name, path):
 
 
 def first_names(names):
-    """The first five of some names, as a text."""
-    return ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    """The first five of some names, as a text that can be printed, whatever is in a file's name."""
+    text = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    return text.encode(errors="backslashreplace").decode()
 
 
 def counted(number, noun):
@@ -70,15 +71,17 @@ def find_images(root):
     Returns (their paths from there with "/", sorted; facts about what was skipped). Links are
     followed. Names that begin with a dot are skipped: those that systems and programs write.
     """
-    found, seen, hidden, skipped, closed = [], set(), [], Counter(), []
+    found, seen, again, hidden, skipped, closed = [], set(), [], [], Counter(), []
     for folder, folders, files in os.walk(root, followlinks=True, onerror=closed.append):
-        if (real := os.path.realpath(folder)) in seen:  # a link back
+        below = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        if (real := os.path.realpath(folder)) in seen:  # a link, perhaps to where it is
+            again.append(below[:-1])
             folders.clear()
             continue
         seen.add(real)
         hidden += [name for name in folders + files if name.startswith(".")]
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        below = os.path.relpath(folder, root).replace(os.sep, "/") + "/"
+        shown = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(shown, key=lambda name: (os.path.islink(f"{folder}/{name}"), name))
         for name in files:
             suffix = os.path.splitext(name)[1].lower()
             if suffix in suffixes() and not name.startswith("."):
@@ -92,6 +95,9 @@ def find_images(root):
     if hidden:
         names = first_names(sorted(set(hidden)))
         facts.append(f"skipped {counted(len(hidden), 'name')} that begin with a dot: {names}")
+    if again:
+        text = f"skipped {counted(len(again), 'link')} to folders that are listed"
+        facts.append(f"{text}: {first_names(again)}")
     if closed:
         names = first_names([f"{error.filename} ({error.strerror})" for error in closed])
         facts.append(f"skipped {counted(len(closed), 'folder')} that cannot be opened: {names}")

@@ -14,7 +14,7 @@ from tensorflow_datasets.image_classification import omniglot
 import images
 from decoding import Form
 from errors import UserError
-from listings import SPLITS, list_folder, list_tfds
+from listings import SPLITS, first_names, list_folder, list_tfds
 
 
 def fill(root, *names):
@@ -111,7 +111,14 @@ def test_links_are_followed_once(tmp_path):
     root = fill(tmp_path / "root", *several("b"))
     (root / "a").symlink_to(tmp_path / "far" / "a")
     (root / "b" / "back").symlink_to(root)
-    assert set(found(list_folder(root))) == {"a/0.png", "a/1.png", "b/0.png", "b/1.png"}
+    (root / "a_again").symlink_to(root / "b")
+    listing = list_folder(root)
+    assert set(found(listing)) == {"a/0.png", "a/1.png", "b/0.png", "b/1.png"}
+    assert listing.facts[1] == "skipped 2 links to folders that are listed: b/back, a_again"
+
+
+def test_a_name_in_another_encoding_can_be_printed():
+    assert first_names([os.fsdecode(b"caf\xe9")] * 6) == ", ".join([r"caf\udce9"] * 5) + ", ..."
 
 
 def test_people_with_one_image_are_left_out(tmp_path):
