@@ -43,9 +43,10 @@ def decode(open_image, form):
     """One image in a Form: (pixels uint8 [image_size, image_size, channels], white).
 
     `open_image` is a function without arguments that returns a Pillow image. `white` is the value
-    that became 255 in an image of over 8 bits, and 0 for others. What is transparent becomes white,
-    or black where the image would have next to no contrast on white. A JPEG is decoded at a half,
-    a quarter or an eighth of its size, if that is still twice the wanted one.
+    that became 255 in an image of over 8 bits, and 0 for others, and for a PGM whose own white is
+    known. What is transparent becomes white, or black where the image would have next to no
+    contrast on white. A JPEG is decoded at a half, a quarter or an eighth of its size, if that is
+    still twice the wanted one.
     """
     with open_image() as image:
         image.draft(None, (2 * form.image_size, 2 * form.image_size))

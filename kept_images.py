@@ -57,7 +57,7 @@ def make(shape, fill):
         with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:  # a full disk: memory
             notes = fill_file(file, shape, fill)
             return np.memmap(file, np.uint8, "r", shape=shape), notes
-    images = np.empty(shape, np.uint8)
+    images = np.zeros(shape, np.uint8)  # those that cannot be read stay black
     return images, fill(images.__setitem__)
 
 
