@@ -21,22 +21,31 @@ def grey(path, **changes):
     return pixels[..., 0].astype(int), white
 
 
-def tiff(path, values, bits=16, photometric=1, sample_format=1, order="<"):
-    """Writes a grey TIFF of one strip, as cameras and scanners do."""
-    height, width = values.shape
+def tiff(path, values, bits=16, photometric=1, sample_format=1, order="<", deflate=False):
+    """Writes a TIFF of one strip, grey [h, w] or of colours [h, w, 3], as scanners do."""
+    height, width, *colours = values.shape
     if bits == 12:  # two values in three bytes
         a, b = values.astype(np.uint16).reshape(-1, 2).T
         pixels = np.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1).astype(np.uint8).tobytes()
     else:
         kind = {1: "u", 2: "i", 3: "f"}[sample_format]
         pixels = values.astype(f"{order}{kind}{bits // 8}").tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1}
-    tags |= {278: height, 279: len(pixels), 339: sample_format}
-    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
-    assert 8 + 2 + 12 * len(entries) + 4 == 134
+    pixels = zlib.compress(pixels) if deflate else pixels
+    tags = {
+        256: width,
+        257: height,
+        258: bits,
+        259: 8 if deflate else 1,
+        262: photometric,
+        273: 140,
+    }
+    tags |= {277: 3 if colours else 1, 278: height, 279: len(pixels), 339: sample_format}
+    entries = {tag: struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()}
+    if colours:
+        entries[258] = struct.pack(f"{order}HHII", 258, 3, 3, 134)  # which says where they are
     mark = b"II*\0" if order == "<" else b"MM\0*"
-    head = mark + struct.pack(f"{order}IH", 8, len(entries))
-    path.write_bytes(head + b"".join(entries) + bytes(4) + pixels)
+    head = mark + struct.pack(f"{order}IH", 8, len(entries)) + b"".join(entries.values()) + bytes(4)
+    path.write_bytes(head + struct.pack(f"{order}HHH", bits, bits, bits) + pixels)
     return path
 
 
@@ -132,10 +141,17 @@ def test_a_tiff_whose_0_is_white_is_inverted(tmp_path):
 
 def test_16_bits_a_colour_keep_their_low_byte(tmp_path):
     values = np.random.default_rng(0).integers(0, 4096, (8, 8, 3))
-    path = colour_png(tmp_path / "a.png", values)
-    pixels, white = read(path, Form(8, 3))
-    np.testing.assert_array_equal(pixels, np.floor(values * 255 / 4095 + 0.5))
-    assert white == 4095
+    paths = [
+        tiff(
+            tmp_path / f"{order}{deflate}.tif", values, photometric=2, order=order, deflate=deflate
+        )
+        for order in "<>"
+        for deflate in (False, True)
+    ]
+    for path in [*paths, colour_png(tmp_path / "a.png", values)]:
+        pixels, white = read(path, Form(8, 3))
+        np.testing.assert_array_equal(pixels, np.floor(values * 255 / 4095 + 0.5))
+        assert white == 4095
 
 
 @pytest.mark.parametrize(
