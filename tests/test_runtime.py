@@ -35,6 +35,16 @@ def test_programs_are_kept_where_the_user_says_or_in_a_cache_or_not_at_all(monke
         runtime.cache_folder("/dev/null/x")
 
 
+@pytest.mark.parametrize("option, name", [("mine", "mine/images"), ("", None)])
+def test_decoded_images_are_kept_beside_the_programs(option, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setattr(runtime, "keep_compiled", lambda option: None)
+    monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
+    monkeypatch.setattr(runtime.kept_images, "folder", tmp_path)
+    runtime.prepare(option and str(tmp_path / option))
+    assert runtime.kept_images.folder == (name and tmp_path / name)
+
+
 def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatch, tmp_path):
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
