@@ -86,7 +86,7 @@ def test_a_set_that_changed_is_decoded_anew_and_replaced(change, root, folder, m
     elif change == "time":
         os.utime(path, ns=(1, 1))
     elif change == "name":
-        path.rename(root / "c0" / "other.png")
+        path.rename(root / "c0" / "2_.png")  # in the same place
     elif change == "more":
         photo(np.random.default_rng(9), 0).save(root / "c0" / "more.png")
     elif change == "less":
