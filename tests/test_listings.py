@@ -94,6 +94,11 @@ def test_names_of_splits_beside_other_names_are_classes(tmp_path):
     assert list_folder(tmp_path).facts[1].startswith(f"{text}; for splits move away car")
 
 
+def test_splits_without_train_are_classes(tmp_path):
+    listing = list_folder(fill(tmp_path, *several("val"), *several("test")))
+    assert listing.class_names == ("test", "val") and listing.image_splits is None
+
+
 def test_what_is_skipped_is_counted_and_named(tmp_path):
     fill(tmp_path, *several("a", 3), *several("b", 3, ".jp2"), "loose.png", "README", "a/x.txt")
     fill(tmp_path, "a/y.TXT", "b/z.json", "a/._0.png", ".ipynb_checkpoints/0.png", "b/.x/c/0.png")
