@@ -5,6 +5,7 @@ from collections import Counter
 from functools import partial
 from hashlib import blake2b
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,7 @@ def find_images(root):
         facts.append(f"skipped {counted(skipped.total(), 'file')}, no images by suffix: {kinds}")
     if hidden:
         names = first_names(sorted(set(hidden)))
-        facts.append(f"skipped {counted(len(hidden), 'name')} that begin with a dot: {names}")
+        facts.append(f"skipped {counted(len(hidden), 'name')} with a dot in front: {names}")
     if again:
         text = f"skipped {counted(len(again), 'link')} to folders that are listed"
         facts.append(f"{text}: {first_names(again)}")
@@ -112,9 +113,7 @@ def list_folder(path, class_level=0):
     """
     names, facts = find_images(path)
     folders = [name.split("/")[:-1] for name in names]
-    image_splits, more = find_splits(folders)
-    if image_splits is not None:
-        folders = [parts[1:] for parts in folders]
+    image_splits, folders, more = find_splits(folders)
     classed = [i for i, parts in enumerate(folders) if parts]
     if loose := [name for name, parts in zip(names, folders, strict=True) if not parts]:
         text = f"skipped {counted(len(loose), 'image')} in no folder of a class"
@@ -131,20 +130,28 @@ def list_folder(path, class_level=0):
 
 
 def find_splits(folders):
-    """The splits that folders mean: (int8 [n] or None, facts); `folders` are the parts of n paths.
+    """The splits that folders mean: (int8 [n] or None, the parts below them [n], facts).
 
-    They mean splits where all names of the first level are names of splits, train and another.
+    `folders` are the parts of n paths. They mean splits where all names of the first level are
+    names of splits, train and another; a level of one folder does not count.
     """
-    top = sorted({parts[0] for parts in folders if parts})
-    found = {SPLIT_NAMES[name.lower()] for name in top if name.lower() in SPLIT_NAMES}
-    if 0 not in found or len(found) < 2:
-        return None, []
-    if others := [name for name in top if name.lower() not in SPLIT_NAMES]:
-        text = f"taken for classes, not for splits: {first_names(top)}"
-        return None, [f"{text}; for splits move away {first_names(others)}, no name of a split"]
-    splits = np.array([SPLIT_NAMES[parts[0].lower()] if parts else 0 for parts in folders], np.int8)
-    counts = [f"{(splits == i).sum():,} {split}" for i, split in enumerate(SPLITS)]
-    return splits, [f"the folders {', '.join(top)} are the splits: {', '.join(counts)}"]
+    levels = zip(*(parts for parts in folders if parts), strict=False)
+    depth = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    below = [parts[depth:] for parts in folders]
+    top = sorted({parts[0] for parts in below if parts})
+    found = {SPLIT_NAMES.get(name.lower()) for name in top}
+    if 0 in found and len(found) > 1 and None not in found:
+        splits = [SPLIT_NAMES[parts[0].lower()] if parts else 0 for parts in below]
+        counts = Counter(i for i, parts in zip(splits, below, strict=True) if parts[1:])
+        sizes = ", ".join(f"{counts[i]:,} {split}" for i, split in enumerate(SPLITS))
+        fact = f"the folders {', '.join(top)} are the splits: {sizes}"
+        return np.array(splits, np.int8), [parts[1:] for parts in below], [fact]
+    alike = sorted({p for parts in folders for p in parts if p.lower() in SPLIT_NAMES})
+    if len({SPLIT_NAMES[name.lower()] for name in alike}) > 1:
+        text = "would be splits if they, train among them, were all folders of the first level"
+        fact = f"{text}; here they are classes or parts of them: {first_names(alike)}"
+        return None, folders, [fact]
+    return None, folders, []
 
 
 def list_classes(path, items, labels, image_splits, facts, names=None):

@@ -69,14 +69,19 @@ def test_a_set_in_a_folder_of_its_own_is_as_one_without(wrapper, tmp_path):
     assert found(listing) == {name: (name[: name.rindex("/")], None) for name in names}
 
 
-def test_folders_of_splits_are_the_splits(tmp_path):
+@pytest.mark.parametrize("wrapper", ["", "faces/2024/"])
+def test_folders_of_splits_are_the_splits(wrapper, tmp_path):
     names = [f"{s}/{c}/{i}.png" for s in ("Train", "val", "test") for c in "ab" for i in range(2)]
-    listing = list_folder(fill(tmp_path, *names, "Train/loose.png", ".git/config"))
+    fill(tmp_path / wrapper, *names, "Train/loose.png", ".git/config")
+    listing = list_folder(fill(tmp_path, "top.png"))
     meant = {"Train": "train", "val": "validation", "test": "test"}
-    assert found(listing) == {n: (n.split("/")[1], meant[n.split("/")[0]]) for n in names}
-    text = "the folders Train, test, val are the splits: 5 train, 4 validation, 4 test"
-    assert text in listing.facts
-    assert "skipped 1 image in no folder of a class: Train/loose.png" in listing.facts
+    expected = {f"{wrapper}{n}": (n.split("/")[1], meant[n.split("/")[0]]) for n in names}
+    assert found(listing) == expected
+    assert listing.facts[1:] == (
+        "the folders Train, test, val are the splits: 4 train, 4 validation, 4 test",
+        f"skipped 2 images in no folder of a class: {wrapper}Train/loose.png, top.png",
+        "skipped 1 name with a dot in front: .git",
+    )
 
 
 def test_a_split_that_is_missing_stays_empty(tmp_path):
@@ -89,9 +94,17 @@ def test_names_of_splits_beside_other_names_are_classes(tmp_path):
     fill(tmp_path, *several("train"), *several("car"))  # vehicles
     listing = list_folder(tmp_path)
     assert listing.class_names == ("car", "train") and len(listing.facts) == 1
-    fill(tmp_path, *several("test/x"))
-    text = "taken for classes, not for splits: car, test, train"
-    assert list_folder(tmp_path).facts[1].startswith(f"{text}; for splits move away car")
+    listing = list_folder(fill(tmp_path, *several("test/x")))
+    assert listing.class_names == ("car", "test/x", "train")
+    assert listing.facts[1].startswith("would be splits if they, train among them, were all")
+    assert listing.facts[1].endswith("here they are classes or parts of them: test, train")
+
+
+def test_splits_below_classes_are_said_and_can_be_joined(tmp_path):
+    names = [f"{c}/{s}/{i}.png" for s in ("train", "test") for c in "ab" for i in range(2)]
+    listing = list_folder(fill(tmp_path, *names))
+    assert len(listing.class_names) == 4 and listing.facts[1].endswith("parts of them: test, train")
+    assert list_folder(tmp_path, class_level=1).class_names == ("a", "b")
 
 
 def test_splits_without_train_are_classes(tmp_path):
@@ -107,7 +120,7 @@ def test_what_is_skipped_is_counted_and_named(tmp_path):
     assert listing.facts[1:] == (
         "skipped 1 image in no folder of a class: loose.png",
         "skipped 4 files, no images by suffix: 2 .txt, 1 without a suffix, 1 .json",
-        "skipped 3 names that begin with a dot: ._0.png, .ipynb_checkpoints, .x",
+        "skipped 3 names with a dot in front: ._0.png, .ipynb_checkpoints, .x",
     )
 
 
