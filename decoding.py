@@ -1,15 +1,20 @@
 """Decodes one image file: upright, a square of the wanted size, in grey or colour."""
 
-import warnings
-from functools import partial
+import sys
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from errors import UserError
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+# Pillow lists these formats, too, but needs another program for their pixels.
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+WHITES = 2 ** np.array([8, 10, 12, 14, 16]) - 1  # the largest values that cameras and scanners give
+BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
+SWAPPED = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # byte orders of 16-bit colours in Pillow
+SWAPPED["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
+LOW_CONTRAST = 32  # grey levels
+FITS = ("squeeze", "pad", "crop")
 
 
 class Form(NamedTuple):
@@ -17,41 +22,129 @@ class Form(NamedTuple):
 
     image_size: int  # pixels
     channels: int  # 1: grey, 3: colour
+    fit: str = "squeeze"  # or pad, crop
+    white: int = 0  # the value of white in images of over 8 bits; 0: each image's own
 
 
 def form_of(data):
     """The Form of config.data."""
-    return Form(*(data[key] for key in Form._fields))
+    return Form(data.image_size, data.channels, data.fit, data.white)
+
+
+@lru_cache
+def suffixes():
+    """The suffixes of the files that Pillow can read, in lower case: frozenset of str."""
+    known = Image.registered_extensions()  # loads all formats
+    readable = {*Image.OPEN, "MPO"} - NO_PIXELS  # MPO, JPEGs in one file, is opened as JPEG
+    return frozenset(suffix for suffix, name in known.items() if name in readable)
 
 
 def decode(open_image, form):
-    """One image in a Form: upright, squeezed to a square.
+    """One image in a Form: (pixels uint8 [image_size, image_size, channels], white).
 
-    `open_image` is a function without arguments that returns a Pillow image. What is transparent
-    becomes white.
+    `open_image` is a function without arguments that returns a Pillow image. `white` is the value
+    that became 255 in an image of over 8 bits, and 0 for others, and for a PGM whose own white is
+    known. What is transparent becomes white, or black where the image would have next to no
+    contrast on white. A JPEG is decoded at a half, a quarter or an eighth of its size, if that is
+    still twice the wanted one.
     """
-    image_size, channels = form
     with open_image() as image:
-        image = ImageOps.exif_transpose(image)
+        image.draft(None, (2 * form.image_size, 2 * form.image_size))
         if image.mode == "F":
-            raise ValueError("of real numbers, whose range is not known")
-        if image.mode.startswith("I"):  # 16 bits a pixel, which convert would clip at 255
-            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            raise ValueError("its values are real numbers, whose range is not known")
+        stretched = is_stretched(image)
+        if (values := deep_values(image, open_image)) is None:
+            image, white = ImageOps.exif_transpose(image), 0
+        else:
+            tags, white = getattr(image, "tag_v2", {}), WHITES[-1] if stretched else form.white
+            image, white = to_8_bits(values, tags, int(white))
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if channels == 1 else "RGB")
-        image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(image_size, image_size, channels)
+            image = on_ground(image.convert("RGBA"))
+        image = into_square(image.convert("L" if form.channels == 1 else "RGB"), form)
+        pixels = np.asarray(image).reshape(form.image_size, form.image_size, form.channels)
+        return pixels, 0 if stretched else white
 
 
-def read_image(path, form):
-    """The image that --images names, in a Form; or UserError."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of odd but readable files
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            return decode(partial(Image.open, path), form)
-        except Exception as error:  # whatever a damaged file does to its decoder
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"--images: {path} cannot be read: {text}") from None
+def is_stretched(image):
+    """Whether an image, not loaded yet, is a PGM that names a white which Pillow makes 65,535."""
+    args = image.tile[0].args if (image.format, image.mode) == ("PPM", "I") else ""
+    return isinstance(args, tuple) and args[-1] < WHITES[-1]
+
+
+def deep_values(image, open_image):
+    """The values of an image of over 8 bits, upright, int32 [h, w] or [h, w, 3]; None of others."""
+
+    def upright(image):
+        return np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
+
+    if image.mode.startswith("I"):
+        return upright(image)
+    if not any(rawmode(tile) in SWAPPED for tile in getattr(image, "tile", [])):
+        return None
+    # Of colours Pillow reads only the high byte; in the other byte order that is the low one.
+    with open_image() as low:
+        swapped = [SWAPPED.get(rawmode(tile)) for tile in low.tile]
+        low.tile = [
+            tile._replace(args=(name, *tile.args[1:]) if isinstance(tile.args, tuple) else name)
+            for tile, name in zip(low.tile, swapped, strict=True)
+        ]
+        return 256 * upright(image) + upright(low)
+
+
+def rawmode(tile):
+    """How Pillow unpacks the pixels of a tile of a file: str."""
+    return tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+
+
+def to_8_bits(values, tags, white):
+    """Values of over 8 bits, with `white` as 255: (grey or RGB image, its white).
+
+    tags are those of a TIFF. White 0: 2**bits - 1 if it names 9 to 15 bits, or the smallest of
+    WHITES that no value exceeds. Raises ValueError where values are out of range.
+    """
+    low, high, most = int(values.min()), int(values.max()), white or int(WHITES[-1])
+    if low < 0 or high > most:
+        raise ValueError(f"its values are from {low:,} to {high:,}, not from 0 to {most:,}")
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    if not white:
+        white = max(2**bits - 1 if bits < 16 else 0, int(WHITES[WHITES.searchsorted(high)]))
+    scaled = ((255 * values + white // 2) // white).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white: Pillow inverts up to 8 bits only
+        scaled = 255 - scaled
+    return Image.fromarray(scaled), white
+
+
+def on_ground(image):
+    """An RGBA image on white, or on black where white leaves less contrast than LOW_CONTRAST."""
+
+    def contrast(flat):
+        return max(high - low for low, high in flat.getextrema())
+
+    white, black = (
+        Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
+        for ground in ("white", "black")
+    )
+    return black if contrast(white) < min(LOW_CONTRAST, contrast(black)) else white
+
+
+def into_square(image, form):
+    """An image with the sides of a Form; the ground of pad is the median of the image's border."""
+    size, filter = (form.image_size, form.image_size), Image.Resampling.BILINEAR
+    if form.fit == "crop":
+        return ImageOps.fit(image, size, filter)
+    if form.fit == "squeeze":
+        return image.resize(size, filter)
+    scale = form.image_size / max(image.size)
+    image = image.resize([max(1, round(scale * side)) for side in image.size], filter)
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
+    ground = np.median(np.concatenate(edges), axis=0).astype(int)
+    return ImageOps.pad(image, size, filter, tuple(ground.tolist()))
+
+
+def reason(error):
+    """Why an image cannot be read, in a few words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image, or of a format that Pillow does not know"
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split())[:100] or type(error).__name__

@@ -1,25 +1,29 @@
 """Images from files: folders of classes, lists of pairs, prepared TensorFlow datasets.
 
-Every image is decoded once, to uint8 [image_size, image_size, channels], and kept: in memory up to
-KEEP_BYTES, beyond in a temporary file that the system pages in.
+Every image is decoded once, to uint8 [image_size, image_size, channels], and kept for the next
+start (`kept_images`). Images of over 8 bits have one white for a whole set (`decoding`).
 """
 
 import os
 import sys
-import tempfile
+import warnings
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
+from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import PIL
+from tqdm import tqdm
 
-from decoding import SUFFIXES, decode, form_of, read_image
+import decoding
+import kept_images
+from decoding import decode, form_of
 from errors import UserError
-from listings import list_folder, list_tfds
+from listings import counted, file_item, find_images, first_names, list_folder, list_tfds
 from pair_lists import list_pairs
 
-KEEP_BYTES = 2**30
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 
 
@@ -35,44 +39,101 @@ class Files(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label; None unless a list of pairs
     pair_splits: np.ndarray  # int8 [m], see listings.Listing; or None
     facts: tuple  # of str, a line each: what was understood, skipped and left out, and why
+    white: int  # the value that became 255 in images of over 8 bits; 0 where there are none
 
 
 def load(data):
     """Reads the whole set that config.data names: Files.
 
-    An image that cannot be read is named in a warning and left out. Raises UserError where the set
+    An image that cannot be read is left out, and named in the facts. Raises UserError where the set
     cannot be listed. The result is remembered by the keys that it depends on: no other key of
     config.data has the images decoded again.
     """
-    return load_set(data.source, data.path, form_of(data))
+    return load_set(data.source, data.path, data.class_level, form_of(data))
+
+
+def found_white(data):
+    """The value for data.white that reads single images as this set is read; 0: any does."""
+    return load(data).white
 
 
 @lru_cache(maxsize=2)
-def load_set(source, path, form):
-    listing = LISTS[source](path)
+def load_set(source, path, class_level, form):
+    if form.white:  # as resolved at the start of a run: the images are those that are kept
+        files = load_set(source, path, class_level, form._replace(white=0))
+        if files.white in (0, form.white):
+            return files
+    listing = LISTS[source](path, *([class_level] if source == "folder" else []))
     items, classes = listing.items, listing.classes.copy()
-    images = keep((len(items), form.image_size, form.image_size, form.channels))
-    split_hash, bad = np.zeros(len(items)), {}
-
-    def read(index):
-        try:
-            images[index] = decode(items[index].open, form)
-        except Exception as error:  # whatever a damaged file does to its decoder
-            bad[index] = f"{items[index].name} ({type(error).__name__})"
-        else:
-            split_hash[index] = hash_pixels(images[index : index + 1])[0]
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(read, range(len(items))))
-    if bad:
-        named = ", ".join(bad[index] for index in sorted(bad)[:5])
-        more = ", ..." if len(bad) > 5 else ""
-        text = f"{len(bad)} of {len(items)} images cannot be read and are left out: {named}{more}"
-        print(f"warning: {text}", file=sys.stderr)
-        classes[list(bad)] = -1
+    code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
+    key = digest(source, path, class_level, form)
+    content = digest(*code, [(item.name, item.stamp) for item in items])
+    shape = (len(items), form.image_size, form.image_size, form.channels)
+    fill = partial(decode_set, items, form)
+    images, notes = kept_images.fetch(key, content, shape, fill)
     names = np.array([item.name for item in items])
-    found = images, names, classes, listing.class_names, split_hash
-    return Files(*found, listing.image_splits, listing.pairs, listing.pair_splits, listing.facts)
+    facts = [*listing.facts, *describe(names, notes)]
+    classes[notes["left_out"]] = -1
+    found = images, names, classes, listing.class_names, notes["split_hash"]
+    given = listing.image_splits, listing.pairs, listing.pair_splits
+    return Files(*found, *given, tuple(facts), int(notes["white"]))
+
+
+def digest(*parts):
+    """A name for what the parts say, in hexadecimal digits."""
+    return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+
+
+def decode_set(items, form, store):
+    """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
+
+    Returns notes {name: array}: split_hash float64 [n], left_out int [k] and reasons str [k] of
+    those that cannot be read, plain int [j], those of one colour, and white int.
+    """
+    split_hash, whites = np.zeros(len(items)), np.zeros(len(items), int)
+    bad, plain = {}, set()
+
+    def read(index, form):
+        try:
+            pixels, whites[index] = decode(items[index].open, form)
+        except Exception as error:  # whatever a damaged file does to its decoder
+            bad[index] = decoding.reason(error)
+            return
+        store(index, pixels)
+        split_hash[index] = hash_pixels(pixels[None])[0]
+        (plain.discard if np.ptp(pixels, axis=(0, 1)).any() else plain.add)(index)
+
+    def read_all(indices, form):
+        shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
+        with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd but readable files
+            read_one = partial(read, form=form)
+            list(tqdm(pool.map(read_one, indices), "decoding", len(indices), **shown))
+
+    read_all(range(len(items)), form)
+    white = int(whites.max(initial=0))
+    again = np.flatnonzero((0 < whites) & (whites < white))
+    read_all(again.tolist(), form._replace(white=white))
+    left_out = sorted(bad)
+    reasons = np.array([bad[index] for index in left_out], str)
+    notes = {"left_out": np.array(left_out, int), "reasons": reasons}
+    return notes | {"split_hash": split_hash, "plain": np.array(sorted(plain), int), "white": white}
+
+
+def describe(names, notes):
+    """What is to be said about decoded images: list of str."""
+    facts, left_out, plain = [], notes["left_out"], notes["plain"]
+    if len(left_out):
+        why = [f"{names[i]} ({r})" for i, r in zip(left_out, notes["reasons"], strict=True)]
+        text = f"{len(left_out):,} of {len(names):,} images cannot be read and are left out"
+        facts.append(f"{text}: {first_names(why)}")
+    if len(plain):
+        text = f"{counted(len(plain), 'image')} of a single colour"
+        facts.append(f"{text}: {first_names(names[plain])}")
+    if white := int(notes["white"]):
+        bits = f"values of {white.bit_length()} bits: white is {white:,}"
+        facts.append(f"images of over 8 bits have {bits}")
+    return facts
 
 
 def open_images(names, form):
@@ -81,29 +142,26 @@ def open_images(names, form):
     Returns (paths [n], uint8 [n, image_size, image_size, channels]). A file of a folder that cannot
     be read is left out with a warning. Raises UserError where fewer than two images are left.
     """
-    paths, found = [Path(name) for name in names], []
+    paths, facts = [Path(name) for name in names], []
     if missing := [str(path) for path in paths if not path.exists()]:
         raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
-    if len(paths) == 1 and paths[0].is_dir():
-        for path in sorted(p for p in paths[0].rglob("*") if p.suffix.lower() in SUFFIXES):
-            try:
-                found.append((str(path), read_image(path, form)))
-            except UserError as error:
-                print(f"warning: left out: {error}", file=sys.stderr)
-    elif len(paths) > 1:
-        found = [(str(path), read_image(path, form)) for path in paths]
-    if len(found) < 2:
+    folder = len(paths) == 1 and paths[0].is_dir()
+    if folder:
+        found, facts = find_images(paths[0])
+        paths = [paths[0] / name for name in found]
+    images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
+    items = [file_item(str(path), path) for path in paths]
+    notes = decode_set(items, form, images.__setitem__)
+    bad = dict(zip(notes["left_out"].tolist(), notes["reasons"].tolist(), strict=True))
+    if bad and not folder:
+        raise UserError(f"--images: {paths[min(bad)]} cannot be read: {bad[min(bad)]}")
+    for fact in facts + describe(np.array([item.name for item in items]), notes):
+        print(f"warning: --images: {fact}", file=sys.stderr)
+    kept = [i for i in range(len(items)) if i not in bad]
+    if len(kept) < 2:
         wanted = "wanted are two files, or a folder of two images or more"
         raise UserError(f"--images={','.join(names)}: {wanted}")
-    return [name for name, _ in found], np.stack([image for _, image in found])
-
-
-def keep(shape):
-    """An array for all images, in memory or in a file without a name that goes with the process."""
-    if np.prod(shape, dtype=float) <= KEEP_BYTES:
-        return np.empty(shape, np.uint8)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    return [items[i].name for i in kept], images[kept]
 
 
 def hash_pixels(images):

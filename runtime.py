@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
+import kept_images
 from errors import UserError
 from settings import check_writable
 
@@ -26,7 +27,8 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def define_flags():
-    text = "Folder that keeps compiled programs for the next start; --cache= keeps none."
+    text = "Folder that keeps compiled programs and decoded images for the next start"
+    text += "; --cache= keeps none."
     flags.DEFINE_string("cache", None, text)
 
 
@@ -39,6 +41,8 @@ def prepare(cache):
         jax.config.update("jax_logging_level", "CRITICAL")
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
     keep_compiled(cache)
+    base = cache_base(cache)
+    kept_images.keep_in(base and base / "images")
     gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 
@@ -56,11 +60,10 @@ def keep_compiled(option):
     warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
 
 
-def cache_folder(option):
-    """The folder of compiled programs for the option --cache; None where none are kept.
+def cache_base(option):
+    """The folder that the option --cache means: without it (None) in the user's cache folder.
 
-    Without the option (None) it is in the user's cache folder; "" keeps none. Each version of
-    jaxlib and each `machine` has its own: a compiled program fits one processor and thread count.
+    None where nothing is kept: with "", or where the user's cache folder cannot be written to.
     """
     if option == "":
         return None
@@ -70,11 +73,20 @@ def cache_folder(option):
             check_writable(base, "cache")
         except (RuntimeError, UserError):  # no home folder, or not writable
             return None
-        base /= "same-or-different"
-    else:
-        base = Path(option).absolute()
-        check_writable(base, f"--cache={base}")
-    return base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
+        return base / "same-or-different"
+    base = Path(option).absolute()
+    check_writable(base, f"--cache={base}")
+    return base
+
+
+def cache_folder(option):
+    """The folder of compiled programs for the option --cache; None where none are kept.
+
+    Each version of jaxlib and each `machine` has its own: a compiled program fits one processor and
+    thread count.
+    """
+    base = cache_base(option)
+    return base and base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
 
 
 def machine():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
+import decoding
 import images
 import shapes
 from configs import default
@@ -134,6 +135,11 @@ def file_rules(data):
     yield "data.splits_of", fits, "empty with data.split=shared, which has no splits to keep"
     yield "data.channels", data.channels in (1, 3), "1 or 3"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
+    fits = data.source == "folder" or data.class_level == 0
+    yield "data.class_level", fits, "0 unless data.source=folder: only folders have levels"
+    yield "data.fit", data.fit in decoding.FITS, f"one of {decoding.FITS}"
+    fits = data.white == 0 or 255 <= data.white <= 65535
+    yield "data.white", fits, "0 (found from the set), or a value from 255 to 65535"
     fits = data.source != "pairs" or data.split != "classes"
     yield "data.split", fits, "shared or disjoint: a list of pairs has no classes"
 

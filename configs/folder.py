@@ -2,6 +2,16 @@
 
     python train.py --config=configs/folder.py --config.data.path=root
 
+The class of an image is the path of its folder: root/Greek/character01/1.png is of the class
+Greek/character01. --config.data.class_level=1 takes the first folder of the path instead, for sets
+as root/person/session/image. Folders root/train, root/val and root/test are the splits. Names that
+begin with a dot are skipped, and classes of one image left out.
+
+--config.data.fit says how an image becomes a square: squeeze, pad (with the median of its border)
+or crop (the middle). Images of over 8 bits, as of microscopes, have one white for the whole set:
+the smallest of 255, 1,023, 4,095, 16,383 and 65,535 that no value exceeds, or what a TIFF names, or
+--config.data.white.
+
 No test image is in training. With --config.data.split=classes no test class is in training either:
 use it when the network must compare classes that it has never seen. It takes six classes or more.
 """

@@ -31,6 +31,7 @@ CACHE = {  # of compiled programs, for tests and the programs that they start
 atexit.register(shutil.rmtree, CACHE["jax_compilation_cache_dir"])
 ENVIRONMENT = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
 ENVIRONMENT |= {name.upper(): str(value) for name, value in CACHE.items()}
+ENVIRONMENT["XDG_CACHE_HOME"] = CACHE["jax_compilation_cache_dir"]  # of decoded images
 del ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"]  # which JAX has set in here
 ROOT = Path(__file__).parent.parent
 
@@ -146,11 +147,9 @@ def photos(tmp_path_factory):
     """A folder of six classes with forty images each, one of them twice, and a list of pairs."""
     root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for k in range(6):
-        (root / f"class{k}" / "deeper").mkdir(parents=True)
+        (root / f"class{k}").mkdir()
         for i in range(40):
-            photo(random, k / 2).save(
-                root / f"class{k}" / ("deeper" if i % 2 else ".") / f"{i}.png"
-            )
+            photo(random, k / 2).save(root / f"class{k}" / f"{i}.png")
     (root / "class0" / "copy.png").write_bytes((root / "class0" / "4.png").read_bytes())
     names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 40, 4)]
     lines = [f"{a},{b},{int(a[:6] == b[:6])}" for a in names for b in names]

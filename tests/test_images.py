@@ -2,17 +2,18 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import photo, run, run_fork
+from conftest import photo, run_fork
 from PIL import Image
 
 import data
 import evaluate
 import images
+import kept_images
 import settings
 import spaces
 import train
 from configs import default
-from decoding import Form, form_of, read_image
+from decoding import Form
 from errors import UserError
 from listings import SPLITS
 from spaces import open_split
@@ -54,7 +55,7 @@ def test_images_are_decoded_once_whatever_else_the_config_says(photos, monkeypat
     monkeypatch.setattr(images, "decode", count)
     images.load_set.cache_clear()
     data.check_splits(config_of("folder", photos, image_size=24))
-    assert decoded == [(24, 1)] * 241
+    assert decoded == [Form(24, 1)] * 241
     for changes in ({"p_same": 0.2}, {"split": "classes"}, {"split": "shared", "p_same": 0.0}):
         config = config_of("folder", photos, image_size=24, **changes)
         data.check_splits(config)
@@ -62,7 +63,7 @@ def test_images_are_decoded_once_whatever_else_the_config_says(photos, monkeypat
         assert data.class_names(config.data, [1]) == ["class1"]
     assert len(decoded) == 241
     data.check_splits(config_of("folder", photos, image_size=24, channels=3))
-    assert decoded[241:] == [(24, 3)] * 241
+    assert decoded[241:] == [Form(24, 3)] * 241
 
 
 def test_pairs_of_files_are_two_images_and_their_label_is_the_class(photos):
@@ -91,44 +92,7 @@ def test_classes_can_be_kept_apart(photos):
     assert [len(part) for part in parts] == [2, 2, 2] and set.union(*parts) == set(range(6))
 
 
-def test_any_mode_and_size_becomes_what_the_config_says(tmp_path):
-    base = photo(np.random.default_rng(0), 0.5)
-    deep = Image.fromarray(np.asarray(base.convert("L")).astype(np.uint16) * 257)
-    files = {
-        "rgb.png": base,
-        "cmyk.jpg": base.convert("CMYK"),
-        "palette.gif": base.quantize(64),
-        "alpha.png": base.convert("RGBA"),
-        "deep.png": deep,
-        "one.bmp": base.convert("1"),
-        "tiny.png": base.resize((1, 1)),
-    }
-    (tmp_path / "a").mkdir()
-    for name, image in files.items():
-        image.save(tmp_path / "a" / name)
-    turned = base.copy()
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned.rotate(180).save(tmp_path / "a" / "turned.png", exif=exif)
-    clear = Image.new("RGBA", (50, 50), (0, 0, 0, 0))
-    clear.paste((0, 0, 0, 255), (10, 10, 40, 40))  # black on nothing, as icons are
-    clear.save(tmp_path / "a" / "zclear.png")
-    for channels in (1, 3):
-        config = config_of("folder", tmp_path, channels=channels)
-        loaded = load(config)
-        assert loaded.images.shape == (9, 32, 32, channels) and (loaded.classes == 0).all()
-        by_name = dict(
-            zip(
-                sorted([*files, "turned.png", "zclear.png"]), loaded.images.astype(int), strict=True
-            )
-        )
-        assert np.ptp(by_name["zclear.png"]) == 255
-        for name in ("deep.png", "turned.png", "alpha.png"):
-            if channels == 1 or name != "deep.png":
-                assert np.abs(by_name[name] - by_name["rgb.png"]).max() <= 2, name
-
-
-def test_what_cannot_be_read_is_named_counted_and_left_out(photos, tmp_path, capsys):
+def test_what_cannot_be_read_is_named_counted_and_left_out(tmp_path):
     for k in range(2):
         (tmp_path / f"c{k}").mkdir()
         for i in range(12):
@@ -139,8 +103,8 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(photos, tmp_path, cap
     (tmp_path / "c1" / "text.jpg").write_text("not an image")
     config = config_of("folder", tmp_path, split="shared")
     files = load(config)
-    text = capsys.readouterr().err
-    assert "3 of 27 images cannot be read" in text and text.count("\n") == 1
+    text = files.facts[-1]
+    assert text.startswith("3 of 27 images cannot be read and are left out: ")
     assert all(name in text for name in ("half.png", "empty.png", "text.jpg"))
     assert np.bincount(files.classes + 1).tolist() == [3, 12, 12]
     assert len(open_split(config.data, "train").rows) == 24
@@ -150,7 +114,7 @@ def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
     config = config_of("folder", photos)
     config.batch_size = 50
     expected = data.make_batch(config, "train", 0)
-    monkeypatch.setattr(images, "KEEP_BYTES", 1000)
+    monkeypatch.setattr(kept_images, "MEMORY_BYTES", 1000)
     for function in (images.load_set, spaces.open_frozen):
         function.cache_clear()
     assert isinstance(load(config).images, np.memmap)
@@ -182,29 +146,8 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
     assert "1 of 1 classes" in refusal(folder_options(root, "shared"), tmp_path)
     (root / "single").mkdir()
     photo(np.random.default_rng(9), 0).save(root / "single" / "0.png")
-    assert "class single has one image" in refusal(folder_options(root), tmp_path)
+    assert "1 of 2 classes have two images or more" in refusal(folder_options(root), tmp_path)
     assert "must be a folder" in refusal(folder_options(tmp_path / "none"), tmp_path)
-
-
-def test_a_set_that_is_not_prepared_is_answered_with_the_command(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    config = config_of("tfds", "omniglot")
-    with pytest.raises(UserError, match=r"prepare it: .*builder.'omniglot', file_format"):
-        load(config)
-    with pytest.raises(UserError, match="no set of tensorflow_datasets"):
-        load(config_of("tfds", "no_such_set"))
-
-
-def test_a_prepared_set_is_read_without_tensorflow(prepared, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(
-        "import sys; sys.path.insert(0, sys.argv[1]); import decoding, images\n"
-        "files = images.load_set('tfds', sys.argv[2], decoding.Form(32, 1))\n"
-        "print(files.images.shape, files.class_names, 'tensorflow' in sys.modules)"
-    )
-    finished = run(str(script), str(images.__file__).rsplit("/", 1)[0], str(prepared))
-    names = tuple(f"hue{k}" for k in range(6))
-    assert finished.stdout == f"(60, 32, 32, 1) {names} False\n", finished.stderr
 
 
 @pytest.mark.slow
@@ -235,70 +178,69 @@ def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys
         names, read = images.open_images(given, Form(24, 3))
         assert names == two and read.dtype == np.uint8
         for name, image in zip(names, read, strict=True):
-            np.testing.assert_array_equal(image, read_image(name, Form(24, 3)))
-    warning = capsys.readouterr().err
-    assert warning.startswith(f"warning: left out: --images: {tmp_path / 'empty.png'} cannot")
-    assert warning.count("\n") == 1
+            expected = Image.open(name).resize((24, 24), Image.Resampling.BILINEAR)
+            np.testing.assert_array_equal(image, expected)
+    skipped, left_out = capsys.readouterr().err.splitlines()
+    assert skipped.endswith("--images: skipped 1 file, no images by suffix: 1 .txt")
+    assert "1 of 3 images cannot be read" in left_out and "empty.png" in left_out
     with pytest.raises(UserError, match=r"^--images=.*a.png: wanted are two files"):
         images.open_images(two[:1], Form(24, 3))
-    with pytest.raises(UserError, match=r"^--images: .*empty.png cannot be read: cannot identify"):
+    with pytest.raises(UserError, match=r"^--images: .*empty.png cannot be read: no image"):
         images.open_images([*two, str(tmp_path / "empty.png")], Form(24, 3))
     with pytest.raises(UserError, match=r"^--images: no such file or folder: none.png, other.png$"):
         images.open_images(["none.png", two[0], "other.png"], Form(24, 3))
 
 
-def odd_files(folder, random):
-    """Yields images, and files that only look like one: (path, whether it is an image)."""
-    pixels = random.integers(0, 256, (24, 40, 3)).astype(np.uint8)
-    plain = Image.fromarray(pixels)
-    whole = {
-        "grey.png": plain.convert("L"),
-        "one.png": Image.new("RGB", (1, 1), "red"),
-        "deep.png": Image.fromarray(pixels[..., 0].astype(np.uint16) << 8),
-        "print.jpg": plain.convert("CMYK"),
-        "clear.png": plain.convert("RGBA"),
-        "palette.gif": plain.convert("P"),
-        "bits.tiff": plain.convert("1"),
-        "wide.png": Image.new("L", (20_000, 3), 9),
-        "photo.webp": plain,
-        "plain.bmp": plain,
-    }
-    for name, image in whole.items():
-        image.save(folder / name)
-        yield folder / name, True
-    frames = [plain, plain.rotate(90)]
-    plain.save(folder / "moving.gif", save_all=True, append_images=frames)
-    yield folder / "moving.gif", True
-    for name in list(whole):
-        (folder / f"empty {name}").write_bytes(b"")
-        yield folder / f"empty {name}", False
-        (folder / f"text {name}").write_text("no image\n" * random.integers(1, 99))
-        yield folder / f"text {name}", False
-        content = (folder / name).read_bytes()
-        for i in range(45):
-            cut = content[: random.integers(1, len(content))]
-            (folder / f"cut {i} {name}").write_bytes(cut)
-            yield folder / f"cut {i} {name}", None  # what is left may be enough
-            flipped = bytearray(content)
-            for at in random.integers(0, len(content), 3):
-                flipped[at] ^= 1 << random.integers(8)
-            (folder / f"flipped {i} {name}").write_bytes(flipped)
-            yield folder / f"flipped {i} {name}", None
-    for side in (10_000, 20_000):  # Pillow warns of the first and refuses the second
-        Image.new("1", (side, side)).save(folder / f"bomb {side}.png")
-        yield folder / f"bomb {side}.png", False
-    (folder / "folder.png").mkdir()
-    yield folder / "folder.png", False
+def deep(path, most, size=8):
+    values = np.arange(size * size).reshape(size, size) * most // (size * size - 1)
+    Image.fromarray(values.astype(np.uint16)).save(path)
+    return values
 
 
-def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
-    config, count = default.get_config(), 0
-    for path, good in odd_files(tmp_path, np.random.default_rng(0)):
-        count += 1
-        try:
-            read = read_image(path, form_of(config.data))
-        except UserError as stopped:
-            assert not good and str(path) in str(stopped) and "\n" not in str(stopped)
-        else:
-            assert good is not False and read.shape == (32, 32, 1)
-    assert count > 900
+def test_a_set_has_one_white(tmp_path):
+    for k in range(2):
+        (tmp_path / f"c{k}").mkdir()
+    values = {f"c{k}/{i}.png": deep(tmp_path / f"c{k}" / f"{i}.png", most)
+              for i, most in enumerate((100, 900, 3000)) for k in range(2)}  # fmt: skip
+    eight = np.round(values["c0/2.png"] * 255 / 4095).astype(np.uint8)  # the same in 8 bits
+    Image.fromarray(eight).save(tmp_path / "c1" / "eight.png")
+    config = config_of("folder", tmp_path, image_size=8)
+    files = load(config)
+    by_name = dict(zip(files.names, files.images[..., 0], strict=True))
+    for name, expected in values.items():
+        np.testing.assert_array_equal(by_name[name], np.floor(expected * 255 / 4095 + 0.5))
+    assert np.abs(by_name["c1/eight.png"].astype(int) - by_name["c0/2.png"]).max() <= 1
+    assert files.white == images.found_white(config.data) == 4095
+    assert "images of over 8 bits have values of 12 bits: white is 4,095" in files.facts
+    config.data.white = 4095  # as a run writes it into its config
+    assert load(config) is files
+    config.data.white = 65535
+    assert load(config).white == 65535
+    both = [str(tmp_path / "c0" / f"{i}.png") for i in (0, 2)]
+    read = images.open_images(both, Form(8, 1))[1]
+    assert (read[:, ..., 0] == [by_name["c0/0.png"], by_name["c0/2.png"]]).all()
+
+
+def test_images_of_8_bits_have_no_white(photos):
+    assert images.found_white(config_of("folder", photos).data) == 0
+
+
+def test_images_of_one_colour_are_named(photos, tmp_path):
+    for k in range(2):
+        (tmp_path / f"c{k}").mkdir()
+        for i in range(7):
+            image = photo(np.random.default_rng(i), 0) if k else Image.new("RGB", (9, 9), "red")
+            image.save(tmp_path / f"c{k}" / f"{i}.png")
+    text = "7 images of a single colour: " + ", ".join(f"c0/{i}.png" for i in range(5)) + ", ..."
+    assert text in load(config_of("folder", tmp_path, channels=3)).facts
+
+
+def test_the_folder_and_the_form_decide_what_is_decoded(photos):
+    first = load(config_of("folder", photos, image_size=24))
+    padded = load(config_of("folder", photos, image_size=24, fit="pad"))
+    assert padded.class_names == first.class_names and (padded.images != first.images).any()
+    with pytest.raises(UserError, match=r"data.class_level=1: must be 0 unless data.source=folder"):
+        config_of("tfds", "omniglot", class_level=1)
+    for key, value in (("fit", "stretch"), ("white", 99)):
+        with pytest.raises(UserError, match=f"data.{key}={value}: must be"):
+            config_of("folder", photos, **{key: value})

@@ -43,6 +43,16 @@ def test_another_version_of_jaxlib_keeps_its_programs_elsewhere(monkeypatch, tmp
     assert len(folders) == 2
 
 
+@pytest.mark.parametrize("option, name", [("mine", "mine/images"), ("", None)])
+def test_decoded_images_are_kept_beside_the_programs(option, name, monkeypatch, tmp_path):
+    monkeypatch.setenv("JAX_LOGGING_LEVEL", "ERROR")
+    monkeypatch.setattr(runtime, "keep_compiled", lambda option: None)
+    monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
+    monkeypatch.setattr(runtime.kept_images, "folder", tmp_path)
+    runtime.prepare(option and str(tmp_path / option))
+    assert runtime.kept_images.folder == (name and tmp_path / name)
+
+
 def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatch, tmp_path):
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
@@ -79,6 +89,7 @@ def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys)
 def test_a_level_of_logs_that_the_user_sets_stays(level, kept, monkeypatch):
     monkeypatch.setattr(os, "environ", {"TF_CPP_MIN_LOG_LEVEL": level})
     monkeypatch.setattr(runtime, "keep_compiled", lambda option: None)
+    monkeypatch.setattr(runtime.kept_images, "keep_in", lambda folder: None)
     monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)

@@ -1,0 +1,184 @@
+import os
+import threading
+import time
+
+import numpy as np
+import PIL
+import pytest
+from conftest import photo
+from PIL import Image
+
+import images
+import kept_images
+from decoding import Form
+
+SHAPE = (5, 4, 4, 1)
+PIXELS = np.arange(80, dtype=np.uint8).reshape(SHAPE)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The folder of kept sets, of this test alone."""
+    monkeypatch.setattr(kept_images, "folder", tmp_path / "cache" / "images")
+    return kept_images.folder
+
+
+@pytest.fixture
+def root(tmp_path):
+    for k in range(2):
+        (tmp_path / "root" / f"c{k}").mkdir(parents=True)
+        for i in range(4):
+            path = tmp_path / "root" / f"c{k}" / f"{i}.png"
+            photo(np.random.default_rng((k, i)), k / 2).save(path)
+    (tmp_path / "root" / "c1" / "bad.png").write_text("no image")
+    Image.new("L", (9, 9), 7).save(tmp_path / "root" / "c1" / "plain.png")
+    return tmp_path / "root"
+
+
+def load(root, **changes):
+    """What a new process loads."""
+    images.load_set.cache_clear()
+    return images.load_set("folder", str(root), 0, Form(16, 3)._replace(**changes))
+
+
+def fill(store):
+    for i, pixels in enumerate(PIXELS):
+        store(i, pixels)
+    return {"numbers": np.arange(3), "texts": np.array(["a", "bc"])}
+
+
+def fetch(key="ab", digest="01", fill=fill):
+    found, notes = kept_images.fetch(key, digest, SHAPE, fill)
+    np.testing.assert_array_equal(found, PIXELS)
+    assert notes["numbers"].tolist() == [0, 1, 2] and notes["texts"].tolist() == ["a", "bc"]
+    return isinstance(found, np.memmap)
+
+
+def never(store):
+    raise AssertionError("filled in again")
+
+
+def kept(folder, pattern="*.raw"):
+    return sorted(path.name.partition("-")[0] for path in folder.glob(pattern))
+
+
+def test_a_second_start_opens_no_image(root, folder, monkeypatch, capfd):
+    first = load(root)
+    monkeypatch.setattr(images, "decode", None)
+    monkeypatch.setattr(Image, "open", lambda *_: pytest.fail("an image is opened"))
+    second = load(root)
+    assert isinstance(second.images, np.memmap) and not second.images.flags.writeable
+    for field, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(field, other)
+    assert any("1 of 10 images cannot be read" in fact for fact in second.facts)
+    assert any(fact == "1 image of a single colour: c1/plain.png" for fact in second.facts)
+    assert capfd.readouterr().err == ""
+
+
+decode = images.decode
+
+
+@pytest.mark.parametrize("change", ["content", "time", "name", "more", "less", "pillow"])
+def test_a_set_that_changed_is_decoded_anew_and_replaced(change, root, folder, monkeypatch):
+    before, path = load(root), root / "c0" / "2.png"
+    if change == "content":
+        Image.new("L", (9, 9), 3).save(path)
+    elif change == "time":
+        os.utime(path, ns=(1, 1))
+    elif change == "name":
+        path.rename(root / "c0" / "2_.png")  # in the same place
+    elif change == "more":
+        photo(np.random.default_rng(9), 0).save(root / "c0" / "more.png")
+    elif change == "less":
+        path.unlink()
+    else:
+        monkeypatch.setattr(PIL, "__version__", "0")
+    decoded = []
+    monkeypatch.setattr(images, "decode", lambda *given: decoded.append(1) or decode(*given))
+    after = load(root)
+    assert len(decoded) == len(after.images)
+    assert (len(after.images) != len(before.images)) == (change in ("more", "less"))
+    assert len(kept(folder)) == len(kept(folder, "*.npz")) == 1
+
+
+def test_other_options_are_kept_beside(root, folder):
+    for changes in ({}, {"image_size": 8}, {"channels": 1}, {"fit": "pad"}):
+        load(root, **changes)
+    assert len(set(kept(folder))) == 4
+
+
+@pytest.mark.parametrize("damage", ["short", "no notes", "text", "no pixels"])
+def test_a_damaged_set_is_made_anew(damage, folder):
+    fetch()
+    raw, notes = next(folder.glob("*.raw")), next(folder.glob("*.npz"))
+    if damage == "short":
+        raw.write_bytes(raw.read_bytes()[:-1])
+    elif damage == "text":
+        notes.write_text("no notes")
+    else:
+        (raw if damage == "no pixels" else notes).unlink()
+    assert fetch() and fetch(fill=never)
+
+
+def test_nothing_is_left_of_a_set_that_failed(folder):
+    def fail(store):
+        store(0, PIXELS[0])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fetch(fill=fail)
+    (folder / "ab-01.partial").touch()  # of a process that was killed
+    assert not kept(folder) and fetch()
+    assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".npz", ".raw"]
+
+
+@pytest.mark.parametrize("broken", ["full", "closed"])
+def test_without_room_images_are_not_kept(broken, folder, monkeypatch, capfd):
+    if broken == "full":
+
+        def refuse(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+    else:
+        folder.parent.mkdir()
+        folder.write_text("a file")
+    assert not fetch()
+    assert not folder.is_dir() or not kept(folder, "*-*")
+    error = capfd.readouterr().err
+    assert error.startswith("warning: decoded images cannot be kept in") and error.count("\n") == 1
+
+
+def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
+    monkeypatch.setattr(kept_images, "MOST_BYTES", 3 * PIXELS.size)
+    for key in ("aa", "bb", "cc"):
+        fetch(key)
+    for age, key in enumerate(("bb", "aa", "cc")):
+        os.utime(folder / f"{key}-01.raw", (age, age))
+    fetch("bb", fill=never)  # which is a use
+    fetch("dd")
+    assert kept(folder) == kept(folder, "*.npz") == ["bb", "cc", "dd"]
+    monkeypatch.setattr(kept_images, "MOST_BYTES", PIXELS.size - 1)
+    assert not fetch("ee") and len(kept(folder)) == 3
+
+
+def test_of_two_processes_one_decodes_and_the_other_waits(folder, capfd):
+    calls = []
+
+    def slow(store):
+        calls.append(1)
+        time.sleep(0.2)
+        return fill(store)
+
+    threads = [threading.Thread(target=fetch, kwargs={"fill": slow}) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(calls) == 1 and fetch(fill=never)
+    assert "another process decodes these images: waiting" in capfd.readouterr().err
+
+
+def test_nothing_is_kept_without_a_folder(root, tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_images, "folder", None)
+    assert not isinstance(load(root).images, np.memmap)
