@@ -22,8 +22,7 @@ from pathlib import Path
 import images
 import spaces
 from errors import UserError, bad_set
-from listings import SPLITS
-from pair_lists import first_five
+from listings import SPLITS, first_names
 
 FILE = "data.json.gz"
 
@@ -145,7 +144,7 @@ def contents(group):
 def counted(names, noun, what):
     """As "7 images added (a.png, ...)", with up to five of their names."""
     plural = "" if len(names) == 1 else "es" if noun == "class" else "s"
-    return f"{len(names):,} {noun}{plural} {what} ({first_five(names)})"
+    return f"{len(names):,} {noun}{plural} {what} ({first_names(names)})"
 
 
 def news(data):

@@ -39,7 +39,7 @@ class Files(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label; None unless a list of pairs
     pair_splits: np.ndarray  # int8 [m], see listings.Listing; or None
     facts: tuple  # of str, a line each: what was understood, skipped and left out, and why
-    white: int  # the value that became 255 in images of over 8 bits; 0 where there are none
+    white: int = 0  # the value that became 255 in images of over 8 bits; 0 where there are none
 
 
 def load(data):

@@ -17,8 +17,7 @@ import numpy as np
 import images
 import settings
 from errors import UserError, bad_set
-from listings import SPLITS
-from pair_lists import first_five
+from listings import SPLITS, first_names
 
 SHARES = (0.8, 0.1, 0.1)  # of the images, classes or pairs, where the splits are disjoint
 BOUNDS = np.cumsum((0, *SHARES))  # of the hashes of each split
@@ -77,7 +76,7 @@ def split_facts(data):
         if lost.any():
             where = "every split" if splits is None else split
             text = f"{lost.sum()} of {len(lost)} classes have fewer than two images in {where}"
-            names = first_five([files.class_names[k] for k in np.flatnonzero(lost)])
+            names = first_names([files.class_names[k] for k in np.flatnonzero(lost)])
             facts.append(f"{text} and are left out of it: {names}")
     return tuple(facts)
 
@@ -167,7 +166,7 @@ def divide_classes(data, files, free, known, made):
                 side[k] = split
                 moved.append(f"{names[k]} ({SPLITS[split]})")
     text = "classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
-    return side, [f"{len(moved)} {text}: {first_five(moved)}"] if moved else []
+    return side, [f"{len(moved)} {text}: {first_names(moved)}"] if moved else []
 
 
 def assign_pairs(data, files, _, __, known):

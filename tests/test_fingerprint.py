@@ -325,7 +325,11 @@ def test_a_run_without_a_fingerprint_says_so(begun, capsys):
     assert not (workdir / fingerprint.FILE).exists()  # these may be other data
 
 
-@pytest.mark.parametrize("bytes_", [b"", b"text", gzip.compress(b"[]"), gzip.compress(b'{"a": 1}')])
+@pytest.mark.parametrize(
+    "bytes_",
+    [b"", b"text", gzip.compress(b"[]"), gzip.compress(b'{"a": 1}')],
+    ids=["empty", "text", "list", "other keys"],
+)
 def test_a_damaged_fingerprint_is_one_line(begun, bytes_):
     config, workdir = begun()
     whole = (workdir / fingerprint.FILE).read_bytes()
