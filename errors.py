@@ -14,3 +14,9 @@ class UserError(Exception):
 def bad_set(path, message):
     """The UserError to raise about the set at data.path."""
     return UserError(f"data.path={path}: {message}")
+
+
+def first_five(texts, separator=", "):
+    """At most five of many texts in a row, and how many more there are."""
+    more = [f"and {len(texts) - 5:,} more"] * (len(texts) > 5)
+    return separator.join([*texts[:5], *more])
