@@ -39,15 +39,14 @@ def find_all(data):
 
 def named(what, names, one, other):
     """A line that counts pairs of images and names five of them; or None if there are none."""
-    pairs = [f"{names[i]} {names[j]}" for i, j in zip(one, other, strict=True)]
+    pairs = [f"{names[i]} with {names[j]}" for i, j in zip(one, other, strict=True)]
     return f"{len(pairs):,} {what}: {first_five(pairs)}" if pairs else None
 
 
 def in_two_classes(files):
     """The line about images whose pixels are equal and whose classes are not."""
-    kept = np.flatnonzero(files.classes >= 0)
-    kept = kept[np.lexsort((files.classes[kept], files.split_hash[kept]))]
-    one, other = kept[:-1], kept[1:]
+    order = np.lexsort((files.classes, files.split_hash))
+    one, other = order[:-1], order[1:]
     equal = files.split_hash[one] == files.split_hash[other]
     odd = equal & (files.classes[one] != files.classes[other])
     return named("images are in two classes", files.names, one[odd], other[odd])
@@ -58,7 +57,7 @@ def equal_but_different(files):
     one, other, label = files.pairs.T
     equal = (files.split_hash[one] == files.split_hash[other]) & (one != other) & (label == 0)
     odd = equal & (files.classes[one] >= 0) & (files.classes[other] >= 0)
-    return named("pairs of equal pixels are different", files.names, one[odd], other[odd])
+    return named("pairs of equal pixels are labelled different", files.names, one[odd], other[odd])
 
 
 def across_splits(data):
