@@ -2,8 +2,8 @@
 
     python audit.py --config=configs/everywhere.py
 
-How many images and pairs there are, how many of the test's training has seen, a sheet of samples,
-and how often rules that know nothing of shape are right on test pairs, fitted on training pairs.
+How many images and pairs there are, how many of the test's training has seen, what contradicts
+itself, a sheet of samples, and how often rules that know nothing of shape are right on test pairs.
 """
 
 from errors import UserError  # first: from here on a missing package is one line
@@ -16,6 +16,8 @@ from absl import flags
 
 import command_line
 import data
+import duplicates
+import shortcuts
 from figures import new_figure
 from images import hash_pixels
 from listings import SPLITS
@@ -23,9 +25,10 @@ from settings import check_writable
 from shapes import is_continuous
 from spaces import DrawnImages, GivenPairs, ListedImages, open_split
 
-TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # drawn for rules
+TEST_PAIRS = 5000  # drawn to see how many of them training has seen
 MOST_PAIRS = 10**6  # at most this many are counted one by one
 SIMULATED_PAIRS = 100_000  # of training, at most
+FEW_IMAGES = 5  # of a class in training: fewer are too few
 
 
 def define_flags():
@@ -40,32 +43,41 @@ def main(options):
         raise UserError(f"--output={options.output}: must be the path of a .png file")
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
-    facts, rules = [*count(config), *seen(config)], blind_rules(config)
-    lines = [f"{name:<28}{text}" for name, text in facts]
-    how = f"{TEST_PAIRS:,} drawn, rules fitted on {TRAIN_PAIRS:,}, each pair once"
+    facts, found = [*count(config), *seen(config)], duplicates.find_all(config.data)
+    train, test = (shortcuts.each_pair_once(config, s) for s in ("train", "test"))
+    rules, notes = shortcuts.blind_rules(config, train, test)
+    lines = [*data.describe(config), *(f"{name:<28}{text}" for name, text in facts), *found]
+    how = f"of {size(test)}; the rules are fitted on {size(train)} of training"
     lines += ["", f"{'right on test pairs':<28}{how}"]
-    lines += [f"  {name:<26}{100 * accuracy:.1f} %" for name, accuracy in rules.items()]
-    print("\n".join(lines))
+    lines += [f"  {name:<26}{100 * rules[name]:.1f} %{notes.get(name, '')}" for name in rules]
+    print("\n".join([*lines, *advice(config, rules)]))
     path.parent.mkdir(parents=True, exist_ok=True)
-    plot_audit(config, facts, rules).savefig(path)
+    shown = [*map(": ".join, facts), *(line.split(": ")[0] for line in found)]
+    plot_audit(config, shown, train, test, rules, notes).savefig(path)
     print(f"wrote {path}")
+
+
+def size(pairs):
+    """How many Pairs these are, as text."""
+    return f"{'all' if pairs.exact else 'a sample of'} {len(pairs.label):,} pairs"
 
 
 def count(config):
     """How many images and ordered pairs each split has: yields (what, text)."""
     for split in SPLITS:
         space = open_split(config.data, split)
-        if isinstance(space, GivenPairs):
-            images = len(np.unique(space.pairs[:, :2]))
-            text = f"{images:,} images in {len(space.pairs):,} given pairs"
-        elif isinstance(space, DrawnImages):
+        if isinstance(space, DrawnImages):
             kind = "continuous" if is_continuous(config.data) else "too many to list"
-            text = f"images of {len(space.class_ids):,} classes, {kind}"
+            yield split, f"images of {len(space.class_ids):,} classes, {kind}"
+            continue
+        rows = duplicates.used_rows(space)
+        n, different = len(rows), len(np.unique(hash_rows(space.images, rows)))
+        text = f"{n:,} images" + (f" ({different:,} different)" if different < n else "")
+        if isinstance(space, GivenPairs):
+            yield split, f"{text} in {len(space.pairs):,} given pairs"
         else:
-            n, different = len(space.rows), len(np.unique(hash_rows(space.images, space.rows)))
-            pairs = f"{n * (n if space.repeats else n - 1):,} ordered pairs"
-            text = f"{different:,} images of {len(space.class_ids):,} classes, {pairs}"
-        yield split, text
+            pairs = n * (n if space.repeats else n - 1)
+            yield split, f"{text} of {len(space.class_ids):,} classes, {pairs:,} ordered pairs"
 
 
 def hash_rows(images, rows):
@@ -152,141 +164,62 @@ def apart(config):
     return not np.isin(asked, known).any()
 
 
-def blind_rules(config):
-    """How often each rule is right on test pairs: {name: accuracy}, the constant answer first."""
-    train, test = (
-        data.sample_pairs(config, split, count)
-        for split, count in (("train", TRAIN_PAIRS), ("test", TEST_PAIRS))
-    )
-    # Each pair once: of a small set the same would come often, and be learnt by heart.
-    _, once = np.unique(np.stack(train[1:3]), axis=1, return_index=True)
-    train = train.images, *(field[once] for field in train[1:4])
-    share = test.label.mean()
-    rules = {"always the same answer": max(share, 1 - share)}
-    asked = measures(test)
-    for name, numbers in measures(train).items():
-        rules[name] = forest(numbers, train[3], asked[name], test.label)
-    rules["best single pixel"] = single_pixel(train, test)
-    if knows_classes(config):
-        rules["nearest training image"] = nearest_image(config)
-    return rules
+def advice(config, rules):
+    """Yields a line for each weakness of the data that is to be kept in mind."""
+    best = max(rules, key=rules.get)
+    if rules[best] > rules[shortcuts.CONSTANT] + 0.05:
+        share = f"{100 * rules[best]:.1f} %"
+        text = f"the rule {best!r} is right on {share} of test pairs"
+        yield f"advice: {text}: a network must beat it, or has learnt no more"
+    train = open_split(config.data, "train")
+    if isinstance(train, ListedImages) and config.data.source != "shapes":
+        few = int((np.diff(train.starts) < FEW_IMAGES).sum())
+        text = f"{few} of {len(train.class_ids)} classes have fewer than {FEW_IMAGES} images"
+        if few:
+            yield f"advice: {text} in training: add images, or more classes"
 
 
-def knows_classes(config):
-    """Whether an image has a class: not in a list of pairs, nor where pixels are compared."""
-    return config.data.source != "pairs" and config.data.same_as != "pixels"
-
-
-def measures(pairs):
-    """What forests are asked about each pair, and knows nothing of shape: {name: [pairs, k]}."""
-    images, *places = pairs[:3]
-    light = grey(images)
-    area, shown = light.sum(axis=(1, 2)), lit(light)
-    box = shown.any(axis=1).sum(axis=1) * shown.any(axis=2).sum(axis=1)
-    numbers = {
-        "lit area of both": area,
-        "parity of the area": np.rint(area) % 2,
-        "area of the bounding box": box,
-    }
-    result = {}
-    for name, number in numbers.items():
-        low, high = np.sort([number[place] for place in places], axis=0)
-        result[name] = np.stack([low, high, high - low], axis=1)
-    blocks = np.split(np.stack(places), range(1000, len(places[0]), 1000), axis=1)
-    apart = [np.abs(light[one] - light[other]).mean(axis=(1, 2)) for one, other in blocks]
-    return result | {"|image 1 - image 2|": np.concatenate(apart)[:, None]}
-
-
-def grey(images):
-    """Brightness of each pixel, float32 [n, height, width], 0 ... 1."""
-    return images.mean(axis=-1, dtype=np.float32) / 255
-
-
-def lit(light):
-    """Pixels nearer to the brightest than to the darkest of their image: bool, as `grey`."""
-    low, high = light.min(axis=(1, 2)), light.max(axis=(1, 2))
-    return light > ((low + high) / 2)[:, None, None]
-
-
-def forest(train, train_label, test, test_label):
-    """Accuracy of a random forest: it finds any dependence on a few numbers."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
-    return float((model.fit(train, train_label).predict(test) == test_label).mean())
-
-
-def single_pixel(train, test):
-    """Accuracy of the best answer to whether one pixel is lit in neither, one or both images."""
-
-    def lit_in(pairs):
-        shown = lit(grey(pairs[0])).reshape(len(pairs[0]), -1)
-        return shown[pairs[1]].astype(np.int8) + shown[pairs[2]]
-
-    seen, label = lit_in(train), train[3]
-    same = np.stack([((seen == k) * label[:, None]).sum(axis=0) for k in range(3)])
-    every = np.stack([(seen == k).sum(axis=0) for k in range(3)])
-    best = np.maximum(same, every - same).sum(axis=0).argmax()
-    answer = 2 * same[:, best] >= every[:, best]
-    return float((answer[lit_in(test)[:, best]] == test[3]).mean())
-
-
-def nearest_image(config):
-    """Accuracy of giving each test image the class of the training image nearest in pixels."""
-    known, classes = images_of_classes(config, "train", TRAIN_PAIRS)
-    asked, truth = images_of_classes(config, "test", TEST_PAIRS // 2)
-    known, asked = (grey(x).reshape(len(x), -1) for x in (known, asked))
-    lengths = (known**2).sum(axis=1)
-    blocks = np.array_split(asked, 10)
-    nearest = [(lengths - 2 * block @ known.T).argmin(axis=1) for block in blocks]
-    said, is_same = (np.equal(*np.split(c, 2)) for c in (classes[np.concatenate(nearest)], truth))
-    return float((said == is_same).mean())
-
-
-def images_of_classes(config, split, pairs):
-    """The images of the first pairs that a split draws and their classes, int [2 * pairs]."""
-    sample = data.sample_pairs(config, split, pairs)
-    rows = np.concatenate([sample.first, sample.second])
-    return sample.images[rows], sample.class_ids[rows]
-
-
-def plot_audit(config, facts, rules):
+def plot_audit(config, facts, train, test, rules, notes):
     """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
-    sheets = {"samples of training": tile_samples(config), "pairs of the test": tile_pairs(config)}
+    names, sheet = tile_samples(config, train)
+    sheets = {"samples of training": (names, sheet), "pairs of the test": tile_pairs(test)}
     heights = [6.2 * sheet.shape[0] / sheet.shape[1] for _, sheet in sheets.values()]
     figure = new_figure(7, sum(heights) + 4.8)
-    figure.suptitle("\n".join(map(": ".join, facts)), x=0.01, ha="left", fontsize=11)
+    figure.suptitle("\n".join(facts), x=0.01, ha="left", fontsize=11)
     *above, axes = figure.subplots(3, 1, height_ratios=[*heights, 2.6])
     for part, (title, (names, sheet)) in zip(above, sheets.items(), strict=True):
         plot_sheet(part, title, names, sheet)
     names = list(rules)[::-1]
     axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
-    axes.axvline(100 * rules[names[-1]], color="black", linewidth=1)
+    axes.axvline(100 * rules[shortcuts.CONSTANT], color="black", linewidth=1)
     for place, name in enumerate(names):
-        axes.text(1, place, f"{name}: {100 * rules[name]:.1f} %", va="center", fontsize=11)
+        text = f"{name}: {100 * rules[name]:.1f} %{notes.get(name, '')}"
+        axes.text(1, place, text, va="center", fontsize=11)
     axes.set(xlim=(0, 100), yticks=[], title="right on test pairs, %")
     return figure
 
 
-def tile_samples(config, columns=14, most=8):
+def tile_samples(config, train, columns=14, most=8):
     """Samples of training, a row for each of the first classes: (names of rows, one image)."""
-    if not knows_classes(config):
-        images = data.sample_pairs(config, "train", 200)[0]
-        return [""] * 4, tile([framed(images[columns * i :][:columns]) for i in range(4)])
-    images, classes = images_of_classes(config, "train", 4000)
+    order = np.random.default_rng(0).permutation(len(train.images))
+    if not shortcuts.knows_classes(config):
+        rows = np.split(order, range(columns, len(order), columns))[:4]
+        return [""] * len(rows), tile([framed(train.images[row]) for row in rows])
+    classes = train.class_ids[order]
     found, counts = np.unique(classes, return_counts=True)
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
     names = [name[-16:] for name in data.class_names(config.data, shown)]
-    return names, tile([framed(images[classes == c][:columns]) for c in shown])
+    return names, tile([framed(train.images[order[classes == c][:columns]]) for c in shown])
 
 
-def tile_pairs(config, columns=5, most=2):
+def tile_pairs(test, columns=5, most=2):
     """Pairs of the test, at most so many rows of each kind: (names of rows, one image)."""
-    images, first, second, label, *_ = data.sample_pairs(config, "test", 500)
+    order = np.random.default_rng(0).permutation(len(test.label))
     names, rows = [], []
     for kind, name in ((1, "same"), (0, "different")):
-        chosen = np.flatnonzero(label == kind)[: columns * most]
-        both = np.concatenate([framed(images[i[chosen]]) for i in (first, second)], axis=2)
+        chosen = order[test.label[order] == kind][: columns * most]
+        both = [framed(test.images[place[chosen]]) for place in (test.first, test.second)]
+        both = np.concatenate(both, axis=2)
         gap = both.shape[1] // 10
         both = np.pad(both, ((0, 0), (gap, gap), (0, 2 * gap), (0, 0)), constant_values=255)
         rows += [both[start:][:columns] for start in range(0, len(both), columns)]

@@ -20,7 +20,8 @@ import fingerprint
 import images
 from errors import UserError
 from listings import SPLITS
-from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids, split_facts
+from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
+from splits import split_facts
 
 
 class Batch(NamedTuple):

@@ -36,4 +36,11 @@ def say_what_is_missing(kind, error, traceback):
         sys.__excepthook__(kind, error, traceback)
 
 
+def first_five(texts, separator=", "):
+    """At most five of many texts in a row, and how many more there are; can always be printed."""
+    more = [f"and {len(texts) - 5:,} more"] * (len(texts) > 5)
+    text = separator.join([*map(str, texts[:5]), *more])
+    return text.encode(errors="backslashreplace").decode()  # a file's name may hold anything
+
+
 sys.excepthook = say_what_is_missing

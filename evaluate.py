@@ -49,6 +49,7 @@ from metrics import fit_threshold, fitting_pairs, mcnemar, wilson
 from model import create_model
 from report import write_report, write_table
 from scoring import BAR, MOST_PAIRS, THRESHOLD, evaluate, evaluate_pairs, make_scorer
+from splits import read_fingerprint
 
 COMPARED = ("default", "everywhere", "heldout", "unseen")  # their data are used for a comparison
 
@@ -130,7 +131,7 @@ def find_data(config, workdir, moved):
             text = f"--workdir={workdir}: its images are not at {path}"
             raise UserError(f"{text}: name where they are now with --data=PATH")
         config.data.path = os.path.abspath(path) if os.path.exists(path) else path
-        if fingerprint.read(workdir) is None:
+        if read_fingerprint(workdir) is None:
             text = "trained without a fingerprint of its data, so changes of them are not noticed"
             print(f"warning: --workdir={workdir}: {text}", file=sys.stderr)
         else:
@@ -256,7 +257,7 @@ def compare_runs(runs, which, split):
 
 def which_data(config, workdir):
     """config.data as a dict; of files their fingerprint instead of their place, if there is one."""
-    kept, values = fingerprint.read(workdir), config.data.to_dict()
+    kept, values = read_fingerprint(workdir), config.data.to_dict()
     return values | {"path": fingerprint.identity(kept), "splits_of": ""} if kept else values
 
 

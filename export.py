@@ -27,6 +27,7 @@ import fingerprint
 import runtime
 import settings
 from scoring import load_run
+from splits import read_fingerprint
 
 PLATFORMS = ("cpu", "cuda")
 
@@ -57,7 +58,7 @@ def write_export(config, workdir, which, for_numpy):
     """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
     model, step, variables, threshold = load_run(config, workdir, which)
     size, channels = config.data.image_size, config.data.channels
-    kept = fingerprint.read(workdir)
+    kept = read_fingerprint(workdir)
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
         "embeddings": None,

@@ -15,21 +15,17 @@ import hashlib
 import json
 import os
 import sys
-import zlib
 from collections import Counter
-from pathlib import Path
 
 import images
-import spaces
-from errors import UserError, bad_set
-from listings import SPLITS, first_names
-
-FILE = "data.json.gz"
+from errors import UserError, bad_set, first_five
+from listings import SPLITS
+from splits import FINGERPRINT, assign_splits, read_fingerprint
 
 
 def take(data):
     """The fingerprint of the set that config.data names: a dict as the module says."""
-    files, assigned = images.load(data), spaces.assign_splits(data)
+    files, assigned = images.load(data), assign_splits(data)
     names, words = files.names.tolist(), (*SPLITS, None)  # None: index -1
     root = os.path.dirname(data.path) if data.source == "pairs" else data.path
     listed = files.names if files.pairs is None else files.pairs
@@ -63,26 +59,13 @@ def file_bytes(path):
 
 def write(data, workdir):
     """Writes the fingerprint into a run's folder, whole or not at all."""
-    path = workdir / FILE
+    path = workdir / FINGERPRINT
     partial = path.with_suffix(".partial")
     try:
         partial.write_bytes(gzip.compress(json.dumps(take(data)).encode(), 1, mtime=0))
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
-
-
-def read(workdir):
-    """The fingerprint in a run's folder; None where there is none; raises UserError."""
-    path = Path(workdir, FILE)
-    try:
-        found = json.loads(gzip.decompress(path.read_bytes()))
-        return {kind: found[kind] for kind in ("images", "classes", "pairs", "labels")}
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
-        text = "is damaged: put it back, or delete it to go on without its comparison"
-        raise UserError(f"{path} {text}") from None
 
 
 def identity(found):
@@ -103,7 +86,7 @@ def summarize(found):
 
 def check(data, workdir):
     """Raises UserError unless the data are those that the run in `workdir` was trained on."""
-    before, now = read(workdir), take(data)
+    before, now = read_fingerprint(workdir), take(data)
     if before is None:
         text = "has no fingerprint of its data: whether they have changed is not known"
         print(f"warning: --workdir={workdir} {text}", file=sys.stderr)
@@ -144,7 +127,7 @@ def contents(group):
 def counted(names, noun, what):
     """As "7 images added (a.png, ...)", with up to five of their names."""
     plural = "" if len(names) == 1 else "es" if noun == "class" else "s"
-    return f"{len(names):,} {noun}{plural} {what} ({first_names(names)})"
+    return f"{len(names):,} {noun}{plural} {what} ({first_five(names)})"
 
 
 def news(data):
@@ -152,7 +135,7 @@ def news(data):
 
     Raises UserError where the data are quite others.
     """
-    before = read(data.splits_of) if data.splits_of else None
+    before = read_fingerprint(data.splits_of) if data.splits_of else None
     if before is None:
         return []
     now, lines = take(data), []

@@ -20,8 +20,8 @@ from tqdm import tqdm
 import decoding
 import kept_images
 from decoding import decode, form_of
-from errors import UserError
-from listings import counted, file_item, find_images, first_names, list_folder, list_tfds
+from errors import UserError, first_five
+from listings import counted, file_item, find_images, list_folder, list_tfds
 from pair_lists import list_pairs
 
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
@@ -126,10 +126,10 @@ def describe(names, notes):
     if len(left_out):
         why = [f"{names[i]} ({r})" for i, r in zip(left_out, notes["reasons"], strict=True)]
         text = f"{len(left_out):,} of {len(names):,} images cannot be read and are left out"
-        facts.append(f"{text}: {first_names(why)}")
+        facts.append(f"{text}: {first_five(why)}")
     if len(plain):
         text = f"{counted(len(plain), 'image')} of a single colour"
-        facts.append(f"{text}: {first_names(names[plain])}")
+        facts.append(f"{text}: {first_five(names[plain])}")
     if white := int(notes["white"]):
         bits = f"values of {white.bit_length()} bits: white is {white:,}"
         facts.append(f"images of over 8 bits have {bits}")

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from decoding import suffixes
-from errors import bad_set
+from errors import bad_set, first_five
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = dict.fromkeys(("train", "training"), 0)  # of folders, in lower case
@@ -55,12 +55,6 @@ def file_item(name, path):
     return Item(name, stamp, partial(Image.open, path))
 
 
-def first_names(names):
-    """The first five of some names, as a text that can be printed, whatever is in a file's name."""
-    text = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    return text.encode(errors="backslashreplace").decode()
-
-
 def counted(number, noun):
     """A number of things, as a text."""
     return f"{number:,} {noun}" + "s" * (number != 1)
@@ -91,16 +85,16 @@ def find_images(root):
                 skipped[suffix or "without a suffix"] += 1
     facts = []
     if skipped:
-        kinds = first_names([f"{count:,} {suffix}" for suffix, count in skipped.most_common()])
+        kinds = first_five([f"{count:,} {suffix}" for suffix, count in skipped.most_common()])
         facts.append(f"skipped {counted(skipped.total(), 'file')}, no images by suffix: {kinds}")
     if hidden:
-        names = first_names(sorted(set(hidden)))
+        names = first_five(sorted(set(hidden)))
         facts.append(f"skipped {counted(len(hidden), 'name')} with a dot in front: {names}")
     if again:
         text = f"skipped {counted(len(again), 'link')} to folders that are listed"
-        facts.append(f"{text}: {first_names(again)}")
+        facts.append(f"{text}: {first_five(again)}")
     if closed:
-        names = first_names([f"{error.filename} ({error.strerror})" for error in closed])
+        names = first_five([f"{error.filename} ({error.strerror})" for error in closed])
         facts.append(f"skipped {counted(len(closed), 'folder')} that cannot be opened: {names}")
     return sorted(found), facts
 
@@ -117,7 +111,7 @@ def list_folder(path, class_level=0):
     classed = [i for i, parts in enumerate(folders) if parts]
     if loose := [name for name, parts in zip(names, folders, strict=True) if not parts]:
         text = f"skipped {counted(len(loose), 'image')} in no folder of a class"
-        more.append(f"{text}: {first_names(loose)}")
+        more.append(f"{text}: {first_five(loose)}")
     facts = [*more, *facts]
     if not classed:
         wanted = "wanted: class/image, of a suffix that Pillow reads, such as .png or .jpg"
@@ -149,7 +143,7 @@ def find_splits(folders):
     alike = sorted({p for parts in folders for p in parts if p.lower() in SPLIT_NAMES})
     if len({SPLIT_NAMES[name.lower()] for name in alike}) > 1:
         text = "would be splits if they, train among them, were all folders of the first level"
-        fact = f"{text}; here they are classes or parts of them: {first_names(alike)}"
+        fact = f"{text}; here they are classes or parts of them: {first_five(alike)}"
         return None, folders, [fact]
     return None, folders, []
 
@@ -163,18 +157,18 @@ def list_classes(path, items, labels, image_splits, facts, names=None):
     found, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     found = found.astype(str) if names is None else np.array(names)[found]
     if (usable := (counts > 1).sum()) < 2:
-        text = f"{usable} of {len(found):,} classes have two images or more ({first_names(found)})"
+        text = f"{usable} of {len(found):,} classes have two images or more ({first_five(found)})"
         raise bad_set(path, f"{text}; pairs of the same and different take two such classes")
     if len(alone := found[counts == 1]):
         text = f"left out: {len(alone):,} of {len(found):,} classes have one image"
-        facts = [*facts, f"{text}: {first_names(alone)}"]
+        facts = [*facts, f"{text}: {first_five(alone)}"]
     kept = counts[classes] > 1
     items = [item for item, keep in zip(items, kept, strict=True) if keep]
     class_names, counts = found[counts > 1].tolist(), counts[counts > 1]
-    shown = first_names(class_names)
+    shown = first_five(class_names)
     if len(folders := sorted({os.path.dirname(name) or "." for name in class_names})) > 1:
         shown = f"{class_names[0]} ... {class_names[-1]}"
-        shown += f") in {len(folders):,} folders ({first_names(folders)}"
+        shown += f") in {len(folders):,} folders ({first_five(folders)}"
     text = f"{len(items):,} images of {len(counts):,} classes ({shown}), "
     text += f"{counts.min():,} in the smallest class and {counts.max():,} in the largest"
     classes = np.unique(classes[kept], return_inverse=True)[1]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from errors import bad_set
-from listings import SPLITS, Listing, file_item, first_names
+from errors import bad_set, first_five
+from listings import SPLITS, Listing, file_item
 
 LABELS = {"1": 1, "same": 1, "true": 1, "0": 0, "different": 0, "false": 0}
 LFW_FIRST_LINE = re.compile(r"(\d+)(?:\s+(\d+))?")  # folds (where more than one), pairs of a kind
@@ -152,5 +152,5 @@ def contradictions(pairs, names):
     for text, counts in kinds.items():
         if counts.any():
             both = [f"{names[low[i]]} with {names[high[i]]}" for i in np.flatnonzero(counts)[:6]]
-            facts.append(f"{counts.sum():,} {text}: {first_names(both)}")
+            facts.append(f"{counts.sum():,} {text}: {first_five(both)}")
     return facts

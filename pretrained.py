@@ -8,11 +8,13 @@ It needs neither torch nor pickle. Only `load` imports JAX.
 
 import hashlib
 import re
+from collections import Counter
 from pathlib import Path
 
-from errors import UserError
+from errors import UserError, first_five
 
 FILE = "model.safetensors"  # in a Hugging Face repository
+FLOATS = {"F16", "BF16", "F32", "F64"}  # as safetensors calls them
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
 
 
@@ -64,18 +66,10 @@ def load(path, variables):
     differences. Of a 3x3 kernel only the taps that the encoder has are taken (`model.taps`).
     """
     from flax.traverse_util import flatten_dict, unflatten_dict
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
 
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError, TypeError, KeyError) as error:
-        raise UserError(
-            f"model.pretrained: {path} cannot be read as safetensors: {error}"
-        ) from None
-    found = {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
     wanted = flatten_dict(variables)
     names = {torch_name(key): key for key in wanted}
+    found = read(path, names)
     wrong = [f"{name} is missing" for name in names.keys() - found.keys()]
     wrong += [f"{name} has no place" for name in found.keys() - names.keys()]
     loaded = {}
@@ -91,10 +85,51 @@ def load(path, variables):
             array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]
         loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if wrong:
-        raise UserError(
-            f"model.pretrained: {path} does not fit the encoder: {'; '.join(sorted(wrong))}"
-        )
+        text = f"{path} does not fit the encoder: {first_five(sorted(wrong), '; ')}"
+        raise UserError(f"model.pretrained: {text}")
     return unflatten_dict(loaded)
+
+
+def read(path, wanted):
+    """The arrays of a file by torchvision's names, without a prefix; prints what is left out.
+
+    wanted: the names to expect. Raises UserError if the file is damaged or of another type.
+    """
+    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            prefix = find_prefix(path, file.keys(), wanted)
+            others = [name for name in file.keys() if not name.startswith(prefix)]
+            names = {name.removeprefix(prefix): name for name in {*file.keys()}.difference(others)}
+            names = {short: name for short, name in names.items() if not UNUSED.fullmatch(short)}
+            types = {file.get_slice(name).get_dtype() for name in names.values()}
+            if unread := types - FLOATS:
+                found, allowed = (", ".join(sorted(kinds)) for kinds in (unread, FLOATS))
+                text = f"{path} has arrays of type {found}; must be {allowed}"
+                raise UserError(f"model.pretrained: {text}")
+            arrays = {short: file.get_tensor(name) for short, name in names.items()}
+    except (SafetensorError, OSError) as error:
+        raise UserError(
+            f"model.pretrained: {path} cannot be read as safetensors: {error}"
+        ) from None
+    if prefix and jax.process_index() == 0:
+        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
+        print(f"model.pretrained: {len(names)} arrays under {prefix!r}{left}", flush=True)
+    return arrays
+
+
+def find_prefix(path, names, wanted):
+    """What stands before most of the wanted names in a file, such as "module."; or ""."""
+    starts = Counter(
+        name.removesuffix(end) for name in names for end in wanted if f".{name}".endswith(f".{end}")
+    )
+    best = [start for start, count in starts.items() if count == max(starts.values())]
+    if len(best) > 1:
+        text = f"{path} has several encoders: {first_five(best)}; keep one of them in the file"
+        raise UserError(f"model.pretrained: {text}")
+    return best[0] if best else ""
 
 
 def torch_name(key):

@@ -123,7 +123,11 @@ def data_rules(data):
     yield "data.p_same", data.p_same <= 1, "from 0 to 1"
     splits = ("shared", "disjoint", "classes")
     yield "data.split", data.split in splits, f"one of {splits}"
-    yield from (shape_rules if data.source == "shapes" else file_rules)(data)
+    drawn = data.source == "shapes"
+    yield from (shape_rules if drawn else file_rules)(data)
+    text = f"left out: it has no effect with data.source={data.source}"
+    for key, value in (default.file_keys() if drawn else default.shape_keys()).items():
+        yield f"data.{key}", data[key] == value, text
 
 
 def file_rules(data):

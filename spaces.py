@@ -26,7 +26,7 @@ import settings
 from errors import UserError, bad_set
 from listings import SPLITS
 from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
-from splits import SHARES, assign_splits, by_hash, count_classes, split_facts  # noqa: F401
+from splits import SHARES, assign_splits, by_hash, count_classes
 
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
 # The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,8 +17,8 @@ import numpy as np
 
 import images
 import settings
-from errors import UserError, bad_set
-from listings import SPLITS, first_names
+from errors import UserError, bad_set, first_five
+from listings import SPLITS
 
 SHARES = (0.8, 0.1, 0.1)  # of the images, classes or pairs, where the splits are disjoint
 BOUNDS = np.cumsum((0, *SHARES))  # of the hashes of each split
@@ -49,17 +50,28 @@ def known_splits(workdir):
     """
     if not workdir:
         return {}, {}, {}
-    path = Path(workdir) / FINGERPRINT
+    if (saved := read_fingerprint(workdir)) is None:
+        raise UserError(f"data.splits_of={workdir}: {FINGERPRINT} is missing there")
+    of_images = {name: split for name, (*_, split) in saved["images"].items()}
+    tables = of_images, saved["classes"], saved["pairs"] or {}
+    return tuple({name: SPLITS.index(split) for name, split in table.items() if split}
+                 for table in tables)  # fmt: skip
+
+
+def read_fingerprint(workdir):
+    """The fingerprint in a run's folder, see `fingerprint`; None where there is none.
+
+    Raises UserError where it is damaged.
+    """
+    path = Path(workdir, FINGERPRINT)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            saved = json.load(file)
-        of_images = {name: row[2] for name, row in saved["images"].items()}
-        tables = of_images, saved["classes"] or {}, saved["pairs"] or {}
-        return tuple({name: SPLITS.index(split) for name, split in table.items() if split}
-                     for table in tables)  # fmt: skip
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError, AttributeError):
-        text = f"{FINGERPRINT} is missing there or damaged"
-        raise UserError(f"data.splits_of={workdir}: {text}") from None
+        found = json.loads(gzip.decompress(path.read_bytes()))
+        return {kind: found[kind] for kind in ("images", "classes", "pairs", "labels")}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+        text = "is damaged: put it back, or delete it to go on without its comparison"
+        raise UserError(f"{path} {text}") from None
 
 
 def split_facts(data):
@@ -76,7 +88,7 @@ def split_facts(data):
         if lost.any():
             where = "every split" if splits is None else split
             text = f"{lost.sum()} of {len(lost)} classes have fewer than two images in {where}"
-            names = first_names([files.class_names[k] for k in np.flatnonzero(lost)])
+            names = first_five([files.class_names[k] for k in np.flatnonzero(lost)])
             facts.append(f"{text} and are left out of it: {names}")
     return tuple(facts)
 
@@ -166,7 +178,7 @@ def divide_classes(data, files, free, known, made):
                 side[k] = split
                 moved.append(f"{names[k]} ({SPLITS[split]})")
     text = "classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
-    return side, [f"{len(moved)} {text}: {first_names(moved)}"] if moved else []
+    return side, [f"{len(moved)} {text}: {first_five(moved)}"] if moved else []
 
 
 def assign_pairs(data, files, _, __, known):

@@ -67,14 +67,24 @@ def data_config():
     data.same_as = "class"  # what "same" means: class: kind of shape; pixels; identity: which blob
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
     data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class
+    data.update(file_keys())
+    data.update(shape_keys())
+    return data
 
-    # Only for files:
+
+def file_keys():
+    """The part of config.data that only files use."""
+    data = ConfigDict()
     data.class_level = 0  # 0: the class is the folder of an image; 1: the first folder of its path
     data.fit = "squeeze"  # into the square: squeeze; pad: with the ground; crop: the middle
     data.white = 0  # the value of white in images of over 8 bits; 0: found from the whole set
     data.splits_of = ""  # folder of a run whose images keep the split that they have there
+    return data
 
-    # Only for drawn shapes:
+
+def shape_keys():
+    """The part of config.data that only drawn shapes use."""
+    data = ConfigDict()
     data.shapes = ("circle", "square")  # each with the same probability
     data.held_out_shapes = ()  # those of data.shapes that only the test shows
     data.num_identities = 1  # number of different blobs

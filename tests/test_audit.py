@@ -1,4 +1,7 @@
 import importlib
+import io
+import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -7,6 +10,10 @@ from PIL import Image
 
 import audit
 import data
+import duplicates
+import images
+import pair_lists
+import shortcuts
 from configs import default
 from spaces import Pairs
 
@@ -15,6 +22,26 @@ def small(**changes):
     """A space of 24 images, so that pairs can be counted by hand."""
     config = default.get_config()
     config.data.update({"image_size": 14, "max_size": 6} | changes)
+    return config
+
+
+def pairs_of(shown, first, second, label, **fields):
+    """Pairs of the same weight."""
+    weight = np.full(len(label), 1 / len(label))
+    known = {"class_ids": None, "latents": None, "names": None} | fields
+    return Pairs(shown, first, second, label, weight, True, False, **known)
+
+
+def picture(random, size=96):
+    """Something like a photograph: soft spots of any colour."""
+    spots = random.integers(0, 256, (6, 6, 3)).astype(np.uint8)
+    return Image.fromarray(spots).resize((size, size), Image.Resampling.BICUBIC)
+
+
+def config_of(source, path, **changes):
+    config = default.get_config()
+    known = {"source": source, "path": str(path), "channels": 3, "split": "disjoint"}
+    config.data.update(known | changes)
     return config
 
 
@@ -41,11 +68,15 @@ def test_tiles_are_in_rows_and_a_short_row_ends_white():
     assert (sheet[2:, :2] == 0).all() and (sheet[2:, 2:] == 255).all()
 
 
-def test_no_rule_blind_to_shape_answers_heldout():
+def test_no_rule_blind_to_shape_answers_heldout(monkeypatch):
+    monkeypatch.setattr(shortcuts, "TRAIN_PAIRS", 3000)
+    monkeypatch.setattr(shortcuts, "TEST_PAIRS", 2000)
     config = importlib.import_module("configs.heldout").get_config()
-    rules = audit.blind_rules(config)
+    train, test = (shortcuts.each_pair_once(config, split) for split in ("train", "test"))
+    rules, notes = shortcuts.blind_rules(config, train, test)
     nearest = rules.pop("nearest training image")
-    assert len(rules) == 6 and max(rules.values()) < 0.6 < nearest
+    assert len(rules) == 8 and max(rules.values()) < 0.6 < nearest
+    assert all(0.4 < float(text.split("AUC ")[1][:5]) < 0.6 for text in notes.values())
 
 
 @pytest.mark.parametrize("p_same", [0.0, 0.5])
@@ -74,7 +105,7 @@ def test_an_image_that_is_paired_with_itself_is_in_the_pair_once():
     images = np.arange(2, dtype=np.uint8).reshape(2, 1, 1, 1)
     first, second = np.indices((2, 2)).reshape(2, -1)
     label, weight = (first == second).astype(float), np.full(4, 1 / 4)
-    pairs = Pairs(images, first, second, label, weight, True, True, None, None)
+    pairs = Pairs(images, first, second, label, weight, True, True, None, None, None)
     assert audit.seen_exactly(pairs, pairs, 1) == pytest.approx((3 / 4, 3 / 8))
     assert audit.seen_exactly(pairs, pairs, 2) == pytest.approx((15 / 16, 19 / 32))
 
@@ -83,8 +114,8 @@ def test_the_best_single_pixel_is_found_and_asked_the_right_way():
     images = np.zeros((2, 2, 2, 1), np.uint8)
     images[0, 0, 0], images[1, 1, 1] = 255, 255  # lit in one of them each
     first, second = np.indices((2, 2)).reshape(2, -1)
-    pairs = images, first, second, (first == second).astype(float)
-    assert audit.single_pixel(pairs, pairs) == 1
+    pairs = pairs_of(images, first, second, (first == second).astype(float))
+    assert shortcuts.single_pixel(pairs, pairs) == 1
 
 
 def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
@@ -97,6 +128,162 @@ def test_disjoint_splits_have_seen_nothing_and_shared_ones_are_simulated():
     rotation.num_steps = 25
     (_, images), (_, pairs) = audit.seen(rotation)
     assert float(images.split()[0]) > float(pairs.split()[0]) > 0 and "3,200" in images
+
+
+def test_near_duplicates_are_found_and_look_alikes_are_not():
+    random = np.random.default_rng(0)
+    shown = [picture(random) for _ in range(8)]
+    file = io.BytesIO()
+    shown[3].save(file, "JPEG", quality=50)
+    copies = [shown[1].resize((48, 48)), Image.open(file), shown[6].resize((200, 150))]
+    swapped = Image.fromarray(np.asarray(shown[2])[..., ::-1])  # the same shapes in other colours
+    flat = Image.new("RGB", (96, 96), "white")  # but for a spot that nobody sees
+    flat.paste((253, 253, 253), (0, 0, 12, 12))
+    asked, known = [swapped, flat, *copies, picture(random)], [*shown, flat]
+
+    def decoded(pictures):
+        return np.stack([np.asarray(x.resize((32, 40))) for x in pictures])
+
+    found = duplicates.find_near(*(duplicates.thumbnails(decoded(some)) for some in (asked, known)))
+    assert found.T.tolist() == [[2, 1], [3, 3], [4, 6]]
+    nothing = duplicates.thumbnails(decoded(asked[:1]))
+    assert duplicates.find_near(nothing, duplicates.thumbnails(decoded(known))).shape == (2, 0)
+
+
+def test_the_product_of_thumbnails_is_the_correlation_of_their_means():
+    shown = np.random.default_rng(0).integers(0, 256, (2, 21, 32, 3)).astype(np.uint8)
+    (one, other), colors = duplicates.thumbnails(shown)
+    fine = shown.mean(axis=3).repeat(16, axis=1)  # each of 21 rows in 16 parts: 21 parts a mean
+    means = fine.reshape(2, 16, 21, 16, 2).mean(axis=(2, 4)).reshape(2, -1)
+    assert one @ other == pytest.approx(np.corrcoef(means)[0, 1], abs=1e-5)
+    np.testing.assert_allclose(colors, shown.mean(axis=(1, 2)), rtol=1e-5)
+
+
+def test_images_in_two_classes_are_counted_and_named(tmp_path):
+    random = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(40):
+            picture(random, 16).save(tmp_path / name / f"{i:02}.png")
+        (tmp_path / name / "damaged.png").write_text("no picture")
+    spoilt = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_spoilt")
+    (line,) = duplicates.find_all(config_of("folder", tmp_path).data)
+    assert line == "no contradictions, and no near-duplicates in two splits"
+    for i in range(6):
+        shutil.copy(spoilt / "a" / f"0{i}.png", spoilt / "b" / f"x{i}.png")
+    shutil.copy(spoilt / "b" / "00.png", spoilt / "b" / "x6.png")
+    (line,) = duplicates.find_all(config_of("folder", spoilt).data)
+    first, _, rest = line.partition(": ")
+    assert first == "6 images are in two classes" and rest.endswith(", and 1 more")
+    assert {*rest.removesuffix(", and 1 more").split(", ")} < {
+        f"a/0{i}.png with b/x{i}.png" for i in range(6)
+    }
+
+
+def test_what_a_list_of_pairs_contradicts_is_named(tmp_path):
+    random, lines = np.random.default_rng(0), ["image1,image2,label,split"]
+    for split in ("train", "validation", "test"):
+        for i in range(4):
+            picture(random).save(tmp_path / f"{split}{i}.png")
+        lines += [
+            f"{split}{i}.png,{split}{j}.png,{int(j == 1)},{split}" for i, j in ((0, 1), (2, 3))
+        ]
+    (tmp_path / "copy.png").write_bytes((tmp_path / "train0.png").read_bytes())
+    Image.open(tmp_path / "train3.png").resize((60, 60)).save(tmp_path / "test2.png")
+    Image.open(tmp_path / "validation0.png").save(tmp_path / "test3.jpg", quality=50)
+    lines += ["train0.png,copy.png,0,train", "train1.png,train1.png,0,train"]
+    lines += ["train1.png,train0.png,0,train", "test0.png,test3.jpg,0,test"]
+    for name in ("damaged.png", "broken.png"):
+        (tmp_path / name).write_text("no picture")
+    lines += ["damaged.png,broken.png,0,train"]
+    lines += ["test0.png,train2.png,0,test"]  # in two splits, and no near-duplicate of itself
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    config = config_of("pairs", tmp_path / "list.csv")
+    files = images.load(config.data)
+    *contradictions, equal, of_train, of_validation = duplicates.find_all(config.data)
+    assert contradictions == pair_lists.contradictions(files.pairs, files.names) != []
+    assert equal == "1 pairs of equal pixels are labelled different: train0.png with copy.png"
+    text = "1 of 6 images of test are near-duplicates of"
+    assert of_train == f"{text} train images: test2.png with train3.png"
+    assert of_validation == f"{text} validation images: test3.jpg with validation0.png"
+
+
+def test_raw_pixels_are_compared_as_defined():
+    random = np.random.default_rng(0)
+    base = random.integers(0, 60, (40, 8, 6, 3))
+    noise = random.integers(0, 195, (2, 40, 8, 6, 3))
+    shown = np.concatenate([base + noise[0], base + noise[1]]).astype(np.uint8)
+    first, second = random.integers(0, 80, (2, 300))
+    second[:150] = (first[:150] + 40) % 80
+    label = (first % 40 == second % 40).astype(float)
+    train, test = (pairs_of(shown, first[i::2], second[i::2], label[i::2]) for i in (0, 1))
+    scores = shortcuts.pixel_scores(test)
+    pixels = shown.reshape(80, -1).astype(float)
+    both = [(pixels[i], pixels[j]) for i, j in zip(test.first, test.second, strict=True)]
+    distance, correlation = scores["L2 distance of pixels"], scores["correlation of pixels"]
+    np.testing.assert_allclose(
+        distance, [-np.sqrt(((a - b) ** 2).sum()) for a, b in both], rtol=1e-5
+    )
+    np.testing.assert_allclose(correlation, [np.corrcoef(a, b)[0, 1] for a, b in both], atol=1e-5)
+    rules, notes = shortcuts.blind_rules(config_of("pairs", "none.csv"), train, test)
+    assert "nearest training image" not in rules and "mean colour of both" in rules
+    for name, known in shortcuts.pixel_scores(train).items():
+        edges = np.sort(known)[::-1]
+        best = np.argmax([((known >= edge) == train.label).mean() for edge in edges])
+        right = (scores[name] >= edges[best : best + 2].mean()) == test.label
+        assert rules[name] == pytest.approx(right.mean()) and 0.55 < rules[name] < 0.9
+        same, different = scores[name][test.label == 1], scores[name][test.label == 0]
+        area = (same[:, None] > different).mean()
+        assert f"AUC {area:.3f})" in notes[name]
+
+
+def test_each_pair_is_taken_once_with_its_share():
+    config = small(image_size=16, max_size=7, p_same=0.3)  # 50 images
+    pairs = shortcuts.each_pair_once(config, "train")
+    assert pairs.exact and (pairs.first <= pairs.second).all()
+    config.data.image_size, config.data.max_size = 32, 15
+    config.data.placement = "inside"
+    pairs = shortcuts.each_pair_once(config, "test")
+    drawn = data.sample_pairs(config, "test", shortcuts.TEST_PAIRS)
+    counts = Counter(map(frozenset, zip(drawn.first, drawn.second, strict=True)))
+    found = map(frozenset, zip(pairs.first, pairs.second, strict=True))
+    found = dict(zip(found, pairs.weight * shortcuts.TEST_PAIRS, strict=True))
+    assert len(found) == len(pairs.label) and found == pytest.approx(counts)
+    assert not pairs.exact and pairs.label @ pairs.weight == pytest.approx(drawn.label.mean())
+
+
+def test_no_picture_is_shown_twice():
+    shown = np.arange(10, 100, 10, dtype=np.uint8)[:, None, None, None] * np.ones(
+        (4, 4, 1), np.uint8
+    )
+    pairs = pairs_of(shown, np.array([0, 2, 4]), np.array([1, 3, 5]), np.array([1.0, 0, 0]))
+    classes = pairs._replace(class_ids=np.array([0, 1, 0, 0, 0, 1, 1, 0, 0]))
+    names, samples = audit.tile_samples(default.get_config(), classes)
+    assert names == ["circle", "square"] and samples.shape == (2 * 6, 6 * 6, 1)
+    for sheet, count in ((samples, 9), (audit.tile_pairs(pairs)[1], 6)):
+        values = sheet[sheet < 100]
+        assert (np.unique(values, return_counts=True)[1] == 16).all() and values.size == count * 16
+
+
+def test_a_shortcut_in_files_is_advised_against_and_so_are_small_classes(photos, tmp_path):
+    config = config_of("folder", photos, image_size=16)
+    train, test = (shortcuts.each_pair_once(config, split) for split in ("validation", "test"))
+    rules, notes = shortcuts.blind_rules(config, train, test)
+    assert rules["mean colour of both"] > 0.95
+    (line,) = audit.advice(config, rules)
+    assert line.startswith("advice: the rule '") and "is right on 100.0 % of test pairs" in line
+    audit.plot_audit(config, ["a fact"], train, test, rules, notes).savefig(tmp_path / "x.png")
+    assert np.asarray(Image.open(tmp_path / "x.png")).std() > 20
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        for i in range(6 if name == "a" else 4):
+            picture(np.random.default_rng(i)).save(tmp_path / name / f"{i}.png")
+    config, rules = (
+        config_of("folder", tmp_path, split="shared"),
+        {shortcuts.CONSTANT: 0.5, "x": 0.54},
+    )
+    (line,) = audit.advice(config, rules)
+    assert line.startswith("advice: 2 of 3 classes have fewer than 5 images in training")
 
 
 @pytest.mark.parametrize(

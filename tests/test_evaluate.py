@@ -23,6 +23,7 @@ import settings
 from decoding import Form
 from errors import UserError
 from model import create_model, init_variables, variable_shapes
+from splits import FINGERPRINT, read_fingerprint
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,7 @@ def test_files_that_have_moved_are_named_with_an_option(files, tmp_path, capsys)
 
 def test_what_has_changed_since_training_is_a_warning_of_an_evaluation(files, tmp_path, capsys):
     workdir, other = folder_run(tmp_path, "run", files), shutil.copytree(files, tmp_path / "other")
-    name = next(k for k, v in fingerprint.read(workdir)["images"].items() if v[2] == "train")
+    name = next(k for k, v in read_fingerprint(workdir)["images"].items() if v[2] == "train")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / name)
     (other / "class1" / "1.png").unlink()
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(other / "class1" / "more.png")
@@ -312,7 +313,7 @@ def test_what_has_changed_since_training_is_a_warning_of_an_evaluation(files, tm
 
 def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path, capsys):
     workdir = folder_run(tmp_path, "run", files)
-    (workdir / fingerprint.FILE).unlink()
+    (workdir / FINGERPRINT).unlink()
     ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)]))
     assert config.data.splits_of == ""
     assert "trained without a fingerprint of its data" in capsys.readouterr().err

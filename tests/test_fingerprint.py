@@ -17,6 +17,7 @@ import settings
 import train
 from errors import UserError
 from spaces import open_split
+from splits import FINGERPRINT, read_fingerprint
 
 
 def save_image(path, seed, **options):
@@ -100,7 +101,7 @@ def test_every_image_has_its_size_pixels_and_split(other, begun, split):
 def test_an_image_that_cannot_be_read_is_in_no_split(other, begun):
     (other / "class2" / "3.png").write_text("no image")
     _, workdir = begun(other)
-    kept = fingerprint.read(workdir)
+    kept = read_fingerprint(workdir)
     size, _, split = kept["images"]["class2/3.png"]
     assert (size, split) == (8, None) and None not in kept["classes"].values()
     (other / "class2" / "3.png").unlink()
@@ -138,7 +139,7 @@ def add(root):
 
 
 CHANGES = {
-    add: "7 images added (" + ", ".join(f"class3/new{i}.png" for i in range(5)) + ", ...)",
+    add: "7 images added (" + ", ".join(f"class3/new{i}.png" for i in range(5)) + ", and 2 more)",
     lambda root: (root / "class3" / "2.png").unlink(): "1 image removed (class3/2.png)",
     lambda root: save_image(root / "class3" / "2.png", 999): "1 image changed (class3/2.png)",
     lambda root: (root / "class3" / "2.png").rename(root / "class3" / "x.png"): (
@@ -169,16 +170,16 @@ def test_a_run_without_a_checkpoint_begins_with_the_data_as_they_are(other, begu
     (workdir / "checkpoints" / "4").rmdir()
     add(other)
     resume(config_of(other), workdir)
-    assert "class3/new0.png" in fingerprint.read(workdir)["images"]
+    assert "class3/new0.png" in read_fingerprint(workdir)["images"]
     assert "class3/new0.png" not in fingerprint.take(config.data)["images"]
 
 
 def test_an_image_in_another_split_is_named(begun):
     config, workdir = begun()
-    kept = fingerprint.read(workdir)
+    kept = read_fingerprint(workdir)
     (name,) = (k for k in kept["images"] if k.startswith("class4/0"))
     kept["images"][name][2] = "elsewhere"
-    (workdir / fingerprint.FILE).write_bytes(gzip.compress(json.dumps(kept).encode()))
+    (workdir / FINGERPRINT).write_bytes(gzip.compress(json.dumps(kept).encode()))
     with pytest.raises(UserError, match=r"trained: 1 image in another split \(class4/0.png\);"):
         resume(config, workdir)
 
@@ -226,7 +227,7 @@ def flip(lines):
 def test_a_list_of_pairs_is_compared_pair_by_pair(other, begun, tmp_path, change, message):
     lines = pair_lines()
     _, workdir = begun(write_pairs(other, lines))
-    kept = fingerprint.read(workdir)
+    kept = read_fingerprint(workdir)
     assert kept["classes"] == {} and len(kept["pairs"]) == len(kept["labels"]) == 27
     assert kept["pairs"]["class8/0.png\tclass8/1.png"] == "test"
     size = (other / "class8" / "0.png").stat().st_size
@@ -247,7 +248,7 @@ def test_what_was_trained_on_is_never_in_the_test_of_changed_data(other, begun, 
     save_image(other / sorted(before["train"])[0], 9999)
     (other / sorted(before["train"])[1]).unlink()
     config = config_of(other, split=split, splits_of=str(workdir))
-    kept, now = fingerprint.read(workdir)["images"], fingerprint.take(config.data)["images"]
+    kept, now = read_fingerprint(workdir)["images"], fingerprint.take(config.data)["images"]
     assert all(now[name][2] == given for name, (_, _, given) in kept.items() if name in now)
     for name in data.SPLITS:
         known = {image for image in shown(config, name) if image in kept}
@@ -306,7 +307,7 @@ def test_other_data_altogether_are_refused(photos, begun, tmp_path):
 
 def test_the_identity_is_of_what_decides_the_pairs(begun):
     config, workdir = begun()
-    kept = fingerprint.read(workdir)
+    kept = read_fingerprint(workdir)
     short = fingerprint.summarize(kept)
     assert short["images"] == 200 and short["classes"] == 10 and short["pairs"] is None
     assert short["splits"] == {name: len(shown(config, name)) for name in short["splits"]}
@@ -319,10 +320,10 @@ def test_the_identity_is_of_what_decides_the_pairs(begun):
 
 def test_a_run_without_a_fingerprint_says_so(begun, capsys):
     config, workdir = begun()
-    (workdir / fingerprint.FILE).unlink()
+    (workdir / FINGERPRINT).unlink()
     resume(config, workdir)
     assert "has no fingerprint of its data" in capsys.readouterr().err
-    assert not (workdir / fingerprint.FILE).exists()  # these may be other data
+    assert not (workdir / FINGERPRINT).exists()  # these may be other data
 
 
 @pytest.mark.parametrize(
@@ -332,20 +333,20 @@ def test_a_run_without_a_fingerprint_says_so(begun, capsys):
 )
 def test_a_damaged_fingerprint_is_one_line(begun, bytes_):
     config, workdir = begun()
-    whole = (workdir / fingerprint.FILE).read_bytes()
+    whole = (workdir / FINGERPRINT).read_bytes()
     for damaged in (bytes_, whole[: len(whole) // 2]):
-        (workdir / fingerprint.FILE).write_bytes(damaged)
+        (workdir / FINGERPRINT).write_bytes(damaged)
         with pytest.raises(UserError, match=r"data.json.gz is damaged: put it back, or delete"):
             resume(config, workdir)
 
 
 def test_a_fingerprint_is_whole_or_not_there(photos, tmp_path):
-    (tmp_path / "run" / Path(fingerprint.FILE).with_suffix(".partial")).mkdir(parents=True)
+    (tmp_path / "run" / Path(FINGERPRINT).with_suffix(".partial")).mkdir(parents=True)
     with pytest.raises(UserError, match=r"data.json.gz cannot be written: Is a directory"):
         fingerprint.write(config_of(photos).data, tmp_path / "run")
-    assert fingerprint.read(tmp_path / "run") is None
+    assert read_fingerprint(tmp_path / "run") is None
 
 
 def test_drawn_shapes_have_no_fingerprint(tiny, tmp_path):
     resume(tiny, tmp_path / "run")
-    assert not (tmp_path / "run" / fingerprint.FILE).exists()
+    assert not (tmp_path / "run" / FINGERPRINT).exists()

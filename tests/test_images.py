@@ -231,7 +231,11 @@ def test_images_of_one_colour_are_named(photos, tmp_path):
         for i in range(7):
             image = photo(np.random.default_rng(i), 0) if k else Image.new("RGB", (9, 9), "red")
             image.save(tmp_path / f"c{k}" / f"{i}.png")
-    text = "7 images of a single colour: " + ", ".join(f"c0/{i}.png" for i in range(5)) + ", ..."
+    text = (
+        "7 images of a single colour: "
+        + ", ".join(f"c0/{i}.png" for i in range(5))
+        + ", and 2 more"
+    )
     assert text in load(config_of("folder", tmp_path, channels=3)).facts
 
 

@@ -13,8 +13,8 @@ from tensorflow_datasets.image_classification import omniglot
 
 import images
 from decoding import Form
-from errors import UserError
-from listings import SPLITS, first_names, list_folder, list_tfds
+from errors import UserError, first_five
+from listings import SPLITS, list_folder, list_tfds
 
 
 def fill(root, *names):
@@ -136,7 +136,7 @@ def test_links_are_followed_once(tmp_path):
 
 
 def test_a_name_in_another_encoding_can_be_printed():
-    assert first_names([os.fsdecode(b"caf\xe9")] * 6) == ", ".join([r"caf\udce9"] * 5) + ", ..."
+    assert first_five([os.fsdecode(b"caf\xe9")] * 6) == r"caf\udce9, " * 5 + "and 1 more"
 
 
 def test_people_with_one_image_are_left_out(tmp_path):
@@ -144,7 +144,7 @@ def test_people_with_one_image_are_left_out(tmp_path):
     listing = list_folder(tmp_path)
     assert listing.class_names == ("x", "y") and len(listing.items) == 4
     first = ", ".join(f"person{k:03}" for k in range(5))
-    assert listing.facts[1] == f"left out: 210 of 212 classes have one image: {first}, ..."
+    assert listing.facts[1] == f"left out: 210 of 212 classes have one image: {first}, and 205 more"
 
 
 @pytest.mark.parametrize(

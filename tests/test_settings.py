@@ -136,6 +136,30 @@ def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
         settings.check(config)
 
 
+CHANGED = {bool: True, int: 3, float: 0.25, str: "other", tuple: ("star", 3)}
+
+
+@pytest.mark.parametrize(
+    "source, path, keys",
+    [
+        ("folder", "photos", default.shape_keys()),
+        ("pairs", "list.csv", default.shape_keys()),
+        ("tfds", "mnist", default.shape_keys()),
+        ("shapes", "", default.file_keys()),
+    ],
+)
+def test_a_key_without_effect_on_this_source_is_refused(source, path, keys):
+    assert len(keys) >= 4
+    for key, value in keys.items():
+        config = default.get_config()
+        config.data.update({"source": source, "path": path})
+        settings.check(config)
+        changed = config.data[key] = CHANGED[type(value)]
+        text = f"{key}={changed}: must be left out: it has no effect with data.source={source}"
+        with pytest.raises(UserError, match=re.escape(text)):
+            settings.check(config)
+
+
 @pytest.mark.parametrize("key, value", [("seed", 2**32 - 1), ("optimizer.momentum", 0.0)])
 def test_values_at_the_edge_are_allowed(key, value):
     check(key, value)
@@ -202,6 +226,16 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.batch_size.x=3"], "unknown config key"),
         (["--config.modell.head=cosine"], "'modell' Did you mean"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
+        (["--config.seed=1", "--config.seed=-1"], "config.seed=-1"),
+        (
+            [
+                "--config.model.width=4",
+                "--config.model.stage_sizes=2",
+                "-config.model.stage_sizes=2",
+            ],
+            "--config.model.stage_sizes is given 2 times",
+        ),
+        (["--config.data.shapes=('circle','ring')", "--config.data.shapes", "star"], "2 times"),
         ([f"--config={ROOT}/data.py"], "get_config"),
         ([f"--config={ROOT}/README.md"], "SyntaxError"),
     ],
@@ -232,7 +266,7 @@ def test_a_folder_that_is_no_run_is_refused_and_left_alone(tmp_path):
 
 def test_a_saved_config_comes_back_whole(tmp_path):
     config = tiny_config()
-    config.data.white = 4095
+    config.data.update({"source": "folder", "path": "photos", "white": 4095})
     settings.save_config(config, tmp_path)
     assert settings.load_config(tmp_path).to_dict() == config.to_dict()
     settings.check_workdir(config, tmp_path)

@@ -61,7 +61,8 @@ def fingerprint(workdir, images=None, classes=None, pairs=None):
     workdir.mkdir(exist_ok=True)
     images = {name: [[1, 2], "0", split] for name, split in (images or {}).items()}
     with gzip.open(workdir / "data.json.gz", "wt") as file:
-        json.dump({"images": images, "classes": classes or {}, "pairs": pairs}, file)
+        saved = {"images": images, "classes": classes or {}, "pairs": pairs, "labels": []}
+        json.dump(saved, file)
     return str(workdir)
 
 
@@ -171,7 +172,7 @@ def test_classes_of_one_image_in_a_split_are_said_once_each(give):
     files.split_hash[4::5][:3] = 0.1  # none in the test
     text = "9 of 9 classes have fewer than two images in test and are left out of it"
     named = ", ".join(f"class{k}" for k in range(5))
-    assert split_facts(give(files))[1:] == (f"{text}: {named}, ...",)
+    assert split_facts(give(files))[1:] == (f"{text}: {named}, and 4 more",)
     files.classes[:4] = -1
     text = "1 of 9 classes have fewer than two images in every split and are left out of it"
     assert split_facts(give(files, split="shared")) == (f"{text}: class0",)
@@ -254,10 +255,7 @@ def test_a_class_that_a_run_trained_on_is_not_taken_for_a_poor_split(give, tmp_p
     ]  # d is nearer than h, which is new
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no gzip", gzip.compress(b"[1]")])
-def test_a_run_without_a_fingerprint_is_refused(give, tmp_path, content):
-    if content is not None:
-        (tmp_path / "data.json.gz").write_bytes(content)
+def test_a_run_without_a_fingerprint_is_refused(give, tmp_path):
     with pytest.raises(UserError, match=rf"^data.splits_of={tmp_path}: data.json.gz is missing"):
         assign_splits(give(folder(np.repeat(range(6), 9)), splits_of=str(tmp_path)))
 
