@@ -61,6 +61,7 @@ def write_export(config, workdir, which, for_numpy):
     kept = read_fingerprint(workdir)
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
+        "fit": f"{config.data.fit}: how an image became a square, see configs/default.py",
         "embeddings": None,
         "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
         "threshold": {"logit": threshold, "probability": float(expit(threshold))},
