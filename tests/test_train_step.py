@@ -1,0 +1,98 @@
+"""The training step against definitions in NumPy, and the optimizers against PyTorch's."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from conftest import tiny_config
+from test_train import TWO, leaves, run_steps, setup
+
+import data
+import train_step
+from model import create_model
+
+
+def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
+    """One Adam step with L2 decay against torch.optim.Adam's definition in NumPy, float64."""
+    tiny.model.stage_sizes = TWO
+    before, _ = setup(TWO)
+    after, _ = run_steps(1)
+    model = create_model(tiny)
+    batch = data.make_batch(tiny, "train", 0)
+
+    def loss_of(params):
+        variables = {"params": params, "batch_stats": before.batch_stats}
+        apply = jax.vmap(  # an axis for BatchNorm's mean over devices
+            lambda a, b: model.apply(variables, a, b, train=True, mutable=["batch_stats"])[0],
+            axis_name="devices",
+        )
+        logits = apply(batch.image1[None], batch.image2[None])[0]
+        return (jax.nn.softplus(logits) - batch.label * logits).mean()
+
+    gradient = jax.jit(jax.grad(loss_of))(before.params)
+    for p, g, found in leaves(before.params, gradient, after.params):
+        g = np.asarray(g, np.float64) + 5e-4 * p
+        first, second = (1 - 0.937) * g / (1 - 0.937), (1 - 0.999) * g**2 / (1 - 0.999)
+        expected = p - 1e-3 * first / (np.sqrt(second) + 1e-8)
+        np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_an_answer_in_training_is_right_by_the_threshold_of_the_config(tiny):
+    tiny.model.encoder, tiny.eval.threshold = "cnn", 1e-9  # all are called the same
+    model, (optimizer, _) = create_model(tiny), train_step.make_optimizer(tiny)
+    state, device = train_step.create_state(tiny, model, optimizer), jax.devices()[:1]
+    batches = [data.make_batch(tiny, "train", step) for step in range(4)]
+    train_steps = train_step.make_train_steps(tiny, model, optimizer)
+    placed = train_step.to_devices(batches, device)
+    _, metrics = train_steps(train_step.replicate(state, device), placed)
+    assert metrics["correct"].tolist() == [batch.label.sum() for batch in batches]
+    assert metrics["count"].tolist() == [8, 8, 8, 8]
+
+
+def test_small_batches_accumulate_to_the_nominal_one():
+    """Two batches of 4 under a nominal 8 make one update with the mean of their gradients."""
+    config = tiny_config()
+    config.batch_size, config.optimizer.nominal_batch_size = 4, 8
+    optimizer, schedule = train_step.make_optimizer(config)
+    config.batch_size = 8
+    whole, _ = train_step.make_optimizer(config)
+    params = {"w": np.array([1.0, -2.0], np.float32)}
+    gradients = [{"w": np.array(g, np.float32)} for g in ([0.5, 1.0], [1.5, -2.0])]
+    state = optimizer.init(params)
+    first, state = optimizer.update(gradients[0], state, params)
+    second, _ = optimizer.update(gradients[1], state, params)
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *gradients)
+    expected, _ = whole.update(mean, whole.init(params), params)
+    assert (first["w"] == 0).all()
+    np.testing.assert_allclose(second["w"], expected["w"], rtol=1e-6)
+    assert schedule(4) == pytest.approx(1e-5)  # 8 steps are 4 updates
+
+
+def test_weight_decay_is_scaled_to_what_the_batches_add_up_to(tiny):
+    tiny.optimizer.update(
+        {"name": "sgd", "momentum": 0.0, "weight_decay": 0.5, "final_learning_rate": 1e-3}
+    )
+    tiny.batch_size, tiny.optimizer.nominal_batch_size = 12, 8
+    optimizer, _ = train_step.make_optimizer(tiny)
+    params = {"w": np.array([2.0], np.float32)}
+    updates, _ = optimizer.update({"w": np.zeros(1, np.float32)}, optimizer.init(params), params)
+    assert updates["w"][0] == pytest.approx(-1e-3 * 0.5 * 12 / 8 * 2.0)
+
+
+def test_nesterov_sgd_is_torchs(tiny):
+    tiny.optimizer.update({"name": "sgd", "weight_decay": 0.0, "final_learning_rate": 1e-3})
+    optimizer, _ = train_step.make_optimizer(tiny)
+    params, velocity = {"w": np.array([1.0], np.float32)}, 0.0
+    state, expected = optimizer.init(params), 1.0
+    for gradient in (0.3, -0.2, 0.7):
+        updates, state = optimizer.update({"w": np.array([gradient], np.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        velocity = 0.937 * velocity + gradient
+        expected -= 1e-3 * (gradient + 0.937 * velocity)
+    assert params["w"][0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_golden_losses():
+    """To be changed only with a change that means to alter data, model or optimizer."""
+    _, losses = run_steps(1)
+    assert losses[:5] == pytest.approx([0.65230, 0.70707, 0.75154, 0.71601, 0.78662], rel=1e-3)
