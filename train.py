@@ -59,20 +59,26 @@ def main(options):
         signal.signal(number, exit_at_once)
     runtime.prepare(options.cache)
     cluster = hosts.read_cluster(options)
-    config, workdir = read_command(options)
-    if cluster is None and (workdir / settings.LOCK).exists():
-        with settings.lock(workdir):  # if another training holds it, this one exits at once
-            pass
-    with hosts.joined(cluster, settings.flatten(config.to_dict())):
+    config, workdir = read_command(options, alone=cluster is None)
+    values = settings.flatten(config.to_dict())
+    if cluster is not None:
+        values |= fingerprint.seal(config.data)
+    with hosts.joined(cluster, values):
         train_and_evaluate(config, workdir)
 
 
-def read_command(options):
-    """Returns (config, workdir) to train, checked; raises UserError."""
+def read_command(options, alone=True):
+    """Returns (config, workdir) to train, checked; raises UserError.
+
+    alone: whether no other process works on this run, so that its folder must not be locked.
+    """
     config, name = command_line.read_config(options)
     named = f"runs/{name}" if options.workdir is None else options.workdir
     workdir = settings.named_workdir(named)
     settings.check_workdir(config, workdir)
+    if alone and (workdir / settings.LOCK).exists():
+        with settings.lock(workdir):  # if another training holds it, this one exits at once
+            pass
     data.check_path(config.data)
     if config.data.source != "shapes":
         config.data.white = config.data.white or images.found_white(config.data)

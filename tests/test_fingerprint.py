@@ -347,6 +347,16 @@ def test_a_fingerprint_is_whole_or_not_there(photos, tmp_path):
     assert read_fingerprint(tmp_path / "run") is None
 
 
+def test_hosts_compare_what_decides_the_pairs(begun, photos, tmp_path):
+    """Images at another place are alike; with one more image, or one in another class, not."""
+    copies = [shutil.copytree(photos, tmp_path / name) for name in ("same", "more", "moved")]
+    (copies[1] / "class0" / "new.png").write_bytes((photos / "class0" / "1.png").read_bytes())
+    (copies[2] / "class0" / "1.png").rename(copies[2] / "class1" / "moved.png")
+    seals = [fingerprint.seal(config_of(path).data) for path in (photos, *copies)]
+    assert seals[0] == seals[1] and seals[0] not in seals[2:]
+    assert fingerprint.seal(tiny_config().data) == {}
+
+
 def test_drawn_shapes_have_no_fingerprint(tiny, tmp_path):
     resume(tiny, tmp_path / "run")
     assert not (tmp_path / "run" / FINGERPRINT).exists()
