@@ -44,7 +44,8 @@ def main(options):
     facts, found = [*count(config), *seen(config, test)], duplicates.find_all(config.data)
     rules, notes = shortcuts.blind_rules(config, train, test)
     lines = [*data.describe(config), *(f"{name:<28}{text}" for name, text in facts), *found]
-    how = f"of {size(test)}; the rules are fitted on {size(train)} of training"
+    sizes = [f"{'all' * p.exact or 'a sample of'} {len(p.label):,} pairs" for p in (test, train)]
+    how = "of {}; the rules are fitted on {} of training".format(*sizes)
     lines += ["", f"{'right on test pairs':<28}{how}"]
     lines += [f"  {name:<26}{100 * rules[name]:.1f} %{notes.get(name, '')}" for name in rules]
     if rules[best := max(rules, key=rules.get)] > rules[shortcuts.CONSTANT] + 0.05:
@@ -55,11 +56,6 @@ def main(options):
     shown = [*map(": ".join, facts), *(line.split(": ")[0] for line in found)]
     plot_audit(config, shown, train, test, rules, notes).savefig(path)
     print(f"wrote {path}")
-
-
-def size(pairs):
-    """How many Pairs these are, as text."""
-    return f"{'all' if pairs.exact else 'a sample of'} {len(pairs.label):,} pairs"
 
 
 def count(config):
@@ -113,7 +109,12 @@ def plot_audit(config, facts, train, test, rules, notes):
     figure.suptitle("\n".join(facts), x=0.01, ha="left", fontsize=11)
     *above, axes = figure.subplots(3, 1, height_ratios=[*heights, 2.6])
     for part, (title, (names, sheet)) in zip(above, sheets.items(), strict=True):
-        plot_sheet(part, title, names, sheet)
+        part.imshow(sheet.squeeze(), "gray", vmin=0, vmax=255)
+        height = len(sheet) / len(names)
+        part.set_yticks((np.arange(len(names)) + 0.5) * height - 0.5, names, fontsize=11)
+        part.set(xticks=[], title=title)
+        part.tick_params(length=0)
+        part.spines[:].set_visible(False)
     names = list(rules)[::-1]
     axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
     axes.axvline(100 * rules[shortcuts.CONSTANT], color="black", linewidth=1)
@@ -162,16 +163,6 @@ def tile(rows):
 def framed(images):
     """Images [n, height, width, channels] with a grey line around each."""
     return np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
-
-
-def plot_sheet(axes, title, names, sheet):
-    """A tiled image with the names of its rows."""
-    axes.imshow(sheet.squeeze(), "gray", vmin=0, vmax=255)
-    height = len(sheet) / len(names)
-    axes.set_yticks((np.arange(len(names)) + 0.5) * height - 0.5, names, fontsize=11)
-    axes.set(xticks=[], title=title)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,10 @@ def find_all(data):
     if data.source == "shapes":
         return []
     files = images.load(data)
-    if files.pairs is None:
-        lines = [in_two_classes(files)]
-    else:
-        lines = [*pair_lists.contradictions(files.pairs, files.names), equal_but_different(files)]
-    lines = [line for line in (*lines, *across_splits(data)) if line]
+    lines = [equal_pixels(files), *across_splits(data)]
+    if files.pairs is not None:
+        lines = [*pair_lists.contradictions(files.pairs, files.names), *lines]
+    lines = [line for line in lines if line]
     return lines or ["no contradictions, and no near-duplicates in two splits"]
 
 
@@ -40,21 +39,17 @@ def named(what, names, one, other):
     return f"{len(pairs):,} {what}: {first_five(pairs)}" if pairs else None
 
 
-def in_two_classes(files):
-    """The line about images whose pixels are equal and whose classes are not."""
-    order = np.lexsort((files.classes, files.split_hash))
-    one, other = order[:-1], order[1:]
-    equal = files.split_hash[one] == files.split_hash[other]
-    odd = equal & (files.classes[one] != files.classes[other])
-    return named("images are in two classes", files.names, one[odd], other[odd])
-
-
-def equal_but_different(files):
-    """The line about given pairs of two files whose pixels are equal, and which are different."""
-    one, other, label = files.pairs.T
-    equal = (files.split_hash[one] == files.split_hash[other]) & (one != other) & (label == 0)
-    odd = equal & (files.classes[one] >= 0) & (files.classes[other] >= 0)
-    return named("pairs of equal pixels are labelled different", files.names, one[odd], other[odd])
+def equal_pixels(files):
+    """The line about equal images in two classes, or in given pairs that are called different."""
+    if files.pairs is None:
+        order, what = np.lexsort((files.classes, files.split_hash)), "images are in two classes"
+        one, other = order[:-1], order[1:]
+        odd = files.classes[one] != files.classes[other]
+    else:
+        (one, other, label), what = files.pairs.T, "pairs of equal pixels are labelled different"
+        odd = (one != other) & (label == 0) & (files.classes[[one, other]] >= 0).all(axis=0)
+    odd &= files.split_hash[one] == files.split_hash[other]
+    return named(what, files.names, one[odd], other[odd])
 
 
 def across_splits(data):

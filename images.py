@@ -104,10 +104,9 @@ def decode_set(items, form, store):
     read_all(range(n), form)
     white = whites.max(initial=0)
     read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
-    left_out = np.array(sorted(bad), int)
-    reasons = np.array([bad[index] for index in sorted(bad)], str)
-    return {"split_hash": split_hash, "plain": plain, "left_out": left_out, "reasons": reasons,
-            "white": white}  # fmt: skip
+    notes = {"split_hash": split_hash, "plain": plain, "white": white}
+    notes["left_out"] = np.array(sorted(bad), int)
+    return notes | {"reasons": np.array([bad[index] for index in sorted(bad)], str)}
 
 
 def describe(names, notes):

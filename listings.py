@@ -92,9 +92,6 @@ def list_folder(path, class_level=0):
         facts += [f"skipped images in no folder of a class: {len(loose):,} ({first_five(loose)})"]
     facts += skipped
     classed = [i for i, parts in enumerate(folders) if parts]
-    if not classed:
-        wanted = "wanted: class/image, of a suffix that Pillow reads, such as .png or .jpg"
-        raise bad_set(path, "; ".join(["no images there", wanted, *facts]))
     items = [file_item(names[i], os.path.join(path, names[i])) for i in classed]
     classes = ["/".join(folders[i][: class_level or None]) for i in classed]
     if image_splits is not None:
@@ -130,6 +127,9 @@ def list_classes(path, items, labels, image_splits, facts, names=None):
     A label is the name of a class, or an index into `names`, or a number. Classes of one image are
     left out.
     """
+    if not items:
+        text = "no images there that have a class (in a folder: class/image.png)"
+        raise bad_set(path, "; ".join([text, *facts]))
     found, classes, counts = np.unique(labels, return_inverse=True, return_counts=True)
     found = found.astype(str) if names is None else np.array(names)[found]
     if (usable := counts > 1).sum() < 2:
@@ -172,8 +172,6 @@ def list_tfds(path):
         remedy = f"; prepare it: {PREPARE % path}" * isinstance(error, NotImplementedError)
         text = f"cannot be read by tensorflow_datasets: {reason(error)}{remedy}"
         raise bad_set(path, text) from None
-    if not items:
-        raise bad_set(path, "; ".join(["no image with a label there", *facts]))
     names = getattr(features["label"], "names", None)
     return list_classes(path, items, labels, None, facts, names)
 
@@ -183,26 +181,22 @@ def read_examples(sources):
 
     The splits are put together. An image that is in two of them is taken once.
     """
-    items, labels, first_split, twice, unlabelled = [], [], {}, 0, 0
+    items, labels, first_split, left_out = [], [], {}, Counter()
     for split, source in sources.items():
         for i, example in enumerate(source):
             content, label = example["image"], example["label"]
             content = content if isinstance(content, bytes) else content.tobytes()
             stamp = len(content), int.from_bytes(blake2b(content, digest_size=8).digest())
             if label == -1:
-                unlabelled += 1
+                left_out["left out: images without a label (-1)"] += 1
             elif first_split.setdefault((stamp, label), split) != split:
-                twice += 1
+                left_out["taken once: images in two splits of the set"] += 1
             else:
                 items.append(Item(f"{split} {i}", stamp, partial(open_example, source, i)))
                 labels.append(label.decode() if isinstance(label, bytes) else label)
     sizes = ", ".join(f"{split} ({len(source):,})" for split, source in sources.items())
     facts = [f"the splits of the set are put together, and divided anew: {sizes}"]
-    if twice:
-        facts.append(f"taken once: images in two splits of the set: {twice:,}")
-    if unlabelled:
-        facts.append(f"left out: images without a label (-1): {unlabelled:,}")
-    return items, labels, facts
+    return items, labels, facts + [f"{why}: {count:,}" for why, count in left_out.items()]
 
 
 def open_example(source, index):
