@@ -132,9 +132,9 @@ def tile_samples(config, train, columns=14, most=8):
     classes = train.class_ids[order] if known else np.arange(len(order)) // columns
     found, counts = np.unique(classes, return_counts=True)
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
-    named = data.class_names(config.data, shown) if known else [""] * len(shown)
-    names = [name[-16:] for name in named]
-    return names, tile([framed(train.images[order[classes == c][:columns]]) for c in shown])
+    names = data.class_names(config.data, shown) if known else [""] * len(shown)
+    rows = [framed(train.images[order[classes == c][:columns]]) for c in shown]
+    return [name[-16:] for name in names], tile(rows)
 
 
 def tile_pairs(test, columns=5, most=2):

@@ -152,8 +152,8 @@ def open_images(names, form):
 def hash_pixels(images):
     """The split hash of each image, float64 [n] in [0, 1): equal pixels have equal ones.
 
-    It looks like a uniform random number. Words of 8 bytes are multiplied by odd factors and summed
-    modulo 2**64; the sum's bits are then mixed.
+    It looks like a uniform random number, and decides which split an image belongs to. Words of 8
+    bytes are multiplied by odd factors and summed modulo 2**64; the sum's bits are then mixed.
     """
     flat = images.reshape(len(images), -1)
     if odd := flat.shape[1] % 8:

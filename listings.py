@@ -115,10 +115,9 @@ def find_splits(folders):
         fact = f"the folders {', '.join(top)} are the splits"
         return np.array(splits, np.int8), [parts[1:] for parts in below], [fact]
     alike = sorted({name for parts in folders for name in parts if name.lower() in SPLIT_NAMES})
-    if len({SPLIT_NAMES[name.lower()] for name in alike}) > 1:
-        text = "would be splits if they, train among them, were all folders of the first level"
-        return None, folders, [f"{text}; here they are (parts of) classes: {first_five(alike)}"]
-    return None, folders, []
+    text = "would be splits if they, train among them, were all folders of the first level"
+    fact = f"{text}; here they are (parts of) classes: {first_five(alike)}"
+    return None, folders, [fact] * (len({SPLIT_NAMES[name.lower()] for name in alike}) > 1)
 
 
 def list_classes(path, items, labels, image_splits, facts, names=None):
@@ -202,6 +201,5 @@ def read_examples(sources):
 def open_example(source, index):
     """The Pillow image of an example; an array where its feature is no Image."""
     image = source[index]["image"]
-    if isinstance(image, bytes):
-        return Image.open(BytesIO(image))
-    return Image.fromarray(np.squeeze(image))
+    is_file = isinstance(image, bytes)
+    return Image.open(BytesIO(image)) if is_file else Image.fromarray(np.squeeze(image))

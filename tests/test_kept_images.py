@@ -32,7 +32,7 @@ def root(tmp_path):
         for i in range(4):
             path = tmp_path / "root" / f"c{k}" / f"{i}.png"
             photo(np.random.default_rng((k, i)), k / 2).save(path)
-    (tmp_path / "root" / "c1" / "bad.png").write_text("no image")
+    (tmp_path / "root" / "c1" / "z.png").write_text("no image")
     Image.new("L", (9, 9), 7).save(tmp_path / "root" / "c1" / "plain.png")
     return tmp_path / "root"
 
