@@ -1,6 +1,5 @@
 """Decodes one image file: upright, a square of the wanted size, in grey or colour."""
 
-import sys
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,8 +10,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 WHITES = 2 ** np.array([8, 10, 12, 14, 16]) - 1  # the largest values that cameras and scanners give
 BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
-SWAPPED = {"RGB;16B": "RGB;16L", "RGB;16L": "RGB;16B"}  # byte orders of 16-bit colours in Pillow
-SWAPPED["RGB;16N"] = "RGB;16B" if sys.byteorder == "little" else "RGB;16L"
 LOW_CONTRAST = 32  # grey levels
 FITS = ("squeeze", "pad", "crop")
 
@@ -43,61 +40,30 @@ def decode(open_image, form):
     """One image in a Form: (pixels uint8 [image_size, image_size, channels], white).
 
     `open_image` is a function without arguments that returns a Pillow image. `white` is the value
-    that became 255 in an image of over 8 bits, and 0 for others, and for a PGM whose own white is
-    known. What is transparent becomes white, or black where the image would have next to no
-    contrast on white. A JPEG is decoded at a half, a quarter or an eighth of its size, if that is
-    still twice the wanted one.
+    that became 255 in a grey image of over 8 bits, and 0 for others: of 16 bits a colour Pillow
+    reads the upper 8. What is transparent becomes white, or black where the image would have next
+    to no contrast on white. A JPEG is decoded at a half, a quarter or an eighth of its size, if
+    that is still twice the wanted one.
     """
     with open_image() as image:
         image.draft(None, (2 * form.image_size, 2 * form.image_size))
         if image.mode == "F":
             raise ValueError("its values are real numbers, whose range is not known")
-        stretched = is_stretched(image)
-        if (values := deep_values(image, open_image)) is None:
-            image, white = ImageOps.exif_transpose(image), 0
-        else:
-            tags, white = getattr(image, "tag_v2", {}), WHITES[-1] if stretched else form.white
-            image, white = to_8_bits(values, tags, int(white))
+        tags, tile, white = getattr(image, "tag_v2", {}), str(getattr(image, "tile", "")), 0
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):
+            values = np.asarray(image).astype(np.int32)
+            image, white = to_8_bits(values, tags, int(form.white))
+        elif ";16" in tile and np.asarray(image)[..., :3].max() < 64:
+            raise ValueError("of its 16 bits a colour the upper 2 are empty: scale its values")
         if image.has_transparency_data:
             image = on_ground(image.convert("RGBA"))
         image = into_square(image.convert("L" if form.channels == 1 else "RGB"), form)
-        pixels = np.asarray(image).reshape(form.image_size, form.image_size, form.channels)
-        return pixels, 0 if stretched else white
-
-
-def is_stretched(image):
-    """Whether an image, not loaded yet, is a PGM that names a white which Pillow makes 65,535."""
-    args = image.tile[0].args if (image.format, image.mode) == ("PPM", "I") else ""
-    return isinstance(args, tuple) and args[-1] < WHITES[-1]
-
-
-def deep_values(image, open_image):
-    """The values of an image of over 8 bits, upright, int32 [h, w] or [h, w, 3]; None of others."""
-
-    def upright(image):
-        return np.asarray(ImageOps.exif_transpose(image)).astype(np.int32)
-
-    if image.mode.startswith("I"):
-        return upright(image)
-    if not any(rawmode(tile) in SWAPPED for tile in getattr(image, "tile", [])):
-        return None
-    # Of colours Pillow reads only the high byte; in the other byte order that is the low one.
-    with open_image() as low:
-        swapped = [SWAPPED.get(rawmode(tile)) for tile in low.tile]
-        low.tile = [
-            tile._replace(args=(name, *tile.args[1:]) if isinstance(tile.args, tuple) else name)
-            for tile, name in zip(low.tile, swapped, strict=True)
-        ]
-        return 256 * upright(image) + upright(low)
-
-
-def rawmode(tile):
-    """How Pillow unpacks the pixels of a tile of a file: str."""
-    return tile.args[0] if isinstance(tile.args, tuple) and tile.args else tile.args
+        return np.asarray(image).reshape(form.image_size, form.image_size, form.channels), white
 
 
 def to_8_bits(values, tags, white):
-    """Values of over 8 bits, with `white` as 255: (grey or RGB image, its white).
+    """Values [h, w] of over 8 bits, with `white` as 255: (grey image, its white).
 
     tags are those of a TIFF. White 0: 2**bits - 1 if it names 9 to 15 bits, or the smallest of
     WHITES that no value exceeds. Raises ValueError where values are out of range.
@@ -117,14 +83,12 @@ def to_8_bits(values, tags, white):
 def on_ground(image):
     """An RGBA image on white, or on black where white leaves less contrast than LOW_CONTRAST."""
 
-    def contrast(flat):
-        return max(high - low for low, high in flat.getextrema())
+    def on(color):
+        flat = Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
+        return flat, max(high - low for low, high in flat.getextrema())
 
-    white, black = (
-        Image.alpha_composite(Image.new("RGBA", image.size, ground), image).convert("RGB")
-        for ground in ("white", "black")
-    )
-    return black if contrast(white) < min(LOW_CONTRAST, contrast(black)) else white
+    (white, contrast), (black, other) = on("white"), on("black")
+    return black if contrast < min(LOW_CONTRAST, other) else white
 
 
 def into_square(image, form):
@@ -134,8 +98,6 @@ def into_square(image, form):
         return ImageOps.fit(image, size, filter)
     if form.fit == "squeeze":
         return image.resize(size, filter)
-    scale = form.image_size / max(image.size)
-    image = image.resize([max(1, round(scale * side)) for side in image.size], filter)
     pixels = np.asarray(image).reshape(image.height, image.width, -1)
     edges = pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]
     ground = np.median(np.concatenate(edges), axis=0).astype(int)

@@ -1,16 +1,13 @@
-"""Finds images that are equal, or nearly, where they should not be (NumPy).
+"""Finds images that are equal, or nearly, where they should not be (NumPy, Pillow, scikit-learn).
 
 Equal pixels in two classes, or in a pair that is called different, are contradictions. Nearly equal
 images in two splits, such as a photograph that was resized or compressed again, make a test easy.
-
-For that an image becomes SIDE x SIDE means of grey. Two are near-duplicates if these correlate by
-ALIKE or more and their mean colours are alike. No two of Omniglot's 2,720 drawings are, nor of 100
-faces; 4 of 645 pieces of photographs are like another. Of these pieces 97 % are found again at half
-the size, and 85 % as a JPEG of quality 50. A difference hash (Krawetz 2013) within 2 of 64 bits
-takes 440 of the drawings for others, and finds 86 % and 52 %.
+No two of Omniglot's 2,720 drawings are found; of 645 pieces of photographs 97 % are found again at
+half the size, and 85 % as a JPEG of quality 50.
 """
 
 import numpy as np
+from PIL import Image
 
 import images
 import pair_lists
@@ -18,10 +15,10 @@ from errors import first_five
 from listings import SPLITS
 from spaces import GivenPairs, open_split
 
-SIDE = 16
-ALIKE = 0.99
-SHIFT = 8.0  # grey levels: mean colours of near-duplicates differ by no more
-FLAT = 1.0  # grey levels: an image whose means deviate less shows nothing to compare
+SIDE = 16  # of the thumbnails that are compared
+ALIKE = 0.99  # least correlation of the thumbnails of near-duplicates
+SHIFT = 8.0  # grey levels: their mean colours differ by no more
+FLAT = 1.0  # grey levels: a thumbnail that deviates less shows nothing to compare
 
 
 def find_all(data):
@@ -29,11 +26,10 @@ def find_all(data):
     if data.source == "shapes":
         return []
     files = images.load(data)
-    if files.pairs is None:
-        lines = [in_two_classes(files)]
-    else:
-        lines = [*pair_lists.contradictions(files.pairs, files.names), equal_but_different(files)]
-    lines = [line for line in (*lines, *across_splits(data)) if line]
+    lines = [equal_pixels(files), *across_splits(data)]
+    if files.pairs is not None:
+        lines = [*pair_lists.contradictions(files.pairs, files.names), *lines]
+    lines = [line for line in lines if line]
     return lines or ["no contradictions, and no near-duplicates in two splits"]
 
 
@@ -43,33 +39,29 @@ def named(what, names, one, other):
     return f"{len(pairs):,} {what}: {first_five(pairs)}" if pairs else None
 
 
-def in_two_classes(files):
-    """The line about images whose pixels are equal and whose classes are not."""
-    order = np.lexsort((files.classes, files.split_hash))
-    one, other = order[:-1], order[1:]
-    equal = files.split_hash[one] == files.split_hash[other]
-    odd = equal & (files.classes[one] != files.classes[other])
-    return named("images are in two classes", files.names, one[odd], other[odd])
-
-
-def equal_but_different(files):
-    """The line about given pairs of two files whose pixels are equal, and which are different."""
-    one, other, label = files.pairs.T
-    equal = (files.split_hash[one] == files.split_hash[other]) & (one != other) & (label == 0)
-    odd = equal & (files.classes[one] >= 0) & (files.classes[other] >= 0)
-    return named("pairs of equal pixels are labelled different", files.names, one[odd], other[odd])
+def equal_pixels(files):
+    """The line about equal images in two classes, or in given pairs that are called different."""
+    if files.pairs is None:
+        order, what = np.lexsort((files.classes, files.split_hash)), "images are in two classes"
+        one, other = order[:-1], order[1:]
+        odd = files.classes[one] != files.classes[other]
+    else:
+        (one, other, label), what = files.pairs.T, "pairs of equal pixels are labelled different"
+        odd = (one != other) & (label == 0) & (files.classes[one] >= 0)  # both can be read
+    odd &= files.split_hash[one] == files.split_hash[other]
+    return named(what, files.names, one[odd], other[odd])
 
 
 def across_splits(data):
     """Yields a line for each two splits that have near-duplicates of each other's images."""
     spaces = {split: open_split(data, split) for split in SPLITS}
     rows = {split: used_rows(space) for split, space in spaces.items()}
-    names, small = spaces["train"].names, [*thumbnails(spaces["train"].images)]
+    names, small = spaces["train"].names, thumbnails(spaces["train"].images)
     for asked, known in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        others = np.setdiff1d(rows[known], rows[asked])  # what is in both is no news
-        one, other = find_near(*([part[r] for part in small] for r in (rows[asked], others)))
+        both = rows[asked], np.setdiff1d(rows[known], rows[asked])  # what is in both is no news
+        one, other = find_near(*([part[r] for part in small] for r in both))
         what = f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known} images"
-        yield named(what, names, rows[asked][one], others[other])
+        yield named(what, names, both[0][one], both[1][other])
 
 
 def used_rows(space):
@@ -78,30 +70,17 @@ def used_rows(space):
 
 
 def thumbnails(shown):
-    """The means of n images [n, height, width, channels], and the mean colour of each.
+    """Small grey copies of n images [n, height, width, channels], and their mean colours.
 
-    Returns (float32 [n, SIDE**2] of length 1, so that the product of two is their correlation, and
-    all 0 of a flat image; float32 [n, channels]).
+    Returns (float32 [n, SIDE**2] of mean 0 and length 1, so that the product of two is their
+    correlation, and 0 where the image is flat; float32 [n, channels]).
     """
-    _, height, width, channels = shown.shape
-    down, right = overlaps(height), np.kron(overlaps(width), np.eye(channels, dtype=np.float32)).T
-    found = []
-    for start in range(0, len(shown), 128):  # of some sets the images are not in memory
-        rows = shown[start : start + 128].astype(np.float32).reshape(-1, height, width * channels)
-        means = (down @ rows @ right).reshape(len(rows), SIDE**2, channels)
-        grey = means.mean(axis=2)
-        grey -= grey.mean(axis=1, keepdims=True)
-        length = np.linalg.norm(grey, axis=1, keepdims=True)
-        grey[length[:, 0] < FLAT * SIDE] = 0
-        found.append((grey / np.maximum(length, FLAT), means.mean(axis=1)))
-    return map(np.concatenate, zip(*found, strict=True))
-
-
-def overlaps(pixels):
-    """The share of each pixel in each of SIDE means: float32 [SIDE, pixels], rows of sum 1."""
-    edges = np.arange(SIDE + 1)[:, None] * (pixels / SIDE)
-    below = np.clip(edges - np.arange(pixels), 0, 1)
-    return (np.diff(below, axis=0) * (SIDE / pixels)).astype(np.float32)
+    grey = (Image.fromarray(image.mean(axis=2, dtype=np.float32)) for image in shown)
+    small = np.stack([np.ravel(x.resize((SIDE, SIDE), Image.Resampling.BOX)) for x in grey])
+    small -= small.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(small, axis=1, keepdims=True)
+    colors = np.stack([image.mean(axis=(0, 1), dtype=np.float32) for image in shown])
+    return small * (length >= FLAT * SIDE) / np.maximum(length, FLAT), colors
 
 
 def find_near(asked, known):
@@ -109,14 +88,10 @@ def find_near(asked, known):
 
     Both are `thumbnails`. Of several known ones the first is named.
     """
-    (asked, colors), (known, known_colors) = asked, known
     found = [np.zeros((2, 0), int)]
-    for start in range(0, len(asked), 256):
-        products = asked[start : start + 256] @ known.T
-        rows = np.flatnonzero(products.max(axis=1, initial=0) >= ALIKE)  # nearly always none
-        one, other = np.nonzero(products[rows] >= ALIKE)
-        one = start + rows[one]
-        shift = np.abs(colors[one] - known_colors[other]).max(axis=1)
-        near = np.stack([one, other])[:, shift <= SHIFT]
+    for start in range(0, len(asked[0]), 256):
+        one, other = np.nonzero(asked[0][start : start + 256] @ known[0].T >= ALIKE)
+        shift = np.abs(asked[1][start + one] - known[1][other]).max(axis=1, initial=0)
+        near = np.stack([start + one, other])[:, shift <= SHIFT]
         found.append(near[:, np.unique(near[0], return_index=True)[1]])
     return np.concatenate(found, axis=1)

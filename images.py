@@ -21,7 +21,7 @@ import decoding
 import kept_images
 from decoding import decode, form_of
 from errors import UserError, first_five
-from listings import counted, file_item, find_images, list_folder, list_tfds
+from listings import file_item, find_images, list_folder, list_tfds
 from pair_lists import list_pairs
 
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
@@ -43,18 +43,12 @@ class Files(NamedTuple):
 
 
 def load(data):
-    """Reads the whole set that config.data names: Files.
+    """Reads the whole set that config.data names: Files; raises UserError where there is none.
 
-    An image that cannot be read is left out, and named in the facts. Raises UserError where the set
-    cannot be listed. The result is remembered by the keys that it depends on: no other key of
-    config.data has the images decoded again.
+    An image that cannot be read is left out, and named in the facts. The result is remembered by
+    the keys that it depends on: no other key of config.data has the images decoded again.
     """
     return load_set(data.source, data.path, data.class_level, form_of(data))
-
-
-def found_white(data):
-    """The value for data.white that reads single images as this set is read; 0: any does."""
-    return load(data).white
 
 
 @lru_cache(maxsize=2)
@@ -64,19 +58,16 @@ def load_set(source, path, class_level, form):
         if files.white in (0, form.white):
             return files
     listing = LISTS[source](path, *([class_level] if source == "folder" else []))
-    items, classes = listing.items, listing.classes.copy()
+    items, classes, class_names, *given, facts = listing
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
     key = digest(source, path, class_level, form)
     content = digest(*code, [(item.name, item.stamp) for item in items])
     shape = (len(items), form.image_size, form.image_size, form.channels)
-    fill = partial(decode_set, items, form)
-    images, notes = kept_images.fetch(key, content, shape, fill)
-    names = np.array([item.name for item in items])
-    facts = [*listing.facts, *describe(names, notes)]
+    images, notes = kept_images.fetch(key, content, shape, partial(decode_set, items, form))
+    names, white = np.array([item.name for item in items]), int(notes["white"])
+    classes, facts = classes.copy(), (*facts, *describe(names, notes))
     classes[notes["left_out"]] = -1
-    found = images, names, classes, listing.class_names, notes["split_hash"]
-    given = listing.image_splits, listing.pairs, listing.pair_splits
-    return Files(*found, *given, tuple(facts), int(notes["white"]))
+    return Files(images, names, classes, class_names, notes["split_hash"], *given, facts, white)
 
 
 def digest(*parts):
@@ -87,11 +78,11 @@ def digest(*parts):
 def decode_set(items, form, store):
     """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
 
-    Returns notes {name: array}: split_hash float64 [n], left_out int [k] and reasons str [k] of
-    those that cannot be read, plain int [j], those of one colour, and white int.
+    Returns notes {name: array}: split_hash float64 [n], plain bool [n] of those of one colour,
+    left_out int [k] and reasons str [k] of those that cannot be read, and white int.
     """
-    split_hash, whites = np.zeros(len(items)), np.zeros(len(items), int)
-    bad, plain = {}, set()
+    n, bad = len(items), {}
+    split_hash, whites, plain = np.zeros(n), np.zeros(n, int), np.zeros(n, bool)
 
     def read(index, form):
         try:
@@ -101,36 +92,33 @@ def decode_set(items, form, store):
             return
         store(index, pixels)
         split_hash[index] = hash_pixels(pixels[None])[0]
-        (plain.discard if np.ptp(pixels, axis=(0, 1)).any() else plain.add)(index)
+        plain[index] = not np.ptp(pixels, axis=(0, 1)).any()
 
     def read_all(indices, form):
         shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
         with ThreadPoolExecutor(os.cpu_count()) as pool, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd but readable files
-            read_one = partial(read, form=form)
-            list(tqdm(pool.map(read_one, indices), "decoding", len(indices), **shown))
+            found = pool.map(partial(read, form=form), indices)
+            list(tqdm(found, "decoding", len(indices), **shown))
 
-    read_all(range(len(items)), form)
-    white = int(whites.max(initial=0))
-    again = np.flatnonzero((0 < whites) & (whites < white))
-    read_all(again.tolist(), form._replace(white=white))
-    left_out = sorted(bad)
-    reasons = np.array([bad[index] for index in left_out], str)
-    notes = {"left_out": np.array(left_out, int), "reasons": reasons}
-    return notes | {"split_hash": split_hash, "plain": np.array(sorted(plain), int), "white": white}
+    read_all(range(n), form)
+    white = whites.max(initial=0)
+    read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
+    notes = {"split_hash": split_hash, "plain": plain, "white": white}
+    notes["left_out"] = np.array(sorted(bad), int)
+    return notes | {"reasons": np.array([bad[index] for index in sorted(bad)], str)}
 
 
 def describe(names, notes):
     """What is to be said about decoded images: list of str."""
-    facts, left_out, plain = [], notes["left_out"], notes["plain"]
-    if len(left_out):
-        why = [f"{names[i]} ({r})" for i, r in zip(left_out, notes["reasons"], strict=True)]
-        text = f"{len(left_out):,} of {len(names):,} images cannot be read and are left out"
-        facts.append(f"{text}: {first_five(why)}")
+    facts, white, plain = [], int(notes["white"]), names[notes["plain"]]
+    both = zip(names[notes["left_out"]], notes["reasons"], strict=True)
+    if bad := [f"{name} ({why})" for name, why in both]:
+        text = f"{len(bad):,} of {len(names):,} images cannot be read and are left out"
+        facts.append(f"{text}: {first_five(bad)}")
     if len(plain):
-        text = f"{counted(len(plain), 'image')} of a single colour"
-        facts.append(f"{text}: {first_five(names[plain])}")
-    if white := int(notes["white"]):
+        facts.append(f"images of a single colour: {len(plain):,} ({first_five(plain)})")
+    if white:
         bits = f"values of {white.bit_length()} bits: white is {white:,}"
         facts.append(f"images of over 8 bits have {bits}")
     return facts
@@ -139,29 +127,26 @@ def describe(names, notes):
 def open_images(names, form):
     """The images that --images names: two files or more, or one folder.
 
-    Returns (paths [n], uint8 [n, image_size, image_size, channels]). A file of a folder that cannot
-    be read is left out with a warning. Raises UserError where fewer than two images are left.
+    Returns (paths [n], uint8 [n, image_size, image_size, channels]). A file that cannot be read is
+    left out with a warning. Raises UserError where fewer than two images are left.
     """
     paths, facts = [Path(name) for name in names], []
     if missing := [str(path) for path in paths if not path.exists()]:
         raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
-    folder = len(paths) == 1 and paths[0].is_dir()
-    if folder:
+    if len(paths) == 1 and paths[0].is_dir():
         found, facts = find_images(paths[0])
         paths = [paths[0] / name for name in found]
     images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
-    items = [file_item(str(path), path) for path in paths]
+    items, texts = [file_item(str(path), path) for path in paths], np.array(paths, str)
     notes = decode_set(items, form, images.__setitem__)
-    bad = dict(zip(notes["left_out"].tolist(), notes["reasons"].tolist(), strict=True))
-    if bad and not folder:
-        raise UserError(f"--images: {paths[min(bad)]} cannot be read: {bad[min(bad)]}")
-    for fact in facts + describe(np.array([item.name for item in items]), notes):
-        print(f"warning: --images: {fact}", file=sys.stderr)
-    kept = [i for i in range(len(items)) if i not in bad]
+    facts += describe(texts, notes)
+    kept = np.delete(np.arange(len(paths)), notes["left_out"])
     if len(kept) < 2:
         wanted = "wanted are two files, or a folder of two images or more"
-        raise UserError(f"--images={','.join(names)}: {wanted}")
-    return [items[i].name for i in kept], images[kept]
+        raise UserError("; ".join([f"--images={','.join(names)}: {wanted}", *facts]))
+    for fact in facts:
+        print(f"warning: --images: {fact}", file=sys.stderr)
+    return texts[kept].tolist(), images[kept]
 
 
 def hash_pixels(images):

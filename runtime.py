@@ -42,7 +42,7 @@ def prepare(cache):
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
     keep_compiled(cache)
     base = cache_base(cache)
-    kept_images.keep_in(base and base / "images")
+    kept_images.folder = base and base / "images"
     gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 

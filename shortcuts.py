@@ -16,15 +16,18 @@ CONSTANT = "always the same answer"
 def blind_rules(config, train, test):
     """How often each rule is right on test pairs, and what else there is to say of it.
 
-    train, test: Pairs of `each_pair_once`; rules are fitted on train. Returns ({name: accuracy},
-    the constant answer first; {name: text}).
+    train, test: Pairs; rules are fitted on train. Returns ({name: accuracy}, {name: text}).
     """
+    from sklearn.ensemble import RandomForestClassifier  # it finds any dependence on a few numbers
+    from sklearn.neighbors import KNeighborsClassifier
+
     share = test.label @ test.weight
     rules, notes = {CONSTANT: float(max(share, 1 - share))}, {}
-    measures = shape_measures if config.data.source == "shapes" else picture_measures
-    asked = forest_questions(test, measures)
-    for name, numbers in forest_questions(train, measures).items():
-        rules[name] = forest(numbers, train, asked[name], test)
+    asked, known = (forest_questions(p, config.data.source == "shapes") for p in (test, train))
+    for name, numbers in known.items():
+        model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
+        model.fit(numbers, train.label, train.weight)
+        rules[name] = accuracy(model.predict(asked[name]), test)
     both = all(len(np.unique(pairs.label)) == 2 for pairs in (train, test))
     asked = pixel_scores(test)
     for name, scores in pixel_scores(train).items() if both else ():
@@ -32,28 +35,19 @@ def blind_rules(config, train, test):
         rules[name] = accuracy(asked[name] >= threshold, test)
         found = ranking_metrics(asked[name], test.label, test.weight)
         notes[name] = f" (EER {100 * found['eer']:.1f} %, AUC {found['roc_auc']:.3f})"
-    rules["best single pixel"] = single_pixel(train, test)
-    if knows_classes(config):
-        rules["nearest training image"] = nearest_image(train, test)
+    if knows_classes(config):  # a test image has the class of the training image nearest in pixels
+        known, asked = (grey(p.images).reshape(len(p.images), -1) for p in (train, test))
+        said = KNeighborsClassifier(1).fit(known, train.class_ids).predict(asked)
+        rules["nearest training image"] = accuracy(said[test.first] == said[test.second], test)
     return rules, notes
 
 
-def each_pair_once(config, split):
-    """All Pairs of a split, or a sample of more; (a, b) and (b, a) are one of the weight of both.
-
-    Pairs of a small set would be drawn often, and a forest would learn them by heart.
-    """
+def take_pairs(config, split):
+    """All Pairs of a split, each two images once, or a sample where they are many."""
     most = MOST_PIXELS // (2 * config.data.image_size**2)
     most = max(100, min(most, TRAIN_PAIRS if split == "train" else TEST_PAIRS))
     pairs = data.enumerate_pairs(config.data, split, most, ordered=False)
-    if pairs is not None:
-        return pairs
-    pairs = data.sample_pairs(config, split, most)
-    low, high = np.sort([pairs.first, pairs.second], axis=0)
-    numbers = low * len(pairs.images) + high
-    _, once, times = np.unique(numbers, return_index=True, return_counts=True)
-    label = pairs.label[once]
-    return pairs._replace(first=low[once], second=high[once], label=label, weight=times / most)
+    return pairs or data.sample_pairs(config, split, most)
 
 
 def knows_classes(config):
@@ -66,23 +60,25 @@ def accuracy(answers, pairs):
     return float((answers == pairs.label) @ pairs.weight)
 
 
-def forest_questions(pairs, measures):
-    """What forests are asked about each pair, and knows nothing of shape: {name: [m, k]}."""
-    result, places = {}, (pairs.first, pairs.second)
-    for name, numbers in measures(pairs.images).items():
-        low, high = np.sort([numbers[place] for place in places], axis=0)
+def forest_questions(pairs, drawn):
+    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}."""
+    result = {}
+    for name, numbers in measures(pairs.images, drawn).items():
+        low, high = np.sort([numbers[pairs.first], numbers[pairs.second]], axis=0)
         result[name] = np.concatenate([low, high, high - low], axis=1)
-    light = grey(pairs.images)
-    blocks = np.split(np.stack(places), range(1000, len(places[0]), 1000), axis=1)
-    apart = [np.abs(light[one] - light[other]).mean(axis=(1, 2)) for one, other in blocks]
-    return result | {"|image 1 - image 2|": np.concatenate(apart)[:, None]}
+    return result
 
 
-def shape_measures(shown):
-    """Numbers of each image of a shape: {name: [n, 1]}."""
+def measures(shown, drawn):
+    """Numbers of each image, of a drawn shape or of a picture: {name: [n, k]}."""
     light = grey(shown)
-    area, shape = light.sum(axis=(1, 2)), lit(light)
-    box = shape.any(axis=1).sum(axis=1) * shape.any(axis=2).sum(axis=1)
+    if not drawn:
+        name = "mean colour of both" if shown.shape[-1] > 1 else "brightness of both"
+        colors = shown.mean(axis=(1, 2), dtype=np.float32)
+        return {name: colors, "contrast of both": light.std(axis=(1, 2))[:, None]}
+    middle = (light.max(axis=(1, 2), keepdims=True) + light.min(axis=(1, 2), keepdims=True)) / 2
+    area, bright = light.sum(axis=(1, 2)), light > middle
+    box = bright.any(axis=1).sum(axis=1) * bright.any(axis=2).sum(axis=1)
     return {
         "lit area of both": area[:, None],
         "parity of the area": np.rint(area)[:, None] % 2,
@@ -90,33 +86,9 @@ def shape_measures(shown):
     }
 
 
-def picture_measures(shown):
-    """Numbers of each image that is a picture: {name: [n, k]}."""
-    name = "mean colour of both" if shown.shape[-1] > 1 else "brightness of both"
-    return {
-        name: shown.mean(axis=(1, 2), dtype=np.float32),
-        "contrast of both": grey(shown).std(axis=(1, 2))[:, None],
-    }
-
-
 def grey(shown):
     """Brightness of each pixel, float32 [n, height, width], 0 ... 1."""
     return shown.mean(axis=-1, dtype=np.float32) / 255
-
-
-def lit(light):
-    """Pixels nearer to the brightest than to the darkest of their image: bool, as `grey`."""
-    low, high = light.min(axis=(1, 2)), light.max(axis=(1, 2))
-    return light > ((low + high) / 2)[:, None, None]
-
-
-def forest(numbers, train, asked, test):
-    """Accuracy of a random forest: it finds any dependence on a few numbers."""
-    from sklearn.ensemble import RandomForestClassifier
-
-    model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
-    model.fit(numbers, train.label, train.weight)
-    return accuracy(model.predict(asked), test)
 
 
 def pixel_scores(pairs):
@@ -131,28 +103,3 @@ def pixel_scores(pairs):
         found.append((-distance, (one * other).sum(axis=1) / np.maximum(lengths, 1)))
     distance, correlation = np.concatenate(found, axis=1)
     return {"L2 distance of pixels": distance, "correlation of pixels": correlation}
-
-
-def single_pixel(train, test):
-    """Accuracy of the best answer to whether one pixel is lit in neither, one or both images."""
-
-    def lit_in(pairs):
-        shown = lit(grey(pairs.images)).reshape(len(pairs.images), -1)
-        return shown[pairs.first].astype(np.int8) + shown[pairs.second]
-
-    seen = lit_in(train)
-    weights = np.stack([train.weight * train.label, train.weight]).astype(np.float32)
-    same, every = np.stack([weights @ (seen == k) for k in range(3)], axis=1)
-    best = np.maximum(same, every - same).sum(axis=0).argmax()
-    answer = 2 * same[:, best] >= every[:, best]
-    return accuracy(answer[lit_in(test)[:, best]], test)
-
-
-def nearest_image(train, test):
-    """Accuracy of giving each test image the class of the training image nearest in pixels."""
-    known, asked = (grey(pairs.images).reshape(len(pairs.images), -1) for pairs in (train, test))
-    lengths = (known**2).sum(axis=1)
-    blocks = np.array_split(asked, 10)
-    nearest = [(lengths - 2 * block @ known.T).argmin(axis=1) for block in blocks]
-    said = train.class_ids[np.concatenate(nearest)]
-    return accuracy(said[test.first] == said[test.second], test)

@@ -81,7 +81,7 @@ def read_command(options, alone=True):
             pass
     data.check_path(config.data)
     if config.data.source != "shapes":
-        config.data.white = config.data.white or images.found_white(config.data)
+        config.data.white = config.data.white or images.load(config.data).white
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir

@@ -8,9 +8,7 @@ from PIL import Image
 import data
 import evaluate
 import images
-import kept_images
 import settings
-import spaces
 import train
 from configs import default
 from decoding import Form
@@ -110,20 +108,6 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(tmp_path):
     assert len(open_split(config.data, "train").rows) == 24
 
 
-def test_a_set_beyond_the_budget_is_kept_in_a_file(photos, monkeypatch):
-    config = config_of("folder", photos)
-    config.batch_size = 50
-    expected = data.make_batch(config, "train", 0)
-    monkeypatch.setattr(kept_images, "MEMORY_BYTES", 1000)
-    for function in (images.load_set, spaces.open_frozen):
-        function.cache_clear()
-    assert isinstance(load(config).images, np.memmap)
-    for field, other in zip(expected, data.make_batch(config, "train", 0), strict=True):
-        assert (field == other).all()
-    for function in (images.load_set, spaces.open_frozen):
-        function.cache_clear()
-
-
 def refusal(options, tmp_path):
     finished = run_fork("train.py", *options, "--workdir=w", cwd=tmp_path)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
@@ -181,12 +165,12 @@ def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys
             expected = Image.open(name).resize((24, 24), Image.Resampling.BILINEAR)
             np.testing.assert_array_equal(image, expected)
     skipped, left_out = capsys.readouterr().err.splitlines()
-    assert skipped.endswith("--images: skipped 1 file, no images by suffix: 1 .txt")
+    assert skipped.endswith("files and folders that are no images by name: 1 .txt")
     assert "1 of 3 images cannot be read" in left_out and "empty.png" in left_out
     with pytest.raises(UserError, match=r"^--images=.*a.png: wanted are two files"):
         images.open_images(two[:1], Form(24, 3))
-    with pytest.raises(UserError, match=r"^--images: .*empty.png cannot be read: no image"):
-        images.open_images([*two, str(tmp_path / "empty.png")], Form(24, 3))
+    with pytest.raises(UserError, match=r"^--images=.*1 of 2 .* are left out: .*empty.png .no im"):
+        images.open_images([two[0], str(tmp_path / "empty.png")], Form(24, 3))
     with pytest.raises(UserError, match=r"^--images: no such file or folder: none.png, other.png$"):
         images.open_images(["none.png", two[0], "other.png"], Form(24, 3))
 
@@ -210,7 +194,7 @@ def test_a_set_has_one_white(tmp_path):
     for name, expected in values.items():
         np.testing.assert_array_equal(by_name[name], np.floor(expected * 255 / 4095 + 0.5))
     assert np.abs(by_name["c1/eight.png"].astype(int) - by_name["c0/2.png"]).max() <= 1
-    assert files.white == images.found_white(config.data) == 4095
+    assert files.white == 4095
     assert "images of over 8 bits have values of 12 bits: white is 4,095" in files.facts
     config.data.white = 4095  # as a run writes it into its config
     assert load(config) is files
@@ -222,7 +206,7 @@ def test_a_set_has_one_white(tmp_path):
 
 
 def test_images_of_8_bits_have_no_white(photos):
-    assert images.found_white(config_of("folder", photos).data) == 0
+    assert load(config_of("folder", photos)).white == 0
 
 
 def test_images_of_one_colour_are_named(photos, tmp_path):
@@ -231,11 +215,8 @@ def test_images_of_one_colour_are_named(photos, tmp_path):
         for i in range(7):
             image = photo(np.random.default_rng(i), 0) if k else Image.new("RGB", (9, 9), "red")
             image.save(tmp_path / f"c{k}" / f"{i}.png")
-    text = (
-        "7 images of a single colour: "
-        + ", ".join(f"c0/{i}.png" for i in range(5))
-        + ", and 2 more"
-    )
+    names = ", ".join(f"c0/{i}.png" for i in range(5))
+    text = f"images of a single colour: 7 ({names}, and 2 more)"
     assert text in load(config_of("folder", tmp_path, channels=3)).facts
 
 

@@ -1,4 +1,5 @@
 import os
+import tempfile
 import threading
 import time
 
@@ -11,6 +12,7 @@ from PIL import Image
 import images
 import kept_images
 from decoding import Form
+from errors import UserError
 
 SHAPE = (5, 4, 4, 1)
 PIXELS = np.arange(80, dtype=np.uint8).reshape(SHAPE)
@@ -30,7 +32,7 @@ def root(tmp_path):
         for i in range(4):
             path = tmp_path / "root" / f"c{k}" / f"{i}.png"
             photo(np.random.default_rng((k, i)), k / 2).save(path)
-    (tmp_path / "root" / "c1" / "bad.png").write_text("no image")
+    (tmp_path / "root" / "c1" / "z.png").write_text("no image")
     Image.new("L", (9, 9), 7).save(tmp_path / "root" / "c1" / "plain.png")
     return tmp_path / "root"
 
@@ -51,15 +53,14 @@ def fetch(key="ab", digest="01", fill=fill):
     found, notes = kept_images.fetch(key, digest, SHAPE, fill)
     np.testing.assert_array_equal(found, PIXELS)
     assert notes["numbers"].tolist() == [0, 1, 2] and notes["texts"].tolist() == ["a", "bc"]
-    return isinstance(found, np.memmap)
 
 
 def never(store):
     raise AssertionError("filled in again")
 
 
-def kept(folder, pattern="*.raw"):
-    return sorted(path.name.partition("-")[0] for path in folder.glob(pattern))
+def kept(folder):
+    return sorted(path.parent.name.partition("-")[0] for path in folder.glob("*/notes.npz"))
 
 
 def test_a_second_start_opens_no_image(root, folder, monkeypatch, capfd):
@@ -71,7 +72,7 @@ def test_a_second_start_opens_no_image(root, folder, monkeypatch, capfd):
     for field, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(field, other)
     assert any("1 of 10 images cannot be read" in fact for fact in second.facts)
-    assert any(fact == "1 image of a single colour: c1/plain.png" for fact in second.facts)
+    assert any(fact == "images of a single colour: 1 (c1/plain.png)" for fact in second.facts)
     assert capfd.readouterr().err == ""
 
 
@@ -98,7 +99,7 @@ def test_a_set_that_changed_is_decoded_anew_and_replaced(change, root, folder, m
     after = load(root)
     assert len(decoded) == len(after.images)
     assert (len(after.images) != len(before.images)) == (change in ("more", "less"))
-    assert len(kept(folder)) == len(kept(folder, "*.npz")) == 1
+    assert len(kept(folder)) == 1
 
 
 def test_other_options_are_kept_beside(root, folder):
@@ -110,14 +111,15 @@ def test_other_options_are_kept_beside(root, folder):
 @pytest.mark.parametrize("damage", ["short", "no notes", "text", "no pixels"])
 def test_a_damaged_set_is_made_anew(damage, folder):
     fetch()
-    raw, notes = next(folder.glob("*.raw")), next(folder.glob("*.npz"))
+    raw, notes = folder / "ab-01" / "pixels", folder / "ab-01" / "notes.npz"
     if damage == "short":
         raw.write_bytes(raw.read_bytes()[:-1])
     elif damage == "text":
         notes.write_text("no notes")
     else:
         (raw if damage == "no pixels" else notes).unlink()
-    assert fetch() and fetch(fill=never)
+    fetch()
+    fetch(fill=never)
 
 
 def test_nothing_is_left_of_a_set_that_failed(folder):
@@ -127,39 +129,51 @@ def test_nothing_is_left_of_a_set_that_failed(folder):
 
     with pytest.raises(KeyboardInterrupt):
         fetch(fill=fail)
-    (folder / "ab-01.partial").touch()  # of a process that was killed
-    assert not kept(folder) and fetch()
-    assert sorted(path.suffix for path in folder.iterdir()) == [".lock", ".npz", ".raw"]
+    assert [path.name for path in folder.iterdir()] == ["ab.lock"]
+    (folder / "ab-killed").mkdir()  # of a process that was killed
+    fetch()
+    assert sorted(path.name for path in folder.iterdir()) == ["ab-01", "ab.lock"]
 
 
 @pytest.mark.parametrize("broken", ["full", "closed"])
 def test_without_room_images_are_not_kept(broken, folder, monkeypatch, capfd):
+    write = os.pwrite
     if broken == "full":
 
         def refuse(*_):
+            monkeypatch.setattr(os, "pwrite", write)  # in another folder there is room
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        monkeypatch.setattr(os, "pwrite", refuse)
     else:
         folder.parent.mkdir()
         folder.write_text("a file")
-    assert not fetch()
-    assert not folder.is_dir() or not kept(folder, "*-*")
+    fetch()
+    assert not folder.is_dir() or not kept(folder)
     error = capfd.readouterr().err
     assert error.startswith("warning: decoded images cannot be kept in") and error.count("\n") == 1
 
 
+def test_without_any_room_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(kept_images, "TemporaryDirectory", lambda: open("/dev/null/x"))
+    with pytest.raises(UserError, match="no room for decoded images in a temporary folder"):
+        fetch()
+
+
 def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
-    monkeypatch.setattr(kept_images, "MOST_BYTES", 3 * PIXELS.size)
+    fetch("aa")
+    size = sum(path.stat().st_size for path in (folder / "aa-01").iterdir())
+    monkeypatch.setattr(kept_images, "MOST_BYTES", 3 * size)
     for key in ("aa", "bb", "cc"):
         fetch(key)
     for age, key in enumerate(("bb", "aa", "cc")):
-        os.utime(folder / f"{key}-01.raw", (age, age))
+        os.utime(folder / f"{key}-01", (age, age))
     fetch("bb", fill=never)  # which is a use
     fetch("dd")
-    assert kept(folder) == kept(folder, "*.npz") == ["bb", "cc", "dd"]
+    assert kept(folder) == ["bb", "cc", "dd"]
     monkeypatch.setattr(kept_images, "MOST_BYTES", PIXELS.size - 1)
-    assert not fetch("ee") and len(kept(folder)) == 3
+    fetch("ee")
+    assert len(kept(folder)) == 3
 
 
 def test_of_two_processes_one_decodes_and_the_other_waits(folder, capfd):
@@ -175,10 +189,13 @@ def test_of_two_processes_one_decodes_and_the_other_waits(folder, capfd):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1 and fetch(fill=never)
+    fetch(fill=never)
+    assert len(calls) == 1
     assert "another process decodes these images: waiting" in capfd.readouterr().err
 
 
-def test_nothing_is_kept_without_a_folder(root, tmp_path, monkeypatch):
+def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(kept_images, "folder", None)
-    assert not isinstance(load(root).images, np.memmap)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    fetch()
+    assert not list(tmp_path.iterdir())

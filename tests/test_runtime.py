@@ -89,7 +89,7 @@ def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys)
 def test_a_level_of_logs_that_the_user_sets_stays(level, kept, monkeypatch):
     monkeypatch.setattr(os, "environ", {"TF_CPP_MIN_LOG_LEVEL": level})
     monkeypatch.setattr(runtime, "keep_compiled", lambda option: None)
-    monkeypatch.setattr(runtime.kept_images, "keep_in", lambda folder: None)
+    monkeypatch.setattr(runtime.kept_images, "folder", None)
     monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
