@@ -17,6 +17,7 @@ from absl import flags
 import command_line
 import data
 import duplicates
+import runtime
 import shortcuts
 from figures import new_figure
 from images import hash_pixels
@@ -31,9 +32,11 @@ SEEN_PAIRS = 100_000  # of training, at most
 def define_flags():
     command_line.define_config("Whose data.")
     flags.DEFINE_string("output", None, "The figure; by default runs/<config's name>.png.")
+    runtime.define_flags()
 
 
 def main(options):
+    runtime.prepare(options.cache)
     config, name = command_line.read_config(options)
     path = Path("runs", f"{name}.png") if options.output is None else Path(options.output)
     if path.suffix != ".png" or path.is_dir():
@@ -41,21 +44,29 @@ def main(options):
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
-    facts, found = [*count(config), *seen(config, test)], duplicates.find_all(config.data)
-    rules, notes = shortcuts.blind_rules(config, train, test)
-    lines = [*data.describe(config), *(f"{name:<28}{text}" for name, text in facts), *found]
+    facts = [f"{what:<28}{text}" for what, text in (*count(config), *seen(config, test))]
+    found, (rules, notes) = (
+        duplicates.find_all(config.data),
+        shortcuts.blind_rules(config, train, test),
+    )
+    table = format_rules(train, test, rules, notes)
+    print("\n".join([*data.describe(config), *facts, *found, "", *table]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown = [*(" ".join(line.split()) for line in facts), *(line.split(": ")[0] for line in found)]
+    plot_audit(config, shown, train, test, rules, notes).savefig(path)
+    print(f"wrote {path}")
+
+
+def format_rules(train, test, rules, notes):
+    """How often each rule is right, a line each, and advice where one is: list of str."""
     sizes = [f"{'all' * p.exact or 'a sample of'} {len(p.label):,} pairs" for p in (test, train)]
     how = "of {}; the rules are fitted on {} of training".format(*sizes)
-    lines += ["", f"{'right on test pairs':<28}{how}"]
+    lines = [f"{'right on test pairs':<28}{how}"]
     lines += [f"  {name:<26}{100 * rules[name]:.1f} %{notes.get(name, '')}" for name in rules]
     if rules[best := max(rules, key=rules.get)] > rules[shortcuts.CONSTANT] + 0.05:
         text = f"the rule {best!r} is right on {100 * rules[best]:.1f} % of test pairs"
         lines += [f"advice: {text}: a network must beat it, or has learnt no more"]
-    print("\n".join(lines))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    shown = [*map(": ".join, facts), *(line.split(": ")[0] for line in found)]
-    plot_audit(config, shown, train, test, rules, notes).savefig(path)
-    print(f"wrote {path}")
+    return lines
 
 
 def count(config):

@@ -92,8 +92,9 @@ def read_config(options):
     except (AttributeError, OSError) as error:  # from a file that defines no config
         raise UserError(f"--config={path}: {last_line(error)}; configs/ has examples") from None
     settings.check(config, "--config.")
-    if config.data.path and Path(config.data.path).exists():  # else it is the name of a data set
-        config.data.path = str(Path(config.data.path).absolute())
+    for key in ("path", "splits_of"):
+        if config.data[key] and Path(config.data[key]).exists():  # else the name of a data set
+            config.data[key] = str(Path(config.data[key]).absolute())
     return config, path.stem
 
 

@@ -43,6 +43,7 @@ def equal_pixels(files):
     """The line about equal images in two classes, or in given pairs that are called different."""
     if files.pairs is None:
         order, what = np.lexsort((files.classes, files.split_hash)), "images are in two classes"
+        order = order[files.classes[order] >= 0]  # those that can be read
         one, other = order[:-1], order[1:]
         odd = files.classes[one] != files.classes[other]
     else:

@@ -4,6 +4,7 @@ Every image is decoded once, to uint8 [image_size, image_size, channels], and ke
 start (`kept_images`). Images of over 8 bits have one white for a whole set (`decoding`).
 """
 
+import errno
 import os
 import sys
 import warnings
@@ -24,6 +25,7 @@ from errors import UserError, first_five
 from listings import file_item, find_images, list_folder, list_tfds
 from pair_lists import list_pairs
 
+PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine, not of the file
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 
 
@@ -88,6 +90,9 @@ def decode_set(items, form, store):
         try:
             pixels, whites[index] = decode(items[index].open, form)
         except Exception as error:  # whatever a damaged file does to its decoder
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
+                text = f"{items[index].name} cannot be read now: {decoding.reason(error)}"
+                raise UserError(text) from None
             bad[index] = decoding.reason(error)
             return
         store(index, pixels)

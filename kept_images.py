@@ -27,7 +27,10 @@ def fetch(key, digest, shape, fill):
     fill(store) makes new ones. It calls store(index, pixels) for each image, from any thread, and
     returns the notes. The pixels are in a file, not in memory, and read as they are asked for.
     """
-    if folder is not None and np.prod(shape, dtype=float) <= MOST_BYTES:
+    if (size := np.prod(shape, dtype=float)) > MOST_BYTES:
+        text = f"{size / 2**30:.0f} GiB of decoded images are not kept for the next start"
+        print(f"warning: {text}, at most {MOST_BYTES / 2**30:.0f} GiB are", file=sys.stderr)
+    elif folder is not None:
         try:
             return keep(key, digest, shape, fill)
         except OSError as error:

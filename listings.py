@@ -47,7 +47,7 @@ def file_item(name, path):
     """The Item of a file."""
     try:
         status = os.stat(path)
-        stamp = status.st_size, status.st_mtime_ns
+        stamp = status.st_size, status.st_ctime_ns  # also changes with its permissions
     except OSError:  # it is missing: `images.load` names it
         stamp = (0, 0)
     return Item(name, stamp, partial(Image.open, path))
@@ -141,7 +141,8 @@ def list_classes(path, items, labels, image_splits, facts, names=None):
     found, counts, classes = found[usable], counts[usable], (usable.cumsum() - 1)[classes[kept]]
     shown = first_five(found)
     if len(folders := sorted({os.path.dirname(name) or "." for name in found})) > 1:
-        shown = f"{found[0]} ... {found[-1]}) in {len(folders):,} folders ({first_five(folders)}"
+        first, last = first_five(found[:1]), first_five(found[-1:])
+        shown = f"{first} ... {last}) in {len(folders):,} folders ({first_five(folders)}"
     text = f"{len(kept):,} images of {len(found):,} classes ({shown}), "
     text += f"{counts.min():,} in the smallest class and {counts.max():,} in the largest"
     items, found = [items[i] for i in kept], tuple(found.tolist())

@@ -143,6 +143,7 @@ def test_images_in_two_classes_are_counted_and_named(tmp_path):
         for i in range(40):
             picture(random, 16).save(tmp_path / name / f"{i:02}.png")
         (tmp_path / name / "damaged.png").write_text("no picture")
+    Image.new("RGB", (9, 9)).save(tmp_path / "a" / "black.png")  # as what cannot be read is kept
     spoilt = shutil.copytree(tmp_path, tmp_path.parent / f"{tmp_path.name}_spoilt")
     (line,) = duplicates.find_all(config_of("folder", tmp_path).data)
     assert line == "no contradictions, and no near-duplicates in two splits"

@@ -1,3 +1,4 @@
+import errno
 from types import SimpleNamespace
 
 import numpy as np
@@ -106,6 +107,20 @@ def test_what_cannot_be_read_is_named_counted_and_left_out(tmp_path):
     assert all(name in text for name in ("half.png", "empty.png", "text.jpg"))
     assert np.bincount(files.classes + 1).tolist() == [3, 12, 12]
     assert len(open_split(config.data, "train").rows) == 24
+
+
+def test_what_the_machine_cannot_read_now_is_no_damaged_image(photos, monkeypatch):
+    """And is not kept: the next start reads it."""
+    before, config = images.decode, config_of("folder", photos, image_size=11)
+
+    def fail_once(open_image, form):
+        monkeypatch.setattr(images, "decode", before)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(images, "decode", fail_once)
+    with pytest.raises(UserError, match=r"png cannot be read now: Too many open files"):
+        load(config)
+    assert (load(config).classes >= 0).all()
 
 
 def refusal(options, tmp_path):

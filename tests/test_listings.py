@@ -54,7 +54,7 @@ def test_the_class_is_the_folder_that_holds_the_image(tmp_path):
     )
     for item in listing.items:
         status = (tmp_path / item.name).stat()
-        assert item.stamp == (status.st_size, status.st_mtime_ns)
+        assert item.stamp == (status.st_size, status.st_ctime_ns)
         with item.open() as image:
             assert image.size == (4, 4)
     listing = list_folder(tmp_path, class_level=1)
