@@ -20,6 +20,7 @@ import json
 import re
 import signal
 import sys
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -76,7 +77,7 @@ def main(options):
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
         if jax.process_index() == 0:
-            for fact in dict.fromkeys(asked.facts):
+            for fact in asked.facts:
                 print(fact, flush=True)
             Thread(target=curves.import_slow, daemon=True).start()
         try:
@@ -92,8 +93,7 @@ def read_command(options):
     """Returns ([(config, workdir) of each run], asked), checked; raises UserError.
 
     asked: the options step, split, threshold, robustness and images as a SimpleNamespace; images
-    are (names, uint8 [n, height, width, channels]) or None. Its facts are what is to be said about
-    the data, a list of str.
+    are (names, uint8 [n, height, width, channels]) or None. Its facts are to be said, once each.
     """
     named = [settings.named_workdir(name) for name in options.workdir or ()]
     workdirs = named or [settings.newest_run(Path("runs"))]
@@ -114,9 +114,8 @@ def read_command(options):
     asked["images"] = options.images and images.open_images(options.images, form_of(first))
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
         raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
-    asked["facts"] = []
-    for run in runs if needs_data else ():
-        asked["facts"] += find_data(*run, options.data)
+    found = [find_data(*run, options.data) for run in runs if needs_data]
+    asked["facts"] = list(dict.fromkeys(chain(*found)))
     return runs, SimpleNamespace(**asked)
 
 

@@ -2,12 +2,11 @@
 
 A run is resumed on the same pixels only, and evaluated with the splits of its training: files may
 move, and what is added later does not turn an image of its training into one of its test. The file
-`data.json.gz` in a run's folder holds this as JSON:
+`data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    images      {name: [bytes of the file, hash of the pixels, class, split]}
-    pairs       [[image1, image2, label (1: same, 0: different), split]]; null unless listed
-
-Bytes are null where there is no file, a class or split where an image or pair has none.
+    classes     {name: []}
+    images      {name: [class, split, hash of the pixels, bytes of the file]}
+    pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
 import gzip
@@ -20,26 +19,27 @@ from collections import Counter
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, read_fingerprint
+from splits import FINGERPRINT, assign_splits, pair_names, read_fingerprint
 
 
 def take(data):
     """The fingerprint of the set that config.data names: a dict as the module says."""
-    files, assigned, pairs = images.load(data), assign_splits(data), None
+    files, assigned, pairs = images.load(data), assign_splits(data), {}
     root = os.path.dirname(data.path) if data.source == "pairs" else data.path
     names, words = files.names.tolist(), (*SPLITS, None)  # None: index -1
-    listed = names if files.pairs is None else files.pairs.tolist()
+    listed = names if files.pairs is None else pair_names(files)
     splits = [None] * len(listed) if assigned is None else [words[split] for split in assigned]
     classes = [files.class_names[k] if k >= 0 else None for k in files.classes]
     if files.pairs is not None:
-        both = zip(listed, splits, strict=True)
-        pairs = [[names[a], names[b], label, split] for (a, b, label), split in both]
+        for name, label, split in zip(listed, files.pairs[:, 2].tolist(), splits, strict=True):
+            pairs.setdefault(name, []).extend([label, split])
         classes = splits = [None] * len(names)
+    hashes = [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
     paths = [os.path.join(root, name) for name in names]
     sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
-    hashes = [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
-    rows = map(list, zip(sizes, hashes, classes, splits, strict=True))
-    return {"images": dict(zip(names, rows, strict=True)), "pairs": pairs}
+    rows = map(list, zip(classes, splits, hashes, sizes, strict=True))
+    kinds = {name: [] for name in files.class_names if files.pairs is None}
+    return {"classes": kinds, "images": dict(zip(names, rows, strict=True)), "pairs": pairs}
 
 
 def write(data, workdir):
@@ -55,21 +55,15 @@ def write(data, workdir):
 
 def identity(found):
     """SHA-256 of what decides a run's pairs: all of a fingerprint but the size of the files."""
-    pixels = [[name, *rest] for name, (_, *rest) in found["images"].items()]
-    return hashlib.sha256(json.dumps(found | {"images": pixels}).encode()).hexdigest()
+    kept = [[name, *row[:3]] for kind in found.values() for name, row in kind.items()]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def summarize(found):
     """A fingerprint in short: {"sha256", "images", "classes", "pairs", "splits"}; numbers."""
-    rows = [*found["images"].values()]
-    pairs = found["pairs"]
-    return {
-        "sha256": identity(found),
-        "images": len(rows),
-        "classes": len({kind for *_, kind, _ in rows} - {None}),
-        "pairs": pairs and len(pairs),
-        "splits": dict(Counter(split for *_, split in pairs or rows if split)),
-    }
+    splits = Counter(row[1] for row in (found["pairs"] or found["images"]).values() if row[1])
+    counts = {kind: len(names) for kind, names in found.items()}
+    return {"sha256": identity(found), **counts, "splits": dict(splits)}
 
 
 def check(data, workdir):
@@ -90,28 +84,18 @@ def changes(before, now):
     if identity(before) == identity(now):
         return ""
     texts = []
-    for what, old in contents(before).items():
-        new = contents(now)[what]
+    for kind, old in before.items():
+        new = now[kind]
         groups = {
             "added": [name for name in new if name not in old],
             "removed": [name for name in old if name not in new],
-            "changed": [name for name in new if old.get(name, new[name]) != new[name]],
+            "changed": [name for name in new if name in old and new[name][:3] != old[name][:3]],
         }
-        texts += [f"{what} {how}: {len(names):,} ({first_five(names)})"
+        texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"
                   for how, names in groups.items() if names]  # fmt: skip
         if len(groups["changed"]) == len(old) > 0:
             texts[-1] += ", all that there are: has Pillow another version?"
     return ", ".join(texts) or "another order of its images or pairs"
-
-
-def contents(found):
-    """What a fingerprint holds: {kind: {name: what must stay as it is}}."""
-    rows, pairs = found["images"].items(), found["pairs"] or ()
-    return {
-        "classes": {kind: None for _, (*_, kind, _) in rows if kind is not None},
-        "images": {name: rest for name, (_, *rest) in rows},
-        "pairs": {f"{image1} - {image2}": rest for image1, image2, *rest in pairs},
-    }
 
 
 def news(data):
@@ -129,10 +113,10 @@ def news(data):
         raise bad_set(data.path, f"{text} ({first_five([*old])})")
     changed = changes(before, now)
     lines = [f"the data have changed since {run} was trained: {changed}"] if changed else []
-    known = {pixels: (name, split) for name, (_, pixels, _, split) in old.items() if split}
+    known = {pixels: (name, split) for name, (_, split, pixels, _) in old.items() if split}
     copies = [
         f"{name} is {known[pixels][0]} of {known[pixels][1]}"
-        for name, (_, pixels, _, split) in new.items()
+        for name, (_, split, pixels, _) in new.items()
         if name not in old and split and known.get(pixels, ("", split))[1] != split
     ]
     if copies:

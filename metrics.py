@@ -80,14 +80,12 @@ def unordered(pairs):
     return low * len(pairs.images) + high
 
 
-def needed(far):
-    """How many different pairs a FAR above 0 needs: of n pairs the lowest is 1 / n."""
-    return math.ceil(1 / far)
-
-
 def unmeasured(different):
-    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show."""
-    needs = {f"tar_at_far_{rate}": needed(rate) for rate in FALSE_ACCEPT_RATES}
+    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show.
+
+    Of n pairs the lowest FAR above 0 is 1 / n.
+    """
+    needs = {f"tar_at_far_{rate}": math.ceil(1 / rate) for rate in FALSE_ACCEPT_RATES}
     return {name: count for name, count in needs.items() if different < count}
 
 
@@ -147,8 +145,8 @@ def fitting_pairs(pairs, far=None):
     different, same = count_pairs(pairs)
     if not (same and different):
         raise UserError("--threshold: validation has pairs of one kind only")
-    if far and different < needed(far):
-        text = f"needs {needed(far):,} different pairs, validation has {different:,}"
+    if far and different < (needed := math.ceil(1 / far)):
+        text = f"needs {needed:,} different pairs, validation has {different:,}"
         raise UserError(f"--threshold=far:{far:g} {text}; wanted: 1/{different} or more")
     return f"fitted on {same:,} same and {different:,} different pairs of validation"
 

@@ -116,24 +116,22 @@ def match_lfw(line):
 
 
 def contradictions(pairs, names):
-    """What a list of pairs says against itself, or twice: a list of str, a line each.
+    """What a list of pairs (int [m, 3]) says twice or against itself: list of str.
 
-    pairs: int [m, 3], two images and a label; names: str [n], of the images. Whichever image comes
-    first, it is the same pair.
+    Whichever image comes first, it is the same pair. names: str [n], of the images.
     """
-    lines = Counter((min(a, b), max(a, b), label) for a, b, label in pairs.tolist())
-    lines = dict(sorted(lines.items()))
+    lines = Counter(sorted((min(a, b), max(a, b), label) for a, b, label in pairs.tolist()))
     kinds = {
         "pairs of an image with itself are labelled different":
-            {(a, b): count for (a, b, label), count in lines.items() if a == b and not label},
+            {pair: n for pair, n in lines.items() if pair[0] == pair[1] and not pair[2]},
         "pairs of images are labelled both same and different":
-            {(a, b): 1 for a, b, label in lines if label and (a, b, 0) in lines},
+            {pair: 1 for pair in lines if pair[2] and (*pair[:2], 0) in lines},
         "lines repeat the images and the label of another line":
-            {(a, b, label): n - 1 for (a, b, label), n in lines.items() if n > 1},
+            {pair: n - 1 for pair, n in lines.items() if n > 1},
     }  # fmt: skip
     facts = []
     for text, counts in kinds.items():
         if counts:
-            both = [f"{names[a]} with {names[b]}" for a, b, *_ in counts]
+            both = [f"{names[a]} with {names[b]}" for a, b, _ in counts]
             facts.append(f"{sum(counts.values()):,} {text}: {first_five(both)}")
     return facts

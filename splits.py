@@ -41,20 +41,23 @@ def assign(data):
     if data.source == "shapes":
         return None, []
     files, facts, known = images.load(data), [], known_splits(data.splits_of)
-    own, usable, names, what = files.image_splits, files.classes >= 0, files.names, "images"
-    divide = divide_images
-    if files.pairs is not None:
-        divide, what, own = divide_pairs, "pairs", files.pair_splits
-        first, second = files.pairs[:, :2].T
-        names = [f"{a}\t{b}" for a, b in zip(names[first], names[second], strict=True)]
-        usable = usable[first] & usable[second]
+    if files.pairs is None:
+        what, own, names, usable = "images", files.image_splits, files.names, files.classes >= 0
+    else:
+        what, own, names = "pairs", files.pair_splits, pair_names(files)
+        usable = (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
         if not usable.all():
             text = f"{(~usable).sum():,} of {len(names):,} pairs have an image that cannot be read"
             facts.append(f"{text} and are left out")
     if own is None and data.split == "shared":
         return None, facts
-    before = np.array([known.get(name, -1) for name in names], np.int8)
-    splits, how, more = divide(data, files, own, usable, known, before)
+    before, more = np.array([known.get(name, -1) for name in names], np.int8), []
+    if what == "images":
+        splits, how, more = divide_images(data, files, usable, known)
+    elif own is None:
+        how, splits = "connected groups of images", divide_pairs(files, usable, before)
+    else:
+        how, splits = "the list itself (data.split moves none)", own
     splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
@@ -65,21 +68,25 @@ def assign(data):
     return splits, facts
 
 
+def pair_names(files):
+    """What the pairs of a list are called in a fingerprint: list of str."""
+    names = files.names.tolist()
+    return [f"{names[first]} - {names[second]}" for first, second, _ in files.pairs.tolist()]
+
+
 def known_splits(workdir):
     """What a run had in one split: {name of an image, a class or a pair: index into SPLITS}.
 
-    A pair's name is "image1\\timage2". Empty with workdir="". Raises UserError.
+    Empty with workdir="". Raises UserError.
     """
     if not workdir:
         return {}
     if (saved := read_fingerprint(workdir)) is None:
         raise UserError(f"data.splits_of={workdir}: {FINGERPRINT} is missing there")
     found = defaultdict(set)
-    for name, (*_, kind, split) in saved["images"].items():
+    for name, (owner, split, *_) in (saved["images"] | saved["pairs"]).items():
         found[name].add(split)
-        found[kind].add(split)
-    for image1, image2, _, split in saved["pairs"] or ():
-        found[f"{image1}\t{image2}"].add(split)
+        found[owner].add(split)  # the class of an image
     one = {name: splits for name, splits in found.items() if len(splits) == 1 and splits != {None}}
     return {name: SPLITS.index(*splits) for name, splits in one.items()}
 
@@ -92,7 +99,7 @@ def read_fingerprint(workdir):
     path = Path(workdir, FINGERPRINT)
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
-        return {kind: found[kind] for kind in ("images", "pairs")}
+        return {kind: found[kind] for kind in ("classes", "images", "pairs")}
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
@@ -136,12 +143,12 @@ def hash_name(name):
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
-def divide_images(data, files, own, usable, known, _):
+def divide_images(data, files, usable, known):
     """Divides images: (int8 [n], by what, facts). Splits that the set lacks are made of its train.
 
-    own: int8 [n], the splits that the set gives, or None; usable: bool [n]; known: `known_splits`.
+    usable: bool [n]; known: see `known_splits`.
     """
-    how, facts = "the set itself (data.split moves none)", []
+    own, how, facts = files.image_splits, "the set itself (data.split moves none)", []
     if own is None:
         own, how = np.zeros(len(usable), np.int8), f"data.split={data.split}"
     made = [0, *({1, 2} - {*own})]
@@ -184,20 +191,18 @@ def divide_classes(data, files, free, known, made):
     return side, [f"{len(moved)} {text}: {first_five(moved)}"] if moved else []
 
 
-def divide_pairs(_, files, own, usable, __, before):
-    """Divides a list of pairs: (int8 [m], by what, facts); -1: a pair joins two splits.
+def divide_pairs(files, usable, before):
+    """Divides a list of pairs: int8 [m]; -1: a pair joins two splits, or it is not `usable`.
 
-    own: int8 [m], the splits that the list gives, or None; usable: bool [m]; before: int8 [m], the
-    splits that a run had, or -1. Images are the nodes of a graph, those of equal pixels are one;
-    pairs are its edges. Its connected pieces are dealt whole, the largest first, each to the split
-    that is then least full. Where a split lacks a kind of pairs, the largest is cut: a hash of the
-    pixels decides for each node. What a run had in one split stays there, in two it is cut.
+    before: int8 [m], the splits that a run had, or -1. Images are the nodes of a graph, those of
+    equal pixels are one; pairs are its edges. Its connected pieces are dealt whole, the largest
+    first, each to the split that is then least full. Where a split lacks a kind of pairs, the
+    largest is cut: a hash of the pixels decides for each node. A piece that a run had in one split
+    stays there; one that it had in two is cut.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    if own is not None:
-        return own, "the list itself (data.split moves none)", []
     _, first, place = np.unique(files.split_hash, return_index=True, return_inverse=True)
     (*pairs, label), before = files.pairs[usable].T, before[usable]
     ends, old = first[place][np.array(pairs)], before >= 0
@@ -222,4 +227,4 @@ def divide_pairs(_, files, own, usable, __, before):
         splits[usable] = found = np.where(dealt[piece] >= 0, dealt[piece], if_cut)
         if len({*(2 * found + label)[found >= 0]}) == 6:
             break
-    return splits, "connected groups of images", []
+    return splits

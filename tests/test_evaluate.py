@@ -297,7 +297,7 @@ def test_files_that_have_moved_are_named_with_an_option(files, tmp_path, capsys)
 
 def test_what_has_changed_since_training_is_told_by_an_evaluation(files, tmp_path):
     workdir, other = folder_run(tmp_path, "run", files), shutil.copytree(files, tmp_path / "other")
-    name = next(k for k, v in read_fingerprint(workdir)["images"].items() if v[3] == "train")
+    name = next(k for k, v in read_fingerprint(workdir)["images"].items() if v[1] == "train")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / name)
     (other / "class1" / "1.png").unlink()
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(other / "class1" / "more.png")

