@@ -88,7 +88,7 @@ def sample_pairs(config, split, count):
     label, weight = drawn.label.astype(float), np.full(count, 1 / count)
     pairs = (drawn.images[used], *inverse.reshape(2, count), label, weight)
     names = None if space.names is None else space.names[used]
-    return Pairs(*pairs, False, True, class_ids, latents, names, space.dropped)
+    return Pairs(*pairs, False, True, class_ids, latents, names)
 
 
 def class_names(data, class_ids):

@@ -17,11 +17,10 @@ from errors import UserError  # first: from here on a missing package is one lin
 import csv
 import importlib
 import json
-import math
-import os
 import re
 import signal
 import sys
+from itertools import chain
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -73,11 +72,13 @@ def main(options):
     runtime.prepare(options.cache)
     cluster = hosts.read_cluster(options)
     runs, asked = read_command(options)
-    values = {f"--{key}": str(value) for key, value in vars(asked).items() if key != "images"}
+    values = {f"--{k}": str(v) for k, v in vars(asked).items() if k not in ("images", "facts")}
     values |= settings.flatten({workdir.name: config.to_dict() for config, workdir in runs})
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
         if jax.process_index() == 0:
+            for fact in asked.facts:
+                print(fact, flush=True)
             Thread(target=curves.import_slow, daemon=True).start()
         try:
             if len(runs) > 1:
@@ -92,7 +93,7 @@ def read_command(options):
     """Returns ([(config, workdir) of each run], asked), checked; raises UserError.
 
     asked: the options step, split, threshold, robustness and images as a SimpleNamespace; images
-    are (names, uint8 [n, height, width, channels]) or None.
+    are (names, uint8 [n, height, width, channels]) or None. Its facts are to be said, once each.
     """
     named = [settings.named_workdir(name) for name in options.workdir or ()]
     workdirs = named or [settings.newest_run(Path("runs"))]
@@ -113,46 +114,40 @@ def read_command(options):
     asked["images"] = options.images and images.open_images(options.images, form_of(first))
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
         raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
-    for run in runs if needs_data else ():
-        find_data(*run, options.data)
+    found = [find_data(*run, options.data) for run in runs if needs_data]
+    asked["facts"] = list(dict.fromkeys(chain(*found)))
     return runs, SimpleNamespace(**asked)
 
 
 def find_data(config, workdir, moved):
     """Sets in config.data where the files of a run are now, and that they keep their splits.
 
-    moved: the option --data, or None. Warns of what has changed since training; raises UserError
-    where the data cannot be evaluated.
+    moved: the option --data, or None. Returns what is to be said about the data, a list of str;
+    raises UserError where they cannot be evaluated.
     """
-    if config.data.source != "shapes":
-        path = config.data.path if moved is None else moved
-        named = config.data.source == "tfds" and not os.path.isabs(path)  # in TensorFlow's folder
-        if not (named or os.path.exists(path)):
-            text = f"--workdir={workdir}: its images are not at {path}"
-            raise UserError(f"{text}: name where they are now with --data=PATH")
-        config.data.path = os.path.abspath(path) if os.path.exists(path) else path
-        if read_fingerprint(workdir) is None:
-            text = "trained without a fingerprint of its data, so changes of them are not noticed"
-            print(f"warning: --workdir={workdir}: {text}", file=sys.stderr)
-        else:
-            config.data.splits_of = str(workdir)
-            data.check_path(config.data)
-            for line in fingerprint.news(config.data):
-                print(f"warning: {line}", file=sys.stderr)
-    elif moved is not None:
+    facts, found = [], config.data
+    if found.source == "shapes" and moved is not None:
         raise UserError(f"--data={moved}: {workdir} draws its images, it reads no files")
+    if moved is not None:
+        found.path = str(Path(moved).absolute()) if Path(moved).exists() else moved
+    if Path(found.path).is_absolute() and not Path(found.path).exists():
+        text = f"--workdir={workdir}: its images are not at {found.path}"
+        raise UserError(f"{text}: name where they are now with --data=PATH")
+    if read_fingerprint(workdir) is not None:
+        found.splits_of = str(workdir)
+    elif found.source != "shapes":
+        facts = [f"{workdir} has no fingerprint of its data: changes of them are not noticed"]
     data.check_splits(config)
+    return data.describe(config) + facts
 
 
 def check_threshold(rule):
     """Raises UserError unless the rule is None, accuracy, far:RATE or a probability."""
-    if rule in (None, "accuracy"):
-        return
     try:
-        number = float(rule.removeprefix("far:"))
+        wrong = rule not in (None, "accuracy") and not 0 < float(rule.removeprefix("far:")) < 1
     except ValueError:
-        number = math.nan
-    if not (0 <= number <= 1 if rule.startswith("far:") else 0 < number < 1):
+        wrong = True
+    if wrong:
         text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
         raise UserError(f"--threshold={rule}: {text}")
 
@@ -186,14 +181,12 @@ def choose_threshold(config, workdir, step, score, variables, rule):
         return float(logit(float(rule)))
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
     far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
-    if len(np.unique(found.pairs.label)) < 2:
-        raise UserError(f"--threshold={rule}: validation has pairs of one kind only")
     fitted = fitting_pairs(found.pairs, far)
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
     kept = {"logit": threshold, "probability": expit(threshold), "rule": rule, "step": step}
     if jax.process_index() == 0:
         (workdir / THRESHOLD).write_text(json.dumps(kept, indent=2) + "\n")
-    print(f"threshold {expit(threshold):.6f} ({rule}), kept in {THRESHOLD}, {fitted}")
+        print(f"threshold {expit(threshold):.6f} ({rule}), kept in {THRESHOLD}, {fitted}")
     return threshold
 
 

@@ -2,12 +2,11 @@
 
 A run is resumed on the same pixels only, and evaluated with the splits of its training: files may
 move, and what is added later does not turn an image of its training into one of its test. The file
-`data.json.gz` in a run's folder holds this as JSON; a split is null where there is none:
+`data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    images      {name: [bytes of the file or null, hash of the pixels, split]}
-    classes     {name: split}; a split with data.split=classes only; {} for a list of pairs
-    pairs       {"image1\\timage2": split}; null unless a list of pairs
-    labels      [index of the class of each image, or 1 (same) or 0 of each pair]
+    classes     {name: []}
+    images      {name: [class, split, hash of the pixels, bytes of the file]}
+    pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
 import gzip
@@ -20,41 +19,27 @@ from collections import Counter
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, read_fingerprint
+from splits import FINGERPRINT, assign_splits, pair_names, read_fingerprint
 
 
 def take(data):
     """The fingerprint of the set that config.data names: a dict as the module says."""
-    files, assigned = images.load(data), assign_splits(data)
-    names, words = files.names.tolist(), (*SPLITS, None)  # None: index -1
+    files, assigned, pairs = images.load(data), assign_splits(data), {}
     root = os.path.dirname(data.path) if data.source == "pairs" else data.path
-    listed = files.names if files.pairs is None else files.pairs
+    names, words = files.names.tolist(), (*SPLITS, None)  # None: index -1
+    listed = names if files.pairs is None else pair_names(files)
     splits = [None] * len(listed) if assigned is None else [words[split] for split in assigned]
-    image_splits, classes, pairs, labels = splits, {}, None, files.classes
-    if files.pairs is None:
-        classes = dict.fromkeys(files.class_names)
-        if data.split == "classes":
-            found = {*zip(files.classes.tolist(), splits, strict=True)}
-            parts = Counter(k for k, _ in found)  # 1: all images of the class are in one split
-            whole = ((k, split) for k, split in found if k >= 0 and parts[k] == 1)
-            classes |= {files.class_names[k]: split for k, split in whole}
-    else:
-        image_splits, labels = [None] * len(names), files.pairs[:, 2]
-        keys = (f"{names[first]}\t{names[second]}" for first, second, _ in files.pairs.tolist())
-        pairs = dict(zip(keys, splits, strict=True))
-    found = {
-        name: [file_bytes(os.path.join(root, name)), f"{int(number * 2**53):014x}", split]
-        for name, number, split in zip(names, files.split_hash.tolist(), image_splits, strict=True)
-    }
-    return {"images": found, "classes": classes, "pairs": pairs, "labels": labels.tolist()}
-
-
-def file_bytes(path):
-    """The size of a file; None where there is none, as in a prepared set."""
-    try:
-        return os.stat(path).st_size
-    except (OSError, ValueError):  # ValueError: a name that no file can have
-        return None
+    classes = [files.class_names[k] if k >= 0 else None for k in files.classes]
+    if files.pairs is not None:
+        for name, label, split in zip(listed, files.pairs[:, 2].tolist(), splits, strict=True):
+            pairs.setdefault(name, []).extend([label, split])
+        classes = splits = [None] * len(names)
+    hashes = [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
+    paths = [os.path.join(root, name) for name in names]
+    sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
+    rows = map(list, zip(classes, splits, hashes, sizes, strict=True))
+    kinds = {name: [] for name in files.class_names if files.pairs is None}
+    return {"classes": kinds, "images": dict(zip(names, rows, strict=True)), "pairs": pairs}
 
 
 def write(data, workdir):
@@ -70,18 +55,15 @@ def write(data, workdir):
 
 def identity(found):
     """SHA-256 of what decides a run's pairs: all of a fingerprint but the size of the files."""
-    pixels = [[name, *rest] for name, (_, *rest) in found["images"].items()]
-    return hashlib.sha256(json.dumps(found | {"images": pixels}).encode()).hexdigest()
+    kept = [[name, *row[:3]] for kind in found.values() for name, row in kind.items()]
+    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
 
 
 def summarize(found):
     """A fingerprint in short: {"sha256", "images", "classes", "pairs", "splits"}; numbers."""
-    pairs = found["pairs"]
-    splits = [split for *_, split in found["images"].values()] if pairs is None else pairs.values()
-    counts = Counter(split for split in splits if split)
-    short = {"sha256": identity(found), "images": len(found["images"])}
-    short |= {"classes": len(found["classes"]), "pairs": len(found["labels"]) if pairs else None}
-    return short | {"splits": dict(counts)}
+    splits = Counter(row[1] for row in (found["pairs"] or found["images"]).values() if row[1])
+    counts = {kind: len(names) for kind, names in found.items()}
+    return {"sha256": identity(found), **counts, "splits": dict(splits)}
 
 
 def seal(data):
@@ -93,11 +75,11 @@ def seal(data):
 
 def check(data, workdir):
     """Raises UserError unless the data are those that the run in `workdir` was trained on."""
-    before, now = read_fingerprint(workdir), take(data)
+    before = read_fingerprint(workdir)
     if before is None:
         text = "has no fingerprint of its data: whether they have changed is not known"
         print(f"warning: --workdir={workdir} {text}", file=sys.stderr)
-    elif changed := changes(before, now):
+    elif changed := changes(before, take(data)):
         raise UserError(
             f"--workdir={workdir}: its data have changed since it was trained: {changed}; "
             "put them back, or name another --workdir"
@@ -109,32 +91,18 @@ def changes(before, now):
     if identity(before) == identity(now):
         return ""
     texts = []
-    for noun, kind in (("class", "classes"), ("image", "images"), ("pair", "pairs")):
-        old, new = (contents(found[kind]) for found in (before, now))
-        both = [name for name in new if name in old]
-        same = [name for name in both if new[name][0] == old[name][0]]
+    for kind, old in before.items():
+        new = now[kind]
         groups = {
             "added": [name for name in new if name not in old],
             "removed": [name for name in old if name not in new],
-            "changed": [name for name in both if new[name][0] != old[name][0]],
-            "in another split": [name for name in same if new[name][1] != old[name][1]],
+            "changed": [name for name in new if name in old and new[name][:3] != old[name][:3]],
         }
-        texts += [counted(names, noun, what) for what, names in groups.items() if names]
-        if both and not same:
+        texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"
+                  for how, names in groups.items() if names]  # fmt: skip
+        if len(groups["changed"]) == len(old) > 0:
             texts[-1] += ", all that there are: has Pillow another version?"
-    return ", ".join(texts) or "other classes, labels or order of its images or pairs"
-
-
-def contents(group):
-    """{name: (what must stay as it is, split)} of a group of a fingerprint."""
-    values = {name.replace("\t", " - "): value for name, value in (group or {}).items()}
-    return {k: v[1:] if isinstance(v, list) else (None, v) for k, v in values.items()}
-
-
-def counted(names, noun, what):
-    """As "7 images added (a.png, ...)", with up to five of their names."""
-    plural = "" if len(names) == 1 else "es" if noun == "class" else "s"
-    return f"{len(names):,} {noun}{plural} {what} ({first_five(names)})"
+    return ", ".join(texts) or "another order of its images or pairs"
 
 
 def news(data):
@@ -145,27 +113,20 @@ def news(data):
     before = read_fingerprint(data.splits_of) if data.splits_of else None
     if before is None:
         return []
-    now, lines = take(data), []
-    if not before["images"].keys() & now["images"].keys():
-        text = counted(list(before["images"]), "image", f"that {data.splits_of} was trained on")
-        raise bad_set(data.path, f"has none of the {text}")
-    if changed := changes(before, now):
-        lines.append(f"the data have changed since {data.splits_of} was trained: {changed}")
-    kind = "images" if now["pairs"] is None else "pairs"
-    added = {k: v for k, v in contents(now[kind]).items() if k not in contents(before[kind])}
-    counts = Counter(split for _, split in added.values())
-    if counts.keys() - {None}:
-        found = [split for split in (*SPLITS, None) if counts[split]]
-        texts = (f"{counts[split]:,} in {split or 'no split'}" for split in found)
-        text = f"{kind} added: {', '.join(texts)}"
-        lines.append(f"{text}; what was there before stays in the split that it had")
-    known = {v[1]: (name, v[2]) for name, v in before["images"].items() if v[2]}
+    now, run = take(data), data.splits_of
+    old, new = before["images"], now["images"]
+    if not old.keys() & new.keys():
+        text = f"has none of the {len(old):,} images that {run} was trained on"
+        raise bad_set(data.path, f"{text} ({first_five([*old])})")
+    changed = changes(before, now)
+    lines = [f"the data have changed since {run} was trained: {changed}"] if changed else []
+    known = {pixels: (name, split) for name, (_, split, pixels, _) in old.items() if split}
     copies = [
         f"{name} is {known[pixels][0]} of {known[pixels][1]}"
-        for name, (_, pixels, split) in now["images"].items()
-        if name not in before["images"] and split and known.get(pixels, ("", split))[1] != split
+        for name, (_, split, pixels, _) in new.items()
+        if name not in old and split and known.get(pixels, ("", split))[1] != split
     ]
     if copies:
-        text = "added under another name, that are in another split now"
-        lines.append(counted(copies, "known image", text))
+        text = f"known images added under another name, in another split: {len(copies):,}"
+        lines.append(f"{text} ({first_five(copies)})")
     return lines

@@ -15,7 +15,6 @@ from errors import UserError
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
-FEW = 30  # false accepts, or pairs of a kind: fewer tell little about a threshold (rule of 30)
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
 
@@ -81,14 +80,12 @@ def unordered(pairs):
     return low * len(pairs.images) + high
 
 
-def needed(far):
-    """How many different pairs a FAR needs: of n the lowest above 0 is 1 / n."""
-    return math.ceil(1 / far) if far else math.inf
-
-
 def unmeasured(different):
-    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show."""
-    needs = {f"tar_at_far_{rate}": needed(rate) for rate in FALSE_ACCEPT_RATES}
+    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show.
+
+    Of n pairs the lowest FAR above 0 is 1 / n.
+    """
+    needs = {f"tar_at_far_{rate}": math.ceil(1 / rate) for rate in FALSE_ACCEPT_RATES}
     return {name: count for name, count in needs.items() if different < count}
 
 
@@ -146,14 +143,12 @@ def most_wrong(pairs):
 def fitting_pairs(pairs, far=None):
     """What `fit_threshold` fits to, in words; raises UserError if `far` needs more pairs."""
     different, same = count_pairs(pairs)
-    if far is not None and different < needed(far):
-        count = f"{needed(far):,}" if far else "infinitely many"
-        lowest = math.ceil(10**6 / max(different, 1)) / 10**6
-        text = f"needs {count} different pairs, validation has {different:,}"
-        raise UserError(f"--threshold=far:{far:g}: {text}; wanted: far:{lowest:g} or more")
-    text = f"fitted on {same:,} same and {different:,} different pairs of validation"
-    few = min(same, different if far is None else far * different) < FEW
-    return f"{text}, few for this: others would give another threshold" if few else text
+    if not (same and different):
+        raise UserError("--threshold: validation has pairs of one kind only")
+    if far and different < (needed := math.ceil(1 / far)):
+        text = f"needs {needed:,} different pairs, validation has {different:,}"
+        raise UserError(f"--threshold=far:{far:g} {text}; wanted: 1/{different} or more")
+    return f"fitted on {same:,} same and {different:,} different pairs of validation"
 
 
 def fit_threshold(logits, label, weight, far=None):

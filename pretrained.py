@@ -14,7 +14,7 @@ from pathlib import Path
 from errors import UserError, first_five
 
 FILE = "model.safetensors"  # in a Hugging Face repository
-FLOATS = {"F16", "BF16", "F32", "F64"}  # as safetensors calls them
+FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
 
 
@@ -96,27 +96,23 @@ def read(path, wanted):
     wanted: the names to expect. Raises UserError if the file is damaged or of another type.
     """
     import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
 
     try:
-        with safe_open(path, framework="numpy") as file:
-            prefix = find_prefix(path, file.keys(), wanted)
-            others = [name for name in file.keys() if not name.startswith(prefix)]
-            names = {name.removeprefix(prefix): name for name in {*file.keys()}.difference(others)}
-            names = {short: name for short, name in names.items() if not UNUSED.fullmatch(short)}
-            types = {file.get_slice(name).get_dtype() for name in names.values()}
-            if unread := types - FLOATS:
-                found, allowed = (", ".join(sorted(kinds)) for kinds in (unread, FLOATS))
-                text = f"{path} has arrays of type {found}; must be {allowed}"
-                raise UserError(f"model.pretrained: {text}")
-            arrays = {short: file.get_tensor(name) for short, name in names.items()}
-    except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"model.pretrained: {path} cannot be read as safetensors: {error}"
-        ) from None
+        found = load_file(path)
+        prefix = find_prefix(path, found, wanted)
+        others = [name for name in found if not name.startswith(prefix)]
+        arrays = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+        arrays = {name: array for name, array in arrays.items() if not UNUSED.fullmatch(name)}
+        if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
+            raise TypeError(f"it has {', '.join(sorted(unread))}")
+    except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
+        text = f"{path} cannot be read as safetensors of {', '.join(FLOATS)}: {error}"
+        raise UserError(f"model.pretrained: {text}") from None
     if prefix and jax.process_index() == 0:
         left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
-        print(f"model.pretrained: {len(names)} arrays under {prefix!r}{left}", flush=True)
+        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
     return arrays
 
 
@@ -125,11 +121,11 @@ def find_prefix(path, names, wanted):
     starts = Counter(
         name.removesuffix(end) for name in names for end in wanted if f".{name}".endswith(f".{end}")
     )
-    best = [start for start, count in starts.items() if count == max(starts.values())]
-    if len(best) > 1:
-        text = f"{path} has several encoders: {first_five(best)}; keep one of them in the file"
+    (first, count), (other, equal) = [*starts.most_common(2), ("", 0), ("", 0)][:2]
+    if count == equal > 0:
+        text = f"{path} has several encoders: {first}, {other}; keep one of them in the file"
         raise UserError(f"model.pretrained: {text}")
-    return best[0] if best else ""
+    return first
 
 
 def torch_name(key):

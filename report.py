@@ -39,9 +39,8 @@ def write_files(config, workdir, step, evaluations):
     split, evaluation = list(evaluations.items())[-1]
     bounds = {} if evaluation.metrics["exact"] else metrics.intervals(*evaluation.scores)
     bounds = {name: two for name, two in bounds.items() if evaluation.metrics[name] is not None}
-    table, facts = format_table(step, evaluations, bounds), data.describe(config)
-    said = facts if len(evaluations) == 1 else []  # else train.py has said them at its start
-    print(table, *said, sep="\n  ")
+    table = format_table(step, evaluations, bounds)
+    print(table)
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     values = evaluation.metrics | {"step": step, "split": split}
@@ -51,7 +50,7 @@ def write_files(config, workdir, step, evaluations):
     images = {name: figures.render(figure) for name, figure in plots.items()}
     for name, (png, _) in images.items():
         (folder / f"{name}.png").write_bytes(png)
-    page = format_page(config, workdir, split, evaluation, table, facts, images)
+    page = format_page(config, workdir, split, evaluation, table, images)
     (folder / "report.html").write_text(page)
     write_embeddings(config, folder, evaluation)
     write_hardest(config, folder, evaluation)
@@ -74,10 +73,8 @@ def which_pairs(evaluation):
     """Whether all pairs were evaluated, in words."""
     if not evaluation.metrics["exact"]:
         return "a sample"
-    if evaluation.pairs.class_ids is not None:
-        return "every ordered pair, weighted"
-    dropped = evaluation.pairs.dropped
-    return "every given pair of the split" + (f"; {dropped:,} are in no split" if dropped else "")
+    given = evaluation.pairs.class_ids is None
+    return "every given pair of the split" if given else "every ordered pair, weighted"
 
 
 def describe(step, split, evaluation):
@@ -94,7 +91,8 @@ def format_table(step, evaluations, bounds):
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
     for name in metrics.NAMES:
-        texts = (number(one.metrics, name) for one in evaluations.values())
+        values = [one.metrics[name] for one in evaluations.values()]
+        texts = ("too few" if value is None else f"{value:.6f}" for value in values)
         interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
         lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
     for split, one in evaluations.items():
@@ -113,12 +111,6 @@ def format_table(step, evaluations, bounds):
             most = 100 * metrics.most_wrong(m["pairs"])
             lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
     return "\n".join(lines)
-
-
-def number(values, name):
-    """A metric as a text for `format_table`, which also tells why it is no number."""
-    missing = "one class" if values["roc_auc"] is None else "too few"
-    return missing if values[name] is None else f"{values[name]:.6f}"
 
 
 def write_table(path, rows):
@@ -186,7 +178,7 @@ CAPTIONS = {
 }
 
 
-def format_page(config, workdir, split, evaluation, table, facts, images):
+def format_page(config, workdir, split, evaluation, table, images):
     """report.html as a text; images: {name: (PNG bytes, pixels)}."""
     m = evaluation.metrics
     versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
@@ -197,7 +189,7 @@ def format_page(config, workdir, split, evaluation, table, facts, images):
         for name, caption in CAPTIONS.items()
         if name in images
     ]
-    if facts:
+    if facts := data.describe(config):
         lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
         sections.append(f"<section><h2>Data</h2>{lines}</section>")
     return PAGE.format(
@@ -229,11 +221,11 @@ def write_embeddings(config, folder, evaluation):
 
 def write_hardest(config, folder, evaluation):
     """The hardest pairs of files as a list that configs/pairs.py reads, with the answers."""
-    pairs, scores, source = evaluation.pairs, evaluation.scores, config.data.source
-    if source not in ("folder", "pairs"):
-        return
     root = Path(config.data.path).absolute()
-    root = root.parent if source == "pairs" else root
+    root = {"folder": root, "pairs": root.parent}.get(config.data.source)
+    if root is None:
+        return
+    pairs, scores = evaluation.pairs, evaluation.scores
     probability = expit(scores.logits)
     with open(folder / "hardest.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")

@@ -52,7 +52,6 @@ class Pairs(NamedTuple):
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
     latents: Latents  # of the n images; None where they are not drawn
     names: np.ndarray = None  # str [n], of the images; None where they are drawn
-    dropped: int = 0  # pairs of a list that are in no split
 
 
 class DrawnPairs(NamedTuple):
@@ -78,7 +77,6 @@ class ListedImages(NamedTuple):
     repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
     latents: Latents  # of the n images, where they are drawn; else None
     names: np.ndarray  # str [all], of the images, where they are files; else None
-    dropped = 0  # no pairs are given
 
     def draw(self, uniform):
         u = uniform(4)
@@ -136,7 +134,6 @@ class DrawnImages(NamedTuple):
     data: FrozenConfigDict  # config.data
     split: str
     names = None  # images are no files here
-    dropped = 0
 
     def draw(self, uniform):
         """Two images for each pair, in turn; latents is None with same_as=pixels.
@@ -195,7 +192,6 @@ class GivenPairs(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
     p_same: float  # probability of "same"; 0: each pair is as probable as any other
     names: np.ndarray  # str [all], of the images
-    dropped: int  # pairs of the file that are in no split
     class_ids = None  # images have no classes here
 
     def draw(self, uniform):
@@ -220,8 +216,7 @@ class GivenPairs(NamedTuple):
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
         weight = share if self.p_same else np.full(len(label), 1 / len(label))
         shown, label, names = self.images[used], label.astype(float), self.names[used]
-        known = shown, first, second, label, weight, True, True, None, None, names, self.dropped
-        return Pairs(*known)
+        return Pairs(shown, first, second, label, weight, True, True, None, None, names)
 
 
 def latent_numbers(u):
@@ -334,17 +329,17 @@ def open_pairs(data, split, files):
     """The pairs of a split of a list."""
     splits, usable = assign_splits(data), (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
     pairs = files.pairs[usable if splits is None else splits == SPLITS.index(split)]
-    dropped = int((~usable if splits is None else splits < 0).sum())
     same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
     if not (same and different):
         text = f"{split} has {same} pairs of the same and {different} different: too few"
+        dropped = int((~usable if splits is None else splits < 0).sum())
         text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
         remedy = "more lines, or a column split (train, validation, test), are needed"
         if files.pair_splits is not None:
             remedy = f"more lines whose split is {split} are needed"
         raise bad_set(data.path, f"{text}; {remedy}")
     order = np.argsort(pairs[:, 2], kind="stable")
-    return GivenPairs(files.images, pairs[order], data.p_same, files.names, dropped)
+    return GivenPairs(files.images, pairs[order], data.p_same, files.names)
 
 
 def open_classes(data, split, files):

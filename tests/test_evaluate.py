@@ -1,8 +1,8 @@
 import csv
 import io
 import json
-import re
 import shutil
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import jax
@@ -292,31 +292,47 @@ def test_files_that_have_moved_are_named_with_an_option(files, tmp_path, capsys)
     before = (workdir / "config.json").read_bytes()
     ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)], data=str(new)))
     assert (config.data.path, config.data.splits_of) == (str(new), str(workdir))
-    assert capsys.readouterr().err == "" and (workdir / "config.json").read_bytes() == before
+    assert capsys.readouterr() == ("", "") and (workdir / "config.json").read_bytes() == before
 
 
-def test_what_has_changed_since_training_is_a_warning_of_an_evaluation(files, tmp_path, capsys):
+def test_what_has_changed_since_training_is_told_by_an_evaluation(files, tmp_path):
     workdir, other = folder_run(tmp_path, "run", files), shutil.copytree(files, tmp_path / "other")
-    name = next(k for k, v in read_fingerprint(workdir)["images"].items() if v[2] == "train")
+    name = next(k for k, v in read_fingerprint(workdir)["images"].items() if v[1] == "train")
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(other / name)
     (other / "class1" / "1.png").unlink()
     Image.fromarray(np.full((8, 8), 7, np.uint8)).save(other / "class1" / "more.png")
-    ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)], data=str(other)))
-    changed, added = capsys.readouterr().err.splitlines()
-    assert changed == (
-        f"warning: the data have changed since {workdir} was trained: 1 image added "
-        f"(class1/more.png), 1 image removed (class1/1.png), 1 image changed ({name})"
+    ((config, _),), asked = evaluate.read_command(Options(workdir=[str(workdir)], data=str(other)))
+    assert asked.facts[0].startswith("210 images of 3 classes")
+    assert asked.facts[-1] == (
+        f"the data have changed since {workdir} was trained: images added: 1 "
+        f"(class1/more.png), images removed: 1 (class1/1.png), images changed: 1 ({name})"
     )
-    assert re.match("warning: images added: 1 in (train|validation|test); what was there", added)
     assert name not in data.enumerate_pairs(config.data, "test", 10**6).names
 
 
-def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path, capsys):
+def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path):
     workdir = folder_run(tmp_path, "run", files)
     (workdir / FINGERPRINT).unlink()
-    ((config, _),), _ = evaluate.read_command(Options(workdir=[str(workdir)]))
+    ((config, _),), asked = evaluate.read_command(Options(workdir=[str(workdir)]))
     assert config.data.splits_of == ""
-    assert "trained without a fingerprint of its data" in capsys.readouterr().err
+    assert asked.facts[-1].startswith(f"{workdir} has no fingerprint of its data")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_what_the_data_are_is_said_once_and_by_one_process(
+    process, files, tmp_path, monkeypatch, capsys
+):
+    named = [str(folder_run(tmp_path, name, files, seed)) for seed, name in enumerate("ab")]
+    monkeypatch.setattr(evaluate, "compare_runs", lambda *_: None)
+    monkeypatch.setattr(evaluate.runtime, "prepare", lambda _: None)
+    monkeypatch.setattr(evaluate.hosts, "read_cluster", lambda _: None)
+    monkeypatch.setattr(evaluate.hosts, "joined", lambda *_: nullcontext())
+    monkeypatch.setattr(evaluate.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    evaluate.main(Options(workdir=named, cache=""))
+    shown = capsys.readouterr()
+    facts = data.describe(settings.load_config(tmp_path / "a"))
+    assert shown.out.splitlines() == ([] if process else facts) and shown.err == ""
 
 
 def test_images_are_compared_without_the_data_of_the_run(files, tmp_path):

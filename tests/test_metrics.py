@@ -1,5 +1,4 @@
 import itertools
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -185,9 +184,6 @@ def test_pairs_are_counted_once_and_only_where_two_images_can_occur():
 
 
 def test_a_rate_needs_so_many_pairs_that_one_of_them_is_no_more():
-    for text in ("0.1", "0.01", "0.001", "1e-5", "1e-6", "0.07", "0.3", "1"):
-        count = metrics.needed(float(text))
-        assert Fraction(text) * (count - 1) < 1 <= Fraction(text) * count
     assert metrics.unmeasured(1000) == {}
     assert metrics.unmeasured(99) == {"tar_at_far_0.01": 100, "tar_at_far_0.001": 1000}
 
@@ -195,15 +191,11 @@ def test_a_rate_needs_so_many_pairs_that_one_of_them_is_no_more():
 def test_a_threshold_is_not_fitted_to_a_rate_that_the_pairs_cannot_show():
     first = np.arange(1, 600)
     pairs = listed_pairs(0 * first, first, first > 499, first)
-    for far, count in ((0.00001, "100,000"), (0.002, "500"), (0, "infinitely many")):
+    for far, count in ((0.00001, "100,000"), (0.002, "500")):
         with pytest.raises(UserError) as caught:
             metrics.fitting_pairs(pairs, far)
-        text = str(caught.value)
-        assert text.startswith(f"--threshold=far:{far:g}: needs {count} different pairs")
-        assert "validation has 499" in text
-        metrics.fitting_pairs(pairs, float(text.split("far:")[-1].split()[0]))  # as advised
-    for far, few in ((None, False), (0.1, False), (0.05, True)):  # 25 false accepts: few
-        text = metrics.fitting_pairs(pairs, far)
-        assert "100 same and 499 different" in text and ("few" in text) == few
-    few = listed_pairs(0 * first, first, first > 570, first)
-    assert "29 same" in metrics.fitting_pairs(few) and "few" in metrics.fitting_pairs(few)
+        text = f"--threshold=far:{far:g} needs {count} different pairs, validation has 499"
+        assert str(caught.value) == f"{text}; wanted: 1/499 or more"
+    for far in (None, 0.1, 0.00200401):
+        text = "fitted on 100 same and 499 different pairs of validation"
+        assert metrics.fitting_pairs(pairs, far) == text

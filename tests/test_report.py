@@ -151,11 +151,9 @@ def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(
     for text in (printed, html.unescape(page)):
         assert re.search(r"tar_at_far_0.001 +too few\n", text)
         assert "  tar_at_far_0.001 needs 1,000 different pairs, there are 192" in text
-        assert "0.01 needs" not in text and all(fact in text for fact in facts)
+        assert "0.01 needs" not in text
+    assert all(fact in html.unescape(page) for fact in facts)
     assert (folder / "hardest.csv").exists()
-    report.write_report(config, tmp_path, 7, dict.fromkeys(("validation", "test"), found))
-    assert facts[0] not in capsys.readouterr().out  # train.py has said it
-    assert facts[0] in (folder / "report.html").read_text()
 
 
 def test_a_sample_has_no_interval_of_what_it_cannot_show(tiny, tmp_path, no_figures):
@@ -171,10 +169,7 @@ def test_a_sample_has_no_interval_of_what_it_cannot_show(tiny, tmp_path, no_figu
     assert "<h2>Data" not in (tmp_path / "evaluation" / "report.html").read_text()
 
 
-@pytest.mark.parametrize(
-    "dropped, text", [(0, "every given pair of the split"), (1487, "; 1,487 are in no split")]
-)
-def test_a_part_of_the_given_pairs_is_not_called_all(dropped, text):
-    pairs = SimpleNamespace(class_ids=None, dropped=dropped)
+def test_a_part_of_the_given_pairs_is_not_called_all():
+    pairs = SimpleNamespace(class_ids=None)
     words = report.which_pairs(SimpleNamespace(metrics={"exact": True}, pairs=pairs))
-    assert text in words and "all" not in words and ("in no split" in words) == bool(dropped)
+    assert words == "every given pair of the split"
