@@ -54,7 +54,10 @@ def parse(define_flags):
     except flags.Error as error:
         raise UserError(error) from None
     except Exception as error:  # whatever a config file may raise while it runs
-        text = " ".join(str(*error.args[:1]).split())  # str(error) of a KeyError is its repr
+        said = error
+        while isinstance(said, (AttributeError, KeyError)) and said.args:  # one in another
+            said = said.args[0]
+        text = " ".join(str(said).split())
         if isinstance(error, (AttributeError, KeyError)) and "get_config" not in text:
             raise UserError(
                 f"unknown config key: {text} (configs/default.py has every key)"

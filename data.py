@@ -8,6 +8,7 @@ batch of any run can be drawn again. What a split is drawn from is in `spaces`. 
 classes and then an image of each.
 """
 
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -102,18 +103,29 @@ def class_names(data, class_ids):
 def check_path(data):
     """Raises UserError where data.path is not of the kind that data.source reads."""
     path = Path(data.path[:4096])
-    if data.source == "folder" and not path.is_dir():
-        raise UserError(f"data.path={path}: must be a folder of classes with data.source=folder")
-    if data.source == "pairs" and not path.is_file():
-        raise UserError(
-            f"data.path={path}: must be a CSV file or a pairs.txt with data.source=pairs"
-        )
+    wanted = {"folder": "a folder of images in folders", "pairs": "a CSV file or a pairs.txt"}
+    right = {"folder": path.is_dir, "pairs": path.is_file}.get(data.source, lambda: True)()
+    if not right:
+        what = "is something else" if path.exists() else "does not exist"
+        text = f"{what}; wanted is {wanted[data.source]}; have your images moved? name their place"
+        raise UserError(f"data.path={path}: {text} by --config.data.path=PATH")
 
 
 def check_splits(config):
     """Opens each split; raises UserError where no pairs can be made of its images."""
+    check_path(config.data)
+    try:
+        check_each_split(config)
+    except UserError:
+        if config.data.source != "shapes":  # which may be why
+            for fact in images.load(config.data).facts:
+                print(f"warning: {fact}", file=sys.stderr)
+        raise
+
+
+def check_each_split(config):
+    """As `check_splits`, without the path and without a word about the images."""
     data = config.data
-    check_path(data)
     for split in SPLITS:
         space = open_split(data, split)
         if isinstance(space, DrawnImages):

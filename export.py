@@ -73,6 +73,8 @@ def write_export(config, workdir, which, for_numpy):
     }
     folder = workdir / "export"
     folder.mkdir(exist_ok=True)
+    for path in (*folder.glob("*.stablehlo"), folder / "weights.npz"):
+        path.unlink(missing_ok=True)  # of another step
     for name, part in export_parts(config, model, variables).items():
         path = folder / f"{name}.stablehlo"
         path.write_bytes(part.serialize())
@@ -86,6 +88,7 @@ def write_export(config, workdir, which, for_numpy):
         np.savez(path, **to_arrays(config, variables))
         print(f"wrote {path}: {path.stat().st_size:,} bytes")
     (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"wrote {folder / 'export.json'}")
 
 
 def export_parts(config, model, variables):

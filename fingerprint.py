@@ -19,7 +19,7 @@ from collections import Counter
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, pair_names, read_fingerprint
+from splits import FINGERPRINT, assign_splits, hash_texts, pair_names, read_fingerprint
 
 
 def take(data):
@@ -34,10 +34,9 @@ def take(data):
         for name, label, split in zip(listed, files.pairs[:, 2].tolist(), splits, strict=True):
             pairs.setdefault(name, []).extend([label, split])
         classes = splits = [None] * len(names)
-    hashes = [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
     paths = [os.path.join(root, name) for name in names]
     sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
-    rows = map(list, zip(classes, splits, hashes, sizes, strict=True))
+    rows = map(list, zip(classes, splits, hash_texts(files), sizes, strict=True))
     kinds = {name: [] for name in files.class_names if files.pairs is None}
     return {"classes": kinds, "images": dict(zip(names, rows, strict=True)), "pairs": pairs}
 
@@ -81,8 +80,8 @@ def check(data, workdir):
         print(f"warning: --workdir={workdir} {text}", file=sys.stderr)
     elif changed := changes(before, take(data)):
         raise UserError(
-            f"--workdir={workdir}: its data have changed since it was trained: {changed}; "
-            "put them back, or name another --workdir"
+            f"--workdir={workdir} was trained on other data than {data.path} is now: {changed}; "
+            "put them back, or name another --workdir (data.splits_of keeps the splits there)"
         )
 
 
@@ -101,7 +100,7 @@ def changes(before, now):
         texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"
                   for how, names in groups.items() if names]  # fmt: skip
         if len(groups["changed"]) == len(old) > 0:
-            texts[-1] += ", all that there are: has Pillow another version?"
+            texts[-1] += ", all that there are: other options of the images, or another Pillow?"
     return ", ".join(texts) or "another order of its images or pairs"
 
 
@@ -119,14 +118,4 @@ def news(data):
         text = f"has none of the {len(old):,} images that {run} was trained on"
         raise bad_set(data.path, f"{text} ({first_five([*old])})")
     changed = changes(before, now)
-    lines = [f"the data have changed since {run} was trained: {changed}"] if changed else []
-    known = {pixels: (name, split) for name, (_, split, pixels, _) in old.items() if split}
-    copies = [
-        f"{name} is {known[pixels][0]} of {known[pixels][1]}"
-        for name, (_, split, pixels, _) in new.items()
-        if name not in old and split and known.get(pixels, ("", split))[1] != split
-    ]
-    if copies:
-        text = f"known images added under another name, in another split: {len(copies):,}"
-        lines.append(f"{text} ({first_five(copies)})")
-    return lines
+    return [f"the data have changed since {run} was trained: {changed}"] if changed else []

@@ -115,8 +115,9 @@ def find_splits(folders):
         fact = f"the folders {', '.join(top)} are the splits"
         return np.array(splits, np.int8), [parts[1:] for parts in below], [fact]
     alike = sorted({name for parts in folders for name in parts if name.lower() in SPLIT_NAMES})
-    text = "would be splits if they, train among them, were all folders of the first level"
-    fact = f"{text}; here they are (parts of) classes: {first_five(alike)}"
+    text = "are taken for (parts of) classes: splits must be all folders of the first level"
+    text += "; data.class_level=1 ignores them inside of a class"
+    fact = f"the folders {first_five(alike)} {text}"
     return None, folders, [fact] * (len({SPLIT_NAMES[name.lower()] for name in alike}) > 1)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from errors import bad_set, first_five
-from listings import SPLITS, Listing, file_item
+from listings import SPLIT_NAMES, Listing, file_item
 
-LABELS = {"1": 1, "same": 1, "true": 1, "0": 0, "different": 0, "false": 0}
+LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
+LABELS |= dict.fromkeys(("0", "0.0", "different", "false"), 0)
 LFW_FIRST_LINE = re.compile(r"\d+(\s+\d+)?")  # the number of folds, and of pairs of a kind
 LFW_PAIR = re.compile(r"([^\t]+)\t(\d+)\t(?:([^\t]+)\t)?(\d+)")  # name n1 n2; name1 n1 name2 n2
 LFW_FOLDS = 10
@@ -65,12 +66,12 @@ def read_table(path):
             wrong = f"label {label!r}; must be one of {', '.join(LABELS)}"
         elif not all(names):
             wrong = "the name of an image is missing"
-        elif split not in (None, *SPLITS):
+        elif split is not None and split.lower() not in SPLIT_NAMES:
             wrong = f"split {split!r}; must be train, validation or test"
         if wrong:
             raise bad_set(path, f"line {number}: {wrong}")
         rows.append((*(name.replace("\\", "/") for name in names), LABELS[label.lower()]))
-        splits.append(split and SPLITS.index(split))
+        splits.append(split and SPLIT_NAMES[split.lower()])
         turned |= {name for name in names if "\\" in name}
     facts = (f"backslashes in {len(turned):,} paths are taken for slashes",) if turned else ()
     return rows, np.array(splits, np.int8) if "split" in columns else None, facts

@@ -51,7 +51,7 @@ def write_files(config, workdir, step, evaluations):
     for name, (png, _) in images.items():
         (folder / f"{name}.png").write_bytes(png)
     page = format_page(config, workdir, split, evaluation, table, images)
-    (folder / "report.html").write_text(page)
+    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
     write_embeddings(config, folder, evaluation)
     write_hardest(config, folder, evaluation)
     pixels = {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
@@ -105,7 +105,7 @@ def format_table(step, evaluations, bounds):
             f"  called same from a probability of {m['threshold']:.6g} on",
         ]
         for name, count in metrics.unmeasured(m["different_pairs"]).items():
-            text = f"needs {count:,} different pairs, there are {m['different_pairs']:,}"
+            text = f"needs {count:,} different pairs, each once there are {m['different_pairs']:,}"
             lines.append(f"  {name} {text}")
         if not m["exact"] and not m["wrong"]:
             most = 100 * metrics.most_wrong(m["pairs"])
@@ -212,7 +212,9 @@ def write_embeddings(config, folder, evaluation):
         return
     step = -(-len(names) // figures.MOST_POINTS)
     np.savetxt(folder / "embeddings.tsv", evaluation.embeddings[::step], "%.6g", "\t")
-    Path(folder, "classes.tsv").write_text("\n".join(names[::step]) + "\n")
+    Path(folder, "classes.tsv").write_text(
+        "\n".join(names[::step]) + "\n", errors="backslashreplace"
+    )
     Path(folder, "projector_config.pbtxt").write_text(
         'embeddings { tensor_name: "embeddings" tensor_path: "embeddings.tsv" '
         'metadata_path: "classes.tsv" }\n'
@@ -227,7 +229,7 @@ def write_hardest(config, folder, evaluation):
         return
     pairs, scores = evaluation.pairs, evaluation.scores
     probability = expit(scores.logits)
-    with open(folder / "hardest.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "hardest.csv", "w", newline="", errors="surrogateescape") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["image1", "image2", "label", "probability", "answer"])
         for i in figures.hardest_first(pairs, probability)[:MOST_HARDEST]:

@@ -192,6 +192,8 @@ def kept_threshold(config, workdir, step):
     path = workdir / THRESHOLD
     try:
         kept = json.loads(path.read_text()) if path.exists() else {"step": None}
+        if kept["step"] not in (None, step):
+            print(f"warning: {path} is of step {kept['step']}, not of {step}", file=sys.stderr)
         return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
     except (ValueError, TypeError, KeyError):
         raise UserError(

@@ -52,12 +52,16 @@ def assign(data):
     if own is None and data.split == "shared":
         return None, facts
     before, more = np.array([known.get(name, -1) for name in names], np.int8), []
-    if what == "images":
-        splits, how, more = divide_images(data, files, usable, known)
+    if what == "images":  # also by its pixels, where it has another name now
+        pixels = [known.get(text, -1) for text in hash_texts(files)]
+        before = np.where(before >= 0, before, pixels).astype(np.int8)
+        splits, how, more = divide_images(data, files, usable, known, before)
     elif own is None:
         how, splits = "connected groups of images", divide_pairs(files, usable, before)
     else:
         how, splits = "the list itself (data.split moves none)", own
+    if what == "images" and own is None and data.split == "classes":
+        before = np.full_like(before, -1)  # the class decides, as it did in that run
     splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
@@ -68,6 +72,11 @@ def assign(data):
     return splits, facts
 
 
+def hash_texts(files):
+    """The hashes of the pixels as a fingerprint has them: list of str."""
+    return [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
+
+
 def pair_names(files):
     """What the pairs of a list are called in a fingerprint: list of str."""
     names = files.names.tolist()
@@ -75,20 +84,23 @@ def pair_names(files):
 
 
 def known_splits(workdir):
-    """What a run had in one split: {name of an image, a class or a pair: index into SPLITS}.
+    """What a run had in one split: {name or pixels of an image, name of a class or pair: split}.
 
-    Empty with workdir="". Raises UserError.
+    A split is an index into SPLITS. Empty with workdir="". Raises UserError.
     """
     if not workdir:
         return {}
     if (saved := read_fingerprint(workdir)) is None:
         raise UserError(f"data.splits_of={workdir}: {FINGERPRINT} is missing there")
     found = defaultdict(set)
-    for name, (owner, split, *_) in (saved["images"] | saved["pairs"]).items():
-        found[name].add(split)
-        found[owner].add(split)  # the class of an image
-    one = {name: splits for name, splits in found.items() if len(splits) == 1 and splits != {None}}
-    return {name: SPLITS.index(*splits) for name, splits in one.items()}
+    for name, (owner, split, *pixels) in (saved["images"] | saved["pairs"]).items():
+        for key in (name, owner, *pixels[:1]):  # the owner of an image is its class
+            found[key].add(split)
+    one = {key: splits for key, splits in found.items() if len(splits) == 1 and splits != {None}}
+    if not one:
+        text = "that run had no splits (data.split=shared)"
+        raise UserError(f"data.splits_of={workdir}: {text}; leave the key out")
+    return {key: SPLITS.index(*splits) for key, splits in one.items()}
 
 
 def read_fingerprint(workdir):
@@ -143,10 +155,10 @@ def hash_name(name):
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
-def divide_images(data, files, usable, known):
+def divide_images(data, files, usable, known, before):
     """Divides images: (int8 [n], by what, facts). Splits that the set lacks are made of its train.
 
-    usable: bool [n]; known: see `known_splits`.
+    usable: bool [n]; known: see `known_splits`; before: int8 [n], the splits of a run, or -1.
     """
     own, how, facts = files.image_splits, "the set itself (data.split moves none)", []
     if own is None:
@@ -154,7 +166,7 @@ def divide_images(data, files, usable, known):
     made = [0, *({1, 2} - {*own})]
     free = usable & (own == 0)
     if data.split == "classes" and len(made) > 1:
-        side, facts = divide_classes(data, files, free, known, made)
+        side, facts = divide_classes(data, files, free, known, before, made)
         side = side[files.classes]
     else:
         side = by_hash(files.split_hash)
@@ -164,19 +176,27 @@ def divide_images(data, files, usable, known):
     return np.where(free & np.isin(side, made), side, own), how, facts
 
 
-def divide_classes(data, files, free, known, made):
+def divide_classes(data, files, free, known, before, made):
     """Divides classes between the splits `made`: (the split of each class, int8 [k], list of str).
 
-    A hash of the name decides, unless a run had the class in a split. A split in which fewer than
-    two classes have two images that are `free`, bool [n], takes the nearest to its bounds.
+    A hash of the name decides, unless a run had the class, or images of it, in a split. A split in
+    which fewer than two classes have two images that are `free`, bool [n], gets those that are
+    nearest to its bounds.
     """
-    names = files.class_names
-    usable = np.bincount(files.classes[free], minlength=len(names)) > 1
+    names, classes = files.class_names, files.classes
+    usable = np.bincount(classes[free], minlength=len(names)) > 1
     if len(made) == 3 and usable.sum() < 6:
         text = f"{usable.sum()} classes of two images or more; data.split=classes takes six"
         raise bad_set(data.path, f"{text}, two a split: add classes, or say data.split=disjoint")
+    had, old = np.zeros((len(names), 3), bool), free & (before >= 0)
+    had[classes[old], before[old]] = True
+    if mixed := [names[k] for k in np.flatnonzero(had.sum(axis=1) > 1)]:
+        text = f"that run had images of one class in several splits: {first_five(mixed)}"
+        raise UserError(f"data.splits_of={data.splits_of}: {text}; say data.split=disjoint")
+    fixed = np.array([known.get(name, -1) for name in names])
+    fixed = np.where(had.any(axis=1), had.argmax(axis=1), fixed)
     hashes, moved = np.array([hash_name(name) for name in names]), []
-    side = np.array([known.get(names[k], split) for k, split in enumerate(by_hash(hashes))])
+    side = np.where(fixed >= 0, fixed, by_hash(hashes))
     side[~np.isin(side, made)] = 0
     for split in made:
         distance = np.maximum(BOUNDS[split] - hashes, hashes - BOUNDS[split + 1])
@@ -184,11 +204,11 @@ def divide_classes(data, files, free, known, made):
             count = np.bincount(side[usable], minlength=3)
             if count[split] >= 2:
                 break
-            if usable[k] and names[k] not in known and count[side[k]] > 2:
+            if usable[k] and fixed[k] < 0 and count[side[k]] > 2:
                 side[k] = split
                 moved.append(f"{names[k]} ({SPLITS[split]})")
-    text = "classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
-    return side, [f"{len(moved)} {text}: {first_five(moved)}"] if moved else []
+    text = "classes moved into a split that would have fewer than two"
+    return side, [f"{text}: {len(moved)} ({first_five(moved)})"] if moved else []
 
 
 def divide_pairs(files, usable, before):

@@ -72,6 +72,18 @@ def test_shapes_threshold_and_step_are_written_beside(light_run):
     assert facts["config"]["model"]["encoder"] == "cnn" and facts["trained_on"] is None
 
 
+def test_nothing_of_another_step_is_left_in_an_export(light_run, capsys):
+    folder = light_run / "runs/light/export"
+    whole = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "network.stablehlo").touch()
+    workdir = light_run / "runs" / "light"
+    export.write_export(settings.load_config(workdir), workdir, "best", False)
+    assert {path.name for path in folder.iterdir()} == whole.keys() - {"weights.npz"}
+    assert f"wrote {folder / 'export.json'}" in capsys.readouterr().out
+    for name, content in whole.items():
+        (folder / name).write_bytes(content)
+
+
 def test_what_a_run_was_trained_on_is_in_its_export(light_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(light_run / "runs" / "light", tmp_path / "light")
     images = {

@@ -123,6 +123,16 @@ def test_what_the_machine_cannot_read_now_is_no_damaged_image(photos, monkeypatc
     assert (load(config).classes >= 0).all()
 
 
+def test_a_refusal_is_led_by_what_is_known_of_the_images(tmp_path, capsys):
+    for k in range(2):
+        (tmp_path / f"c{k}").mkdir()
+        for i in range(9):
+            Image.fromarray(np.zeros((5, 5), np.float32)).save(tmp_path / f"c{k}" / f"{i}.tif")
+    with pytest.raises(UserError, match="0 of 2 classes have two images or more in train"):
+        data.check_splits(config_of("folder", tmp_path))
+    assert "warning: 18 of 18 images cannot be read" in capsys.readouterr().err
+
+
 def refusal(options, tmp_path):
     finished = run_fork("train.py", *options, "--workdir=w", cwd=tmp_path)
     assert finished.returncode == 1 and "Traceback" not in finished.stderr
@@ -146,7 +156,9 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
     (root / "single").mkdir()
     photo(np.random.default_rng(9), 0).save(root / "single" / "0.png")
     assert "1 of 2 classes have two images or more" in refusal(folder_options(root), tmp_path)
-    assert "must be a folder" in refusal(folder_options(tmp_path / "none"), tmp_path)
+    assert "none: does not exist; wanted is a folder" in refusal(
+        folder_options(tmp_path / "none"), tmp_path
+    )
 
 
 @pytest.mark.slow

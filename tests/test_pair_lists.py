@@ -119,9 +119,9 @@ def test_given_pairs_of_an_image_that_cannot_be_read_are_left_out(photos, tmp_pa
         ([("a.png",)], ("image1", "image2", "label"), "line 2: label ''"),
         ([], (), "lacks the column"),
         (
-            [("class0/0.png", "class0/2.png", 1, "dev")],
+            [("class0/0.png", "class0/2.png", 1, "deviation")],
             ("image1", "image2", "label", "split"),
-            "line 2: split 'dev'",
+            "line 2: split 'deviation'",
         ),
         (
             [("class0/0.png", f"class{k}/4.png", 1 - k, "train ") for k in (0, 1)],
@@ -141,7 +141,9 @@ def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
 
 def test_a_list_of_pairs_must_be_a_file(tmp_path):
     for path in (tmp_path, tmp_path / "none.csv"):
-        with pytest.raises(UserError, match=r"^data.path=.*: must be a CSV file or a pairs.txt"):
+        with pytest.raises(
+            UserError, match=r"^data.path=.*: .*wanted is a CSV file or a pairs.txt"
+        ):
             data.check_splits(config_of(path))
 
 

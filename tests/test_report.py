@@ -150,7 +150,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(
     assert "&lt;a &amp; b&gt;" in page and "<a & b>" not in page
     for text in (printed, html.unescape(page)):
         assert re.search(r"tar_at_far_0.001 +too few\n", text)
-        assert "  tar_at_far_0.001 needs 1,000 different pairs, there are 192" in text
+        assert "  tar_at_far_0.001 needs 1,000 different pairs, each once there are 192" in text
         assert "0.01 needs" not in text
     assert all(fact in html.unescape(page) for fact in facts)
     assert (folder / "hardest.csv").exists()

@@ -105,8 +105,8 @@ def test_a_split_of_too_few_classes_takes_those_nearest_to_its_bounds(give, monk
     asked = give(folder(np.repeat(range(6), 2), hashes), split="classes")
     expected = {"a": 0, "b": 0, "e": 1, "f": 1, "c": 2, "d": 2}
     assert assign_splits(asked)[::2].tolist() == [expected[name] for name in hashes]
-    text = "3 classes, nearest to its bounds, are in a split that had fewer than two by the hashes"
-    assert split_facts(asked)[1:] == (f"{text}: e (validation), d (test), c (test)",)
+    text = "classes moved into a split that would have fewer than two"
+    assert split_facts(asked)[1:] == (f"{text}: 3 (e (validation), d (test), c (test))",)
     hashes["g"] = 0.79  # of one image: it is in no pair of the same, and moves nothing
     asked = give(folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], hashes), split="classes")
     assert assign_splits(asked)[:-1:2].tolist() == [expected[name] for name in list(hashes)[:6]]
@@ -133,9 +133,8 @@ def test_six_classes_are_always_enough(case, give):
     assert np.bincount(found, minlength=3).min() >= 2
     by_name = [literal_split(literal_hash(name)) for name in names]
     moved = (found != by_name).sum()
-    assert any(fact.startswith(f"{moved} classes, nearest") for fact in split_facts(asked)) == (
-        moved > 0
-    )
+    said = f"classes moved into a split that would have fewer than two: {moved} ("
+    assert any(fact.startswith(said) for fact in split_facts(asked)) == (moved > 0)
     for split in SPLITS:
         data.open_split(asked, split)
 
@@ -245,6 +244,20 @@ def test_a_class_that_a_run_trained_on_is_not_taken_for_a_poor_split(give, tmp_p
         2,
         2,
     ]  # d is nearer than h, which is new
+
+
+def test_a_run_with_a_class_in_several_splits_gives_no_splits_of_classes(give, tmp_path):
+    given = {"class1/9.png": "train", "class1/10.png": "test", "class2/18.png": "train"}
+    run, files = fingerprint(tmp_path / "run", images=given), folder(np.repeat(range(8), 9))
+    with pytest.raises(UserError, match=r"images of one class in several splits: class1; say data"):
+        assign_splits(give(files, split="classes", splits_of=run))
+    assert assign_splits(give(files, splits_of=run))[[9, 10, 18]].tolist() == [0, 2, 0]
+
+
+def test_a_run_whose_splits_share_their_images_is_refused(give, tmp_path):
+    run = fingerprint(tmp_path / "run", images={"class1/9.png": None})
+    with pytest.raises(UserError, match=r"that run had no splits \(data.split=shared\); leave"):
+        assign_splits(give(folder(np.repeat(range(6), 9)), splits_of=run))
 
 
 def test_a_run_without_a_fingerprint_is_refused(give, tmp_path):
