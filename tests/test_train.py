@@ -19,7 +19,6 @@ import pytest
 from conftest import (
     ENVIRONMENT,
     ROOT,
-    assert_same_gradient,
     run,
     run_fork,
     tiny_config,
@@ -29,13 +28,10 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import EventA
 from tensorboard.util.tensor_util import make_ndarray
 
 import checkpoint
-import data
 import settings
 import train
 import train_step
 from model import create_model
-
-TWO = (1, 1)  # stages, the second of which halves the maps
 
 
 @functools.cache
@@ -50,21 +46,6 @@ def setup(stages=(1,)):
 
 def leaves(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
-
-
-@functools.cache
-def run_steps(devices, steps=20):
-    """Returns (state after one step, losses of all steps) of TWO stages on some of the devices."""
-    config = tiny_config()
-    state, train_steps = setup(TWO)
-    devices = jax.devices()[:devices]
-    state, losses, first = train_step.replicate(state, devices), [], None
-    for step in range(steps):
-        batches = train_step.to_devices([data.make_batch(config, "train", step)], devices)
-        state, metrics = train_steps(state, batches)
-        losses.append(metrics["loss"].item() / config.batch_size)
-        first = first or train_step.to_host(state)
-    return first, np.array(losses)
 
 
 def digest(workdir):
@@ -152,16 +133,6 @@ def test_another_config_is_refused_key_by_key(whole_run):
     assert "optimizer.weight_decay is 0.0005 there, 0.1 now" in refused.stderr
     assert "log_every_steps" not in refused.stderr and refused.stderr.count("\n") == 1
     assert (workdir / "config.json").read_bytes() == before
-
-
-@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
-def test_the_number_of_devices_does_not_change_what_is_learnt(devices):
-    one, losses = run_steps(1)
-    other, other_losses = run_steps(devices)
-    assert_same_gradient(one.opt_state, other.opt_state)
-    for a, b in leaves(one.batch_stats, other.batch_stats):
-        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-12
-    np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
 
 
 CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.all_pairs_loss": True}

@@ -1,15 +1,44 @@
 """The training step against definitions in NumPy, and the optimizers against PyTorch's."""
 
+import functools
+
 import jax
 import numpy as np
 import optax
 import pytest
-from conftest import tiny_config
-from test_train import TWO, leaves, run_steps, setup
+from conftest import assert_same_gradient, tiny_config
+from test_train import leaves, setup
 
 import data
 import train_step
 from model import create_model
+
+TWO = (1, 1)  # stages, the second of which halves the maps
+
+
+@functools.cache
+def run_steps(devices, steps=20):
+    """Returns (state after one step, losses of all steps) of TWO stages on some of the devices."""
+    config = tiny_config()
+    state, train_steps = setup(TWO)
+    devices = jax.devices()[:devices]
+    state, losses, first = train_step.replicate(state, devices), [], None
+    for step in range(steps):
+        batches = train_step.to_devices([data.make_batch(config, "train", step)], devices)
+        state, metrics = train_steps(state, batches)
+        losses.append(metrics["loss"].item() / config.batch_size)
+        first = first or train_step.to_host(state)
+    return first, np.array(losses)
+
+
+@pytest.mark.parametrize("devices", [pytest.param(2, marks=pytest.mark.slow), 4])
+def test_the_number_of_devices_does_not_change_what_is_learnt(devices):
+    one, losses = run_steps(1)
+    other, other_losses = run_steps(devices)
+    assert_same_gradient(one.opt_state, other.opt_state)
+    for a, b in leaves(one.batch_stats, other.batch_stats):
+        assert np.abs(a - b).max() <= 1e-5 * np.abs(a).max() + 1e-12
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-2)
 
 
 def test_a_step_is_the_gradient_step_of_a_plain_reference(tiny):
