@@ -96,7 +96,7 @@ def read_config(options):
         raise UserError(f"--config={path}: {last_line(error)}; configs/ has examples") from None
     settings.check(config, "--config.")
     for key in ("path", "splits_of"):
-        if config.data[key] and Path(config.data[key]).exists():  # else the name of a data set
+        if config.data[key] and os.path.exists(config.data[key]):  # else the name of a data set
             config.data[key] = str(Path(config.data[key]).absolute())
     return config, path.stem
 

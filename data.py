@@ -8,11 +8,11 @@ batch of any run can be drawn again. What a split is drawn from is in `spaces`. 
 classes and then an image of each.
 """
 
+import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -102,11 +102,11 @@ def class_names(data, class_ids):
 
 def check_path(data):
     """Raises UserError where data.path is not of the kind that data.source reads."""
-    path = Path(data.path[:4096])
+    path = data.path
     wanted = {"folder": "a folder of images in folders", "pairs": "a CSV file or a pairs.txt"}
-    right = {"folder": path.is_dir, "pairs": path.is_file}.get(data.source, lambda: True)()
-    if not right:
-        what = "is something else" if path.exists() else "does not exist"
+    is_right = {"folder": os.path.isdir, "pairs": os.path.isfile}.get(data.source)
+    if is_right and not is_right(path):
+        what = "is something else" if os.path.exists(path) else "does not exist"
         text = f"{what}; wanted is {wanted[data.source]}; have your images moved? name their place"
         raise UserError(f"data.path={path}: {text} by --config.data.path=PATH")
 

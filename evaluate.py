@@ -17,6 +17,7 @@ from errors import UserError  # first: from here on a missing package is one lin
 import csv
 import importlib
 import json
+import os
 import re
 import signal
 import sys
@@ -129,8 +130,8 @@ def find_data(config, workdir, moved):
     if found.source == "shapes" and moved is not None:
         raise UserError(f"--data={moved}: {workdir} draws its images, it reads no files")
     if moved is not None:
-        found.path = str(Path(moved).absolute()) if Path(moved).exists() else moved
-    if Path(found.path).is_absolute() and not Path(found.path).exists():
+        found.path = os.path.abspath(moved) if os.path.exists(moved) else moved
+    if os.path.isabs(found.path) and not os.path.exists(found.path):
         text = f"--workdir={workdir}: its images are not at {found.path}"
         raise UserError(f"{text}: name where they are now with --data=PATH")
     if read_fingerprint(workdir) is not None:

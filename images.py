@@ -136,7 +136,7 @@ def open_images(names, form):
     left out with a warning. Raises UserError where fewer than two images are left.
     """
     paths, facts = [Path(name) for name in names], []
-    if missing := [str(path) for path in paths if not path.exists()]:
+    if missing := [str(path) for path in paths if not os.path.exists(path)]:
         raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
     if len(paths) == 1 and paths[0].is_dir():
         found, facts = find_images(paths[0])

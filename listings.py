@@ -5,7 +5,6 @@ from collections import Counter
 from functools import partial
 from hashlib import blake2b
 from io import BytesIO
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -156,7 +155,7 @@ def list_tfds(path):
     import tensorflow_datasets as tfds  # its data sources read array_record without TensorFlow
 
     try:
-        builder = (tfds.builder_from_directory if Path(path).is_dir() else tfds.builder)(path)
+        builder = (tfds.builder_from_directory if os.path.isdir(path) else tfds.builder)(path)
         features = builder.info.features
         if not {"image", "label"} <= set(features):
             raise ValueError(f"wanted is a set of image and label; it has {', '.join(features)}")

@@ -7,6 +7,7 @@ It needs neither torch nor pickle. Only `load` imports JAX.
 """
 
 import hashlib
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -38,7 +39,7 @@ def resolve(options):
 
 def find(name):
     """The path of a file, or of the weights of a Hugging Face repository in the local cache."""
-    if Path(name).is_file():
+    if os.path.isfile(name):  # not Path's, which raises for a name that no file can have
         return Path(name)
     if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise UserError(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
