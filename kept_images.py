@@ -86,7 +86,8 @@ def read(place, shape):
 
 def make_room(key, most):
     """Deletes the sets of a key, and those used least recently until at most so many bytes stay."""
-    for path in sorted(folder.glob("*-*"), key=os.path.getmtime, reverse=True):
+    sets = filter(Path.is_dir, folder.glob("*-*"))
+    for path in sorted(sets, key=os.path.getmtime, reverse=True):
         size = sum(file.stat().st_size for file in path.iterdir())
         if path.name.startswith(f"{key}-") or (most := most - size) < 0:
             shutil.rmtree(path, ignore_errors=True)
