@@ -19,7 +19,7 @@ import data
 import duplicates
 import runtime
 import shortcuts
-from figures import new_figure
+from figures import new_figure, short
 from images import hash_pixels
 from listings import SPLITS
 from settings import check_writable
@@ -145,7 +145,7 @@ def tile_samples(config, train, columns=14, most=8):
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
     names = data.class_names(config.data, shown) if known else [""] * len(shown)
     rows = [framed(train.images[order[classes == c][:columns]]) for c in shown]
-    return [name[-16:] for name in names], tile(rows)
+    return [short(str(name), 16) for name in names], tile(rows)
 
 
 def tile_pairs(test, columns=5, most=2):
