@@ -40,7 +40,7 @@ def assign(data):
     """(what `assign_splits` returns, list of str: what is to be said about it)."""
     if data.source == "shapes":
         return None, []
-    files, facts, known = images.load(data), [], known_splits(data.splits_of)
+    files, facts = images.load(data), []
     if files.pairs is None:
         what, own, names, usable = "images", files.image_splits, files.names, files.classes >= 0
     else:
@@ -51,7 +51,8 @@ def assign(data):
             facts.append(f"{text} and are left out")
     if own is None and data.split == "shared":
         return None, facts
-    before, more = np.array([known.get(name, -1) for name in names], np.int8), []
+    known, more = known_splits(data.splits_of), []
+    before = np.array([known.get(name, -1) for name in names], np.int8)
     if what == "images":  # also by its pixels, where it has another name now
         pixels = [known.get(text, -1) for text in hash_texts(files)]
         before = np.where(before >= 0, before, pixels).astype(np.int8)

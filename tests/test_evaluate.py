@@ -257,13 +257,13 @@ class Options(SimpleNamespace):
         return SimpleNamespace(value=getattr(self, name))
 
 
-def folder_run(root, name, path, seed=0):
+def folder_run(root, name, path, seed=0, split="disjoint"):
     """The folder of a run on files, without its checkpoints."""
     workdir = root / name
     workdir.mkdir()
     config = tiny_config()
     config.seed = seed
-    config.data.update({"source": "folder", "path": str(path), "split": "disjoint", "p_same": 0.5})
+    config.data.update({"source": "folder", "path": str(path), "split": split, "p_same": 0.5})
     settings.save_config(config, workdir)
     if path.exists():
         fingerprint.write(config.data, workdir)
@@ -308,6 +308,12 @@ def test_what_has_changed_since_training_is_told_by_an_evaluation(files, tmp_pat
         f"(class1/more.png), images removed: 1 (class1/1.png), images changed: 1 ({name})"
     )
     assert name not in data.enumerate_pairs(config.data, "test", 10**6).names
+
+
+def test_a_run_whose_splits_share_their_images_is_evaluated_on_all(files, tmp_path):
+    workdir = folder_run(tmp_path, "run", files, split="shared")
+    ((config, _),), asked = evaluate.read_command(Options(workdir=[str(workdir)]))
+    assert len(asked.facts) == 1 and len(data.open_split(config.data, "test").rows) == 210
 
 
 def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path):
