@@ -45,10 +45,8 @@ def main(options):
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
     facts = [f"{what:<28}{text}" for what, text in (*count(config), *seen(config, test))]
-    found, (rules, notes) = (
-        duplicates.find_all(config.data),
-        shortcuts.blind_rules(config, train, test),
-    )
+    found = duplicates.find_all(config.data)
+    rules, notes = shortcuts.blind_rules(config, train, test)
     table = format_rules(train, test, rules, notes)
     print("\n".join([*data.describe(config), *facts, *found, "", *table]))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -162,7 +162,7 @@ def list_tfds(path):
         if shape := features["label"].shape:
             raise ValueError(f"its label is of shape {shape}; wanted is one number or text")
         if not builder.info.splits:
-            raise NotImplementedError("it is not prepared")
+            raise NotImplementedError("it is not prepared")  # as of a set in another format
         encoded = [name for name in features if isinstance(features[name], tfds.features.Image)]
         decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
         splits = list(builder.info.splits)

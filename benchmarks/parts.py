@@ -8,7 +8,6 @@ and the operations on which its time was spent. On CPU that is time of all threa
 
 import sys
 import tempfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,12 +17,11 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import data
+import timed
+
 import runtime
 import train
-import train_step
 from configs import default
-from model import create_model
 
 CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "Whose step.")
 STEPS = flags.DEFINE_integer("steps", 20, "Steps to measure.")
@@ -34,22 +32,9 @@ def main(_):
     runtime.prepare(None)
     runtime.keep_freed_memory()
     config = train.resolve(CONFIG.value)
-    model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
-    held = [train_step.create_state(config, model, optimizer)]
-    train_steps = train_step.make_train_steps(config, model, optimizer)
-    step = train_step.compile_steps(config, train_steps, held[0])
-    batch = train_step.to_devices([data.make_batch(config, "train", 0)])
-    held[0] = train_step.replicate(held[0])
-
-    def run(count):
-        began = time.perf_counter()
-        for _ in range(count):
-            held[0], metrics = step(held[0], batch)
-        jax.block_until_ready(metrics)
-        return 1000 * (time.perf_counter() - began) / count
-
+    run, _ = timed.prepare(config)
     run(5)  # warms up
-    milliseconds, device = run(STEPS.value), jax.devices()[0]
+    milliseconds, device = 1000 * run(STEPS.value), jax.devices()[0]
     rate = 1000 * config.batch_size / milliseconds
     print(f"{device.device_kind}, batch {config.batch_size}, {config.model.dtype}")
     print(f"{milliseconds:.2f} ms a step, {rate:,.0f} pairs/s")

@@ -8,7 +8,6 @@ One process holds a compiled step for each row. A ratio above 1 says that the de
 import ctypes
 import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -21,12 +20,12 @@ from ml_collections import config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import timed
+
 import convolution
-import data
 import model
 import runtime
 import train
-import train_step
 from configs import default
 
 CONFIG = config_flags.DEFINE_config_file("config", default.__file__, "Whose step.")
@@ -79,12 +78,14 @@ def main(_):
     config = train.resolve(CONFIG.value)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{device}, jax {jax.__version__}, batch {config.batch_size}, {config.model.dtype}")
-    whole, program = prepare(config)
+    whole, program = timed.prepare(config)
     steps = {"whole": whole, "keep_freed_memory": partial(give_memory_back, whole)}
     for name, (module, attribute, value) in WITHOUT.items():
         with mock.patch.object(module, attribute, value):
-            step, other = prepare(config)
-            steps |= {name: step} if other != program else {}  # not in this network
+            jax.clear_caches()
+            step, other = timed.prepare(config)
+            if other.as_text() != program.as_text():  # else the detour is not in this network
+                steps[name] = step
     times = {name: [] for name in steps}
     counts = {name: max(1, min(STEPS.value, int(1 / run(1)))) for name, run in steps.items()}
     for _ in range(ROUNDS.value):
@@ -95,26 +96,6 @@ def main(_):
     for name, found in times.items():
         ratio = statistics.median(one / other for one, other in zip(found, whole, strict=True))
         print(f"without {name:<30}{ratio:6.2f}")
-
-
-def prepare(config):
-    """Compiles the step; returns a function that runs it so often, and its text."""
-    jax.clear_caches()
-    network, (optimizer, _) = model.create_model(config), train_step.make_optimizer(config)
-    held = [train_step.create_state(config, network, optimizer)]
-    train_steps = train_step.make_train_steps(config, network, optimizer)
-    step = train_step.compile_steps(config, train_steps, held[0])
-    batch = train_step.to_devices([data.make_batch(config, "train", 0)])
-    held[0] = train_step.replicate(held[0])
-
-    def run(count):
-        began = time.perf_counter()
-        for _ in range(count):
-            held[0], metrics = step(held[0], batch)
-        jax.block_until_ready(metrics)
-        return (time.perf_counter() - began) / count
-
-    return run, step.as_text()
 
 
 def give_memory_back(run, count):

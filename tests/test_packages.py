@@ -17,7 +17,7 @@ def find_spec(name, path=None, target=None):
 
 PathFinder.find_spec = find_spec
 """
-TODO = "activate the environment, or pip install -r requirements-cpu.txt"
+ADVICE = "activate the environment, or pip install -r requirements-cpu.txt"
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def lacking(tmp_path):
 )
 def test_a_missing_package_is_one_line(program, name, lacking, tmp_path):
     refused = run(program, cwd=tmp_path, environment=lacking(name))
-    text = f"error: the package {name} is missing in {sys.executable}: {TODO}\n"
+    text = f"error: the package {name} is missing in {sys.executable}: {ADVICE}\n"
     assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", text)
 
 
@@ -53,7 +53,7 @@ def test_a_package_that_only_a_part_of_a_program_needs_is_one_line_too():
     code = "import command_line; command_line.run(lambda: None, lambda _: __import__('nothing'))"
     command = [sys.executable, "-c", code]
     refused = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    text = f"error: the package nothing is missing in {sys.executable}: {TODO}\n"
+    text = f"error: the package nothing is missing in {sys.executable}: {ADVICE}\n"
     assert (refused.returncode, refused.stderr) == (1, text)
 
 
