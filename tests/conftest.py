@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import jax
@@ -34,6 +35,10 @@ ENVIRONMENT |= {name.upper(): str(value) for name, value in CACHE.items()}
 ENVIRONMENT["XDG_CACHE_HOME"] = CACHE["jax_compilation_cache_dir"]  # of decoded images
 del ENVIRONMENT["TF_CPP_MIN_LOG_LEVEL"]  # which JAX has set in here
 ROOT = Path(__file__).parent.parent
+
+with warnings.catch_warnings():  # that PySocks is missing, perhaps in a thread of a later test
+    warnings.simplefilter("ignore")
+    import requests  # noqa: F401  of TensorFlow
 
 for name, value in CACHE.items():
     jax.config.update(name, value)
