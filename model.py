@@ -14,7 +14,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 
 from convolution import convolve, convolve_copies, max_pool
 
@@ -49,45 +48,6 @@ def create_model(config):
 def trained(config, params):
     """The parameters that are trained: all, or all but the encoder's where that is frozen."""
     return {k: v for k, v in params.items() if k != "encoder"} if config.model.frozen else params
-
-
-def training_loss(config, model, batch):
-    """Returns (loss to minimise [], losses [n], logits [n]) of a batch of n pairs, float32.
-
-    model: a bound module, under an axis named AXIS. Losses and logits are those of the drawn pairs.
-    The loss to minimise is their mean, or `all_pairs_loss` if the config says so.
-    """
-    if config.model.all_pairs_loss:
-        return all_pairs_loss(model, batch)
-    logits = model(batch.image1, batch.image2, train=True)
-    losses = model.losses(logits, batch.label)
-    return losses.mean(), losses, logits
-
-
-def all_pairs_loss(model, batch):
-    """As `training_loss`, but the loss is over every two images of the batch, on all devices.
-
-    Each device compares its own images with all other images. Pairs of one class have half of the
-    total weight, however many they are, and pairs of two classes the other half.
-    """
-    embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
-    logits = model.compare(*jnp.split(embeddings, 2))
-    classes = batch.local_classes.T.reshape(-1)  # in the order of the embeddings
-    all_embeddings = lax.all_gather(embeddings, AXIS, tiled=True)
-    all_classes = lax.all_gather(classes, AXIS, tiled=True)
-    same = classes[:, None] == all_classes[None]
-    all_logits = model.compare(embeddings[:, None], all_embeddings[None])
-    losses = model.losses(all_logits, same.astype(jnp.float32))
-    own_places = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
-    itself = own_places[:, None] == jnp.arange(len(all_classes))[None]
-    loss = (part_of_mean(losses, same & ~itself) + part_of_mean(losses, ~same)) / 2
-    return loss, model.losses(logits, batch.label), logits
-
-
-def part_of_mean(losses, chosen):
-    """This device's part of the mean of the chosen losses; averaged over devices it is the mean."""
-    count = jnp.maximum(lax.psum(chosen.sum(), AXIS), 1) / lax.axis_size(AXIS)
-    return jnp.where(chosen, losses, 0).sum() / count
 
 
 def init_variables(model, config):

@@ -92,6 +92,7 @@ def model_rules(model, data):
         "fusion": ("siamese", "two_channel", "joint"),
         "encoder": ("resnet18", "resnet18_small", "cnn", "vit"),
         "head": ("mlp", "cosine", "euclidean"),
+        "loss": ("pairs", "all_pairs", "multi_similarity", "supcon", "triplet", "prototypes"),
     }
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
@@ -103,8 +104,11 @@ def model_rules(model, data):
     yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={data.image_size}"
     yield "model.width", model.width % 32 == 0 or not vit, "a multiple of 32 for a vit"
     fits = model.fusion == "siamese" and data.source != "pairs" and data.same_as != "pixels"
-    text = "False unless siamese and of classes (not of pairs that are given, nor pixels)"
-    yield "model.all_pairs_loss", fits or not model.all_pairs_loss, text
+    text = "pairs unless siamese and of classes (not of pairs that are given, nor pixels)"
+    yield "model.loss", fits or model.loss == "pairs", text
+    fits = model.head == "cosine" and not model.frozen
+    text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
+    yield "model.loss", fits or model.loss in ("pairs", "all_pairs"), text
     fits = model.fusion == "siamese" or model.head == "mlp"
     yield "model.head", fits, "mlp where both images are seen together: there is no other"
     fits = model.encoder == "resnet18" and model.fusion == "siamese"

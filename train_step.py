@@ -15,7 +15,8 @@ from jax.flatten_util import ravel_pytree
 import data
 import pretrained
 import settings
-from model import AXIS, init_variables, trained, training_loss
+from losses import training_loss
+from model import AXIS, init_variables, trained
 
 
 class TrainState(struct.PyTreeNode):

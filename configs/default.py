@@ -34,7 +34,8 @@ def get_config():
     config.model.width = 64  # channels of the first stage; each later stage has twice as many
     config.model.head = "mlp"  # hidden layer on |e1 - e2|; cosine; euclidean: contrastive loss
     config.model.head_features = 256  # units of the mlp head's hidden layer
-    config.model.all_pairs_loss = False  # True: loss over every two images of a batch
+    config.model.loss = "pairs"  # drawn ones; all_pairs: every two images of a batch; for a cosine
+    # also multi_similarity, supcon, triplet or prototypes, which shape the embeddings (losses.py)
     config.model.margin = 1.0  # distance of "different" embeddings where the contrastive loss is 0
     config.model.dtype = "auto"  # of computation: float32, bfloat16; auto: bfloat16 except on CPU
 

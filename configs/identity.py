@@ -19,7 +19,7 @@ def get_config():
     config.optimizer.nominal_batch_size = 64
     config.num_steps = 6000
     config.eval_every_steps = 1000
-    config.model.all_pairs_loss = True
+    config.model.loss = "all_pairs"
     config.model.stage_sizes = (1, 1, 3)
     config.model.width = 24
     config.data.same_as = "identity"

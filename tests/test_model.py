@@ -1,23 +1,14 @@
 from functools import partial
-from itertools import permutations
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import tiny_config
-from flax import linen as nn
 
-import data
 import settings
 from configs import default, light
-from model import (
-    AXIS,
-    create_model,
-    init_variables,
-    training_loss,
-    variable_shapes,
-)
+from model import create_model, init_variables, variable_shapes
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
@@ -302,39 +293,3 @@ def test_off_cpu_xlas_own_convolutions_give_the_same(tiny_case, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     found = jax.jit(create_model(tiny_config()).apply)(variables, image1, image2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
-@pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
-def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny):
-    """However the batch is divided; the pairs' own losses and logits come beside it."""
-    tiny.model.update({"encoder": "cnn", "head": head, "all_pairs_loss": True})
-    model = create_model(tiny)
-    rng = np.random.default_rng(0)
-    variables = init_variables(model, tiny)
-    image1, image2 = rng.integers(0, 256, (2, 8, 32, 32, 1)).astype(np.uint8)
-    classes = rng.integers(0, 3, (8, 2)).astype(np.int32)
-    label = (classes[:, 0] == classes[:, 1]).astype(np.float32)
-
-    def on_device(variables, *batch):
-        apply = nn.apply(partial(training_loss, tiny), model, mutable=["batch_stats"])
-        return apply(variables, data.Batch(*batch))[0]
-
-    parts = [x.reshape(devices, -1, *x.shape[1:]) for x in (image1, image2, label, classes)]
-    step = jax.pmap(on_device, axis_name=AXIS, in_axes=(None, 0, 0, 0, 0))
-    loss, losses, logits = step(variables, *parts)
-
-    features, _ = jax.vmap(  # what BatchNorm makes of the whole batch
-        lambda both: model.apply(variables, both, True, method="encode", mutable=["batch_stats"]),
-        axis_name=AXIS,
-    )(np.concatenate([image1, image2])[None])
-    features, kinds = features[0], np.concatenate(classes.T)
-    both = [*permutations(range(16), 2)]
-    compared = model.apply(variables, *(features[k] for k in np.transpose(both)), method="compare")
-    same = np.array([kinds[i] == kinds[j] for i, j in both])
-    every = np.asarray(model.losses(compared, np.float32(same)))
-    expected = np.mean([every[same].mean(), every[~same].mean()])
-    assert np.mean(loss) == pytest.approx(expected, rel=1e-4)
-    own = model.apply(variables, features[:8], features[8:], method="compare")
-    np.testing.assert_allclose(logits.reshape(-1), own, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(losses.reshape(-1), model.losses(own, label), rtol=1e-3)

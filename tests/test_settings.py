@@ -124,9 +124,11 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
         ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a siamese resnet18"),
         ({"fusion": "two_channel", "frozen": True}, "False without a head that learns"),
         (
-            {"fusion": "two_channel", "all_pairs_loss": True},
-            "model.all_pairs_loss=True: must be False unless",
+            {"fusion": "two_channel", "loss": "all_pairs"},
+            "model.loss=all_pairs: must be pairs unless siamese",
         ),
+        ({"loss": "supcon"}, "model.loss=supcon: must be pairs or all_pairs unless"),
+        ({"head": "cosine", "frozen": True, "loss": "triplet"}, "an encoder that is trained"),
     ],
 )
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):

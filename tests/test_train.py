@@ -135,7 +135,7 @@ def test_another_config_is_refused_key_by_key(whole_run):
     assert (workdir / "config.json").read_bytes() == before
 
 
-CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.all_pairs_loss": True}
+CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.loss": "supcon"}
 VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
 ACCUMULATED = {"batch_size": 4}  # of nominal 8
 MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, VIT, ACCUMULATED)]

@@ -1,0 +1,139 @@
+"""What training minimises: losses over the drawn pairs, or over all images of a batch.
+
+    loss, losses, logits = nn.apply(partial(training_loss, config), model)(variables, batch)
+
+All of it runs under an axis named AXIS. A device has the loss of its own n images, each compared
+with the m images of all devices; averaged over devices, losses and gradients are the batch's.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+from jax.nn import logsumexp, softplus
+
+from model import AXIS
+
+TEMPERATURE = 0.1  # of a softmax over cosines; Khosla et al. 2020
+ALPHA, BETA, EPSILON = 2.0, 50.0, 0.1  # Wang et al. 2019
+LAMBDA = 0.5  # a cosine; the value of the same authors' program
+NONE = -1e9  # in place of a number that is not chosen: finite, so that no gradient is nan
+
+
+def training_loss(config, model, batch):
+    """Returns (loss to minimise [], losses [n], logits [n]) of a batch of n pairs, float32.
+
+    model: a bound module. Losses and logits are those of the drawn pairs. The loss to minimise is
+    their mean with config.model.loss="pairs", else `loss_of_images`.
+    """
+    if config.model.loss == "pairs":
+        logits = model(batch.image1, batch.image2, train=True)
+        losses = model.losses(logits, batch.label)
+        return losses.mean(), losses, logits
+    embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
+    logits = model.compare(*jnp.split(embeddings, 2))
+    classes = batch.local_classes.T.reshape(-1)  # in the order of the embeddings
+    loss = loss_of_images(config.model.loss, model, embeddings, classes)
+    return loss, model.losses(logits, batch.label), logits
+
+
+def loss_of_images(name, model, embeddings, classes):
+    """The loss [] of embeddings [n, size] and int32 [n]: "all_pairs", or one of METRIC_LOSSES.
+
+    A metric loss shapes the embeddings, and the head learns from them by `all_pairs`, without
+    shaping them. An image counts if the batch has others of its class, and of another class.
+    """
+    everyone = lax.all_gather(embeddings, AXIS, tiled=True)
+    all_classes = lax.all_gather(classes, AXIS, tiled=True)
+    own_places = lax.axis_index(AXIS) * len(classes) + jnp.arange(len(classes))
+    itself = own_places[:, None] == jnp.arange(len(all_classes))[None]
+    different = classes[:, None] != all_classes[None]
+    same = ~different & ~itself
+    if name == "all_pairs":
+        return all_pairs(model, embeddings, everyone, same, different)
+    head_loss = all_pairs(model, *lax.stop_gradient((embeddings, everyone)), same, different)
+    losses = METRIC_LOSSES[name](unit(embeddings), unit(everyone), same, different)
+    return part_of_mean(losses, same.any(axis=1) & different.any(axis=1)) + head_loss
+
+
+def all_pairs(model, embeddings, everyone, same, different):
+    """The mean of the head's losses of all pairs: half of the weight has "same", however many."""
+    logits = model.compare(embeddings[:, None], everyone[None])
+    losses = model.losses(logits, (~different).astype(jnp.float32))
+    return (part_of_mean(losses, same) + part_of_mean(losses, different)) / 2
+
+
+def part_of_mean(losses, chosen):
+    """This device's part of the mean of the chosen losses; averaged over devices it is the mean."""
+    count = jnp.maximum(lax.psum(chosen.sum(), AXIS), 1) / lax.axis_size(AXIS)
+    return jnp.where(chosen, losses, 0).sum() / count
+
+
+def multi_similarity(embeddings, everyone, same, different):
+    """Wang et al. 2019, arXiv:1904.06627: the pairs that are nearly in the wrong order."""
+    cosines = products(embeddings, everyone)
+    farthest = jnp.where(same, cosines, -NONE).min(axis=1, keepdims=True)
+    nearest = jnp.where(different, cosines, NONE).max(axis=1, keepdims=True)
+    pulled = log_sum(-ALPHA * (cosines - LAMBDA), same & (cosines < nearest + EPSILON))
+    pushed = log_sum(BETA * (cosines - LAMBDA), different & (cosines > farthest - EPSILON))
+    return softplus(pulled) / ALPHA + softplus(pushed) / BETA
+
+
+def supcon(embeddings, everyone, same, different):
+    """L_out of Khosla et al. 2020, arXiv:2004.11362; NT-Xent where a class has two images."""
+    scores = products(embeddings, everyone) / TEMPERATURE
+    log_p = scores - log_sum(scores, same | different)[:, None]
+    return -(shares(same) * log_p).sum(axis=1)
+
+
+def triplet(embeddings, everyone, same, different):
+    """Hermans et al. 2017, arXiv:1703.07737: batch hard, soft margin, Euclidean distances."""
+    cosines = products(embeddings, everyone)  # of unit vectors: they have the distances' order
+    farthest = everyone[jnp.where(same, cosines, -NONE).argmin(axis=1)]
+    nearest = everyone[jnp.where(different, cosines, NONE).argmax(axis=1)]
+    # At 0 a root has no gradient; with this tiny number it has one, 0.
+    far, near = (jnp.sqrt(((embeddings - e) ** 2).sum(-1) + 1e-12) for e in (farthest, nearest))
+    return softplus(far - near)
+
+
+def prototypes(embeddings, everyone, same, different):
+    """Snell et al. 2017, arXiv:1703.05175: the nearest class mean, each image left out of its own.
+
+    A softmax over half the squared distances, so that between unit vectors the scale is `supcon`'s.
+    """
+    members = lax.all_gather(~different, AXIS, tiled=True)  # [m, m]: of the same class
+    means = products(shares(members), everyone.T)  # [m, size]: of the class of each image
+    own_mean = products(shares(same), everyone.T)
+    # |e - mean|^2 without |e|^2, which all scores of an image would share.
+    own = ((embeddings * own_mean).sum(-1) - (own_mean**2).sum(-1) / 2) / TEMPERATURE
+    others = (products(embeddings, means) - (means**2).sum(-1)[None] / 2) / TEMPERATURE
+    once = jnp.log(members.sum(axis=1, dtype=jnp.float32))[None]  # a class counts once, of any size
+    return softplus(log_sum(others - once, different) - own)
+
+
+METRIC_LOSSES = {f.__name__: f for f in (multi_similarity, supcon, triplet, prototypes)}
+"""Each: (unit vectors [n, size], [m, size], same, different bool [n, m]) -> losses float32 [n].
+
+same: two images of one class, not an image and itself. What an image without a "same" or without a
+"different" one gets does not count.
+"""
+
+
+def unit(embeddings):
+    """Embeddings scaled to length 1, in float32; those that are 0 stay 0."""
+    x = embeddings.astype(jnp.float32)
+    return x / jnp.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
+
+
+def products(a, b):
+    """The scalar products [n, m] of [n, size] and [m, size], on GPUs not in TF32."""
+    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
+
+
+def shares(chosen):
+    """The chosen ones of each row as weights, float32: together 1, or 0 where none is chosen."""
+    weights = chosen.astype(jnp.float32)
+    return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+
+
+def log_sum(x, chosen):
+    """The logarithm of the sum of exp(x) over the chosen ones of each row: [n]."""
+    return logsumexp(jnp.where(chosen, x, NONE), axis=1)

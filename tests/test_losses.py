@@ -1,0 +1,201 @@
+"""Losses against loops in NumPy, float64, written from the papers; gradients by differences."""
+
+import functools
+from functools import partial
+from itertools import permutations
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny_config
+from flax import linen as nn
+
+import data
+import settings
+from losses import METRIC_LOSSES, loss_of_images, training_loss
+from model import AXIS, create_model, init_variables
+
+pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
+
+UNEVEN = np.array([0, 1, 1, 2, 2, 2, 3, 3, 3, 3, 4, 5, 1, 3, 6, 7])
+CLASSES = {  # of 16 images
+    "pairs": np.arange(16) // 2,
+    "four of each": np.random.default_rng(0).permutation(np.arange(16) % 4),
+    "uneven, some alone": UNEVEN,
+    "one alone": np.array([1] + 15 * [0]),
+    "all the same": np.zeros(16, int),
+    "all alone": np.arange(16),
+}
+
+
+def multi_similarity(e, classes, i, same, different):
+    """Equations 11 to 15 of Wang et al.; LAMBDA is 0.5."""
+    s = e @ e[i]
+    positives = [k for k in same if s[k] < max(s[j] for j in different) + 0.1]
+    negatives = [k for k in different if s[k] > min(s[j] for j in same) - 0.1]
+    pulled = np.log(1 + sum(np.exp(-2 * (s[k] - 0.5)) for k in positives)) / 2
+    return pulled + np.log(1 + sum(np.exp(50 * (s[k] - 0.5)) for k in negatives)) / 50
+
+
+def supcon(e, classes, i, same, different):
+    """Equation 2 of Khosla et al., of one image."""
+    total = sum(np.exp(e[i] @ e[a] / 0.1) for a in [*same, *different])
+    return -sum(np.log(np.exp(e[i] @ e[p] / 0.1) / total) for p in same) / len(same)
+
+
+def triplet(e, classes, i, same, different):
+    """Equation 5 of Hermans et al., with the soft margin."""
+    farthest = max(np.linalg.norm(e[i] - e[p]) for p in same)
+    nearest = min(np.linalg.norm(e[i] - e[a]) for a in different)
+    return np.log1p(np.exp(farthest - nearest))
+
+
+def prototypes(e, classes, i, same, different):
+    """Equations 1 and 2 of Snell et al.; the image itself is not in its class's mean."""
+    odds = {}
+    for k in {*classes}:
+        mean = np.mean([e[j] for j in range(len(e)) if classes[j] == k and j != i], axis=0)
+        odds[k] = np.exp(-((e[i] - mean) ** 2).sum() / 2 / 0.1)
+    return -np.log(odds[classes[i]] / sum(odds.values()))
+
+
+def expected(name, embeddings, classes):
+    """The mean over all images that have one of their class and one of another: in float64."""
+    e = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+    losses = []
+    for i in range(len(e)):
+        same = [j for j in range(len(e)) if classes[j] == classes[i] and j != i]
+        different = [j for j in range(len(e)) if classes[j] != classes[i]]
+        if same and different:
+            losses.append(globals()[name](e, classes, i, same, different))
+    return np.mean(losses) if losses else 0.0
+
+
+@functools.cache
+def program(name, devices):
+    """(embeddings, classes) of each device -> its loss and gradient; the head's loss is 0."""
+    nothing = SimpleNamespace(compare=lambda a, b: (a * b).sum(-1), losses=lambda x, _: 0 * x)
+    loss = jax.value_and_grad(partial(loss_of_images, name, nothing))
+    return jax.pmap(loss, AXIS, devices=jax.devices()[:devices])
+
+
+def found(name, embeddings, classes, devices):
+    """Loss and gradient of a batch that is divided among devices."""
+    parts = embeddings.reshape(devices, -1, 4), np.int32(classes).reshape(devices, -1)
+    loss, gradient = program(name, devices)(*parts)
+    return loss.mean(), np.asarray(gradient).reshape(embeddings.shape) / devices
+
+
+def random_embeddings(kind):
+    """float32 [16, 4]: anywhere, near each other, or some of them equal."""
+    embeddings = np.random.default_rng(1).normal(0, 1, (16, 4))
+    if kind == "near":
+        embeddings = 1 + embeddings / 20
+    if kind == "ties":
+        embeddings[8:] = embeddings[:8]
+    return embeddings.astype(np.float32)
+
+
+FEWER = [pytest.param(devices, marks=pytest.mark.slow) for devices in (1, 2)]
+DEVICES = pytest.mark.parametrize("devices", [*FEWER, 4])
+
+
+@DEVICES
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+def test_a_metric_loss_is_that_of_its_paper(name, devices):
+    for kind in ("anywhere", "near", "ties"):
+        embeddings = random_embeddings(kind)
+        for classes in CLASSES.values():
+            loss, gradient = found(name, embeddings, classes, devices)
+            wanted = expected(name, np.float64(embeddings), classes)
+            assert loss == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+            assert np.isfinite(gradient).all()
+
+
+@DEVICES
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+def test_the_gradient_is_the_slope_of_the_whole_batchs_loss(name, devices):
+    embeddings = random_embeddings("anywhere")
+    _, gradient = found(name, embeddings, UNEVEN, devices)
+    slopes = np.zeros((16, 4))
+    for place in np.ndindex(16, 4):
+        step = np.zeros((16, 4))
+        step[place] = 1e-5
+        above, below = (expected(name, embeddings + sign * step, UNEVEN) for sign in (1, -1))
+        slopes[place] = (above - below) / 2e-5
+    assert np.abs(slopes).max() > 0.01
+    np.testing.assert_allclose(gradient, slopes, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 1e-8])
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+def test_equal_embeddings_and_zeros_have_finite_losses_and_gradients(name, value):
+    embeddings = np.full((16, 4), value, np.float32)
+    for classes in CLASSES.values():
+        loss, gradient = found(name, embeddings, classes, 4)
+        assert np.isfinite(loss) and np.isfinite(gradient).all()
+
+
+@functools.cache
+def head_and_embeddings(name):
+    """The gradients of a loss for a cosine head and for embeddings on four devices."""
+    config = tiny_config()
+    config.model.update({"encoder": "cnn", "head": "cosine", "loss": name})
+    settings.check(config)
+
+    def loss_of(head, *batch):
+        loss = nn.apply(lambda model: loss_of_images(name, model, *batch), create_model(config))
+        return loss({"params": {"head": head}})
+
+    head = {"log_scale": jnp.float32(1), "threshold": jnp.float32(0.3)}
+    parts = random_embeddings("anywhere").reshape(4, 4, 4), np.int32(UNEVEN).reshape(4, 4)
+    gradients = jax.pmap(jax.grad(loss_of, (0, 1)), AXIS, in_axes=(None, 0, 0))(head, *parts)
+    return jax.tree.map(np.asarray, gradients)
+
+
+@pytest.mark.parametrize("name", METRIC_LOSSES)
+def test_with_a_metric_loss_the_head_learns_as_from_all_pairs_and_shapes_nothing(name):
+    head, embeddings = head_and_embeddings(name)
+    for key, value in head_and_embeddings("all_pairs")[0].items():
+        np.testing.assert_allclose(head[key].mean(), value.mean(), rtol=1e-4)
+        assert value.mean() != 0
+    alone = found(name, random_embeddings("anywhere"), UNEVEN, 4)[1]
+    np.testing.assert_allclose(embeddings.reshape(16, 4) / 4, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])
+def test_the_loss_of_every_pair_is_that_of_a_loop_over_them(head, devices, tiny):
+    """However the batch is divided; the pairs' own losses and logits come beside it."""
+    tiny.model.update({"encoder": "cnn", "head": head, "loss": "all_pairs"})
+    model = create_model(tiny)
+    rng = np.random.default_rng(0)
+    variables = init_variables(model, tiny)
+    image1, image2 = rng.integers(0, 256, (2, 8, 32, 32, 1)).astype(np.uint8)
+    classes = rng.integers(0, 3, (8, 2)).astype(np.int32)
+    label = (classes[:, 0] == classes[:, 1]).astype(np.float32)
+
+    def on_device(variables, *batch):
+        apply = nn.apply(partial(training_loss, tiny), model, mutable=["batch_stats"])
+        return apply(variables, data.Batch(*batch))[0]
+
+    parts = [x.reshape(devices, -1, *x.shape[1:]) for x in (image1, image2, label, classes)]
+    step = jax.pmap(on_device, axis_name=AXIS, in_axes=(None, 0, 0, 0, 0))
+    loss, losses, logits = step(variables, *parts)
+
+    features, _ = jax.vmap(  # what BatchNorm makes of the whole batch
+        lambda both: model.apply(variables, both, True, method="encode", mutable=["batch_stats"]),
+        axis_name=AXIS,
+    )(np.concatenate([image1, image2])[None])
+    features, kinds = features[0], np.concatenate(classes.T)
+    both = [*permutations(range(16), 2)]
+    compared = model.apply(variables, *(features[k] for k in np.transpose(both)), method="compare")
+    same = np.array([kinds[i] == kinds[j] for i, j in both])
+    every = np.asarray(model.losses(compared, np.float32(same)))
+    expected = np.mean([every[same].mean(), every[~same].mean()])
+    assert np.mean(loss) == pytest.approx(expected, rel=1e-4)
+    own = model.apply(variables, features[:8], features[8:], method="compare")
+    np.testing.assert_allclose(logits.reshape(-1), own, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(losses.reshape(-1), model.losses(own, label), rtol=1e-3)
