@@ -15,7 +15,6 @@ import figures
 import images
 import metrics
 import report
-import retrieval
 import scoring
 
 
