@@ -6,6 +6,7 @@
     python evaluate.py --images=a.png,b.png                  # the same or not?
     python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
     python evaluate.py --robustness                          # which nuisance breaks it
+    python evaluate.py --way=20 --shot=1 --within            # one-shot, within an alphabet
     python evaluate.py --workdir=runs/folder --data=new/photos   # the files have moved
 
 "Same" is the positive class.
@@ -40,6 +41,7 @@ import data
 import fingerprint
 import hosts
 import images
+import retrieval
 import robustness
 import runtime
 import scoring
@@ -64,6 +66,9 @@ def define_flags():
     flags.DEFINE_string("data", None, "Where the run's files are now, if they have moved.")
     flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
     flags.DEFINE_bool("robustness", False, "Which nuisance breaks it: one more at each step.")
+    flags.DEFINE_integer("way", None, "Few-shot: how many classes to choose from.", 2)
+    flags.DEFINE_integer("shot", 1, "Few-shot: how many images of each class are known.", 1)
+    flags.DEFINE_bool("within", False, "Few-shot: all classes of one folder, as Greek/alpha.")
     runtime.define_flags()
     hosts.define_flags()
 
@@ -93,8 +98,8 @@ def main(options):
 def read_command(options):
     """Returns ([(config, workdir) of each run], asked), checked; raises UserError.
 
-    asked: the options step, split, threshold, robustness and images as a SimpleNamespace; images
-    are (names, uint8 [n, height, width, channels]) or None. Its facts are to be said, once each.
+    asked: most options as a SimpleNamespace; its images are (names, uint8 [n, height, width,
+    channels]) or None. Its facts are to be said, once each.
     """
     named = [settings.named_workdir(name) for name in options.workdir or ()]
     workdirs = named or [settings.newest_run(Path("runs"))]
@@ -111,7 +116,9 @@ def read_command(options):
     for folder in workdirs + ([workdirs[0].parent] if len(workdirs) > 1 else []):
         settings.check_writable(folder, f"--workdir={folder}")
     first = runs[0][0].data
-    asked = {name: options[name].value for name in ("step", "split", "threshold", "robustness")}
+    check_few_shot(options, first, len(workdirs))
+    names = ("step", "split", "threshold", "robustness", "way", "shot", "within")
+    asked = {name: options[name].value for name in names}
     asked["images"] = options.images and images.open_images(options.images, form_of(first))
     if options.robustness and (first.source != "shapes" or first.same_as == "pixels"):
         raise UserError("--robustness: for runs about classes of drawn shapes, not files or pixels")
@@ -153,6 +160,19 @@ def check_threshold(rule):
         raise UserError(f"--threshold={rule}: {text}")
 
 
+def check_few_shot(options, data, runs):
+    """Raises UserError where --way, --shot and --within cannot be done; data: config.data."""
+    if options.way is None:
+        if options.shot != 1 or options.within:
+            raise UserError("--shot and --within are about few-shot answers: name --way, too")
+        return
+    if runs > 1 or options.images or options.robustness:
+        raise UserError("--way is about the data of one run, without --images and --robustness")
+    if data.source not in ("folder", "tfds"):
+        text = "for runs on images in classes (data.source folder or tfds)"
+        raise UserError(f"--way={options.way}: {text}, not {data.source}")
+
+
 def evaluate_run(config, workdir, asked):
     """Writes a report, compares images or prints a robustness sweep; asked: of `read_command`."""
     model = create_model(config)
@@ -165,8 +185,32 @@ def evaluate_run(config, workdir, asked):
         print_robustness(config, score, variables, threshold)
     else:
         found = evaluate(config, score, variables, asked.split, MOST_PAIRS, threshold)
-        if jax.process_index() == 0:
-            write_report(config, workdir, step, {asked.split: found})
+        if asked.way is not None:
+            found.metrics["few_shot"] = few_shot(config, score, variables, found, asked)
+        write_report(config, workdir, step, {asked.split: found}, score)
+
+
+def few_shot(config, score, variables, evaluation, asked):
+    """N-way K-shot of the images of a split, see `retrieval.few_shot`; raises UserError."""
+    shown, classes, _ = data.enumerate_images(config.data, asked.split)
+    names = data.class_names(config.data, data.open_split(config.data, asked.split).class_ids)
+    groups = np.array([name.rpartition("/")[0] * asked.within for name in names.tolist()])
+    episodes = retrieval.draw_episodes(classes, groups, asked.way, asked.shot, config.seed)
+    if evaluation.metrics["exact"]:
+        matrix = retrieval.score_matrix(evaluation.pairs, evaluation.scores.logits)
+
+    def compare(first, second):
+        if evaluation.metrics["exact"]:
+            return matrix[first, second]
+        first, second = np.broadcast_arrays(first, second)
+        unknown = [None] * (len(data.Pairs._fields) - 3)  # labels, weights, ...
+        pairs = data.Pairs(shown, first.ravel(), second.ravel(), *unknown)
+        return score(variables, pairs)[1].reshape(first.shape)
+
+    error, interval = retrieval.few_shot(compare, episodes)
+    found = {name: getattr(asked, name) for name in ("way", "shot", "within")}
+    return found | {"error": error, "interval": interval, "episodes": retrieval.EPISODES,
+                    "facts": episodes.facts}  # fmt: skip
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):

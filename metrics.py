@@ -15,6 +15,7 @@ from errors import UserError
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
+MOST_RESAMPLED = 100_000  # pairs of intervals over classes; of more so many are drawn
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
 
@@ -55,11 +56,17 @@ def ranking_metrics(logits, label, weight):
     The equal error rate is interpolated between the two nearest points of the ROC. TAR at a FAR is
     the highest TAR of all thresholds with at most this FAR.
     """
-    from sklearn.metrics import auc, roc_curve
+    from sklearn.metrics import roc_curve
 
     if len(np.unique(label[weight > 0])) < 2:
         return dict.fromkeys(RANKING)
-    far, tar, _ = roc_curve(label, logits, sample_weight=weight, drop_intermediate=False)
+    return of_curve(*roc_curve(label, logits, sample_weight=weight, drop_intermediate=False)[:2])
+
+
+def of_curve(far, tar):
+    """As `ranking_metrics`, of the points of a ROC from (0, 0) to (1, 1)."""
+    from sklearn.metrics import auc
+
     eer = np.interp(0, far - (1 - tar), far)
     tars = (tar[far <= rate + 1e-12].max() for rate in FALSE_ACCEPT_RATES)
     return dict(zip(RANKING, map(float, (auc(far, tar), eer, *tars)), strict=True))
@@ -115,17 +122,76 @@ def intervals(logits, losses, predicted, label):
         compute_metrics(logits, losses, predicted, label, random.multinomial(n, np.ones(n) / n))
         for _ in range(RESAMPLES)
     ]
-    found = {}
-    for name in NAMES:
-        values = [one[name] for one in resamples if one[name] is not None]
-        if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
-            low, high = np.quantile(values, (0.025, 0.975))
-            found |= {name: (low, high)} if high - low > 1e-9 else {}
+    found = percentiles(resamples)
     same, right, every = label == 1, predicted == (label == 1), np.ones(n, bool)
     for name, among in (("accuracy", every), ("precision", predicted), ("recall", same)):
         if among.any():
             found[name] = wilson(int(right[among].sum()), int(among.sum()))
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+
+
+def percentiles(resamples):
+    """95 % intervals of RESAMPLES of metrics, where they are known and not all the same."""
+    found = {}
+    for name in resamples[0]:
+        values = [one[name] for one in resamples if one[name] is not None]
+        if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
+            low, high = map(float, np.quantile(values, (0.025, 0.975)))
+            found |= {name: (low, high)} if high - low > 1e-9 else {}
+    return found
+
+
+def class_draws(count):
+    """How often each of so many classes is drawn in each resample: int [RESAMPLES, count]."""
+    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
+
+
+def draw_rows(weight, most):
+    """So many rows drawn by their weight [m], sum 1: int [most]; None where they are no more."""
+    if len(weight) <= most:
+        return None
+    edges, uniform = np.cumsum(weight), np.random.default_rng(0).random(most)
+    return np.searchsorted(edges, uniform * edges[-1], "right").clip(0, len(weight) - 1)
+
+
+def class_intervals(scores, pairs):
+    """95 % intervals of accuracy and RANKING over classes: {name: (low, high)}.
+
+    Pairs that share a class depend on one another, so the bootstrap draws classes: a pair of two
+    classes counts as often as both are drawn, multiplied (Snijders & Borgatti 1999), and a pair of
+    one class as often as that (Bolle, Ratha & Pankanti 2004). A copy of a class is not compared
+    with another copy. The shares of "same" and "different" stay as they are.
+    """
+    classes, weight = np.unique(pairs.class_ids, return_inverse=True)[1], pairs.weight
+    rows = draw_rows(weight, MOST_RESAMPLED)
+    rows, weight = (np.arange(len(weight)), weight) if rows is None else (rows, np.ones(len(rows)))
+    order = np.argsort(-scores.logits[rows], kind="stable")
+    rows, weight = rows[order], weight[order]
+    ends = np.append(np.flatnonzero(np.diff(scores.logits[rows])), len(rows) - 1)  # of ties
+    kinds = []  # of different and same pairs: their classes, weight, answers, places in the curve
+    for label in (0, 1):
+        one = scores.label[rows] == label
+        both = (classes[place[rows[one]]] for place in (pairs.first, pairs.second))
+        right = scores.predicted[rows[one]] == label
+        kinds.append((*both, weight[one], right, np.append(0, np.cumsum(one)[ends])))
+    share = pairs.weight @ pairs.label
+    return percentiles(
+        [resample_classes(counts, kinds, share) for counts in class_draws(classes.max() + 1)]
+    )
+
+
+def resample_classes(counts, kinds, share):
+    """Accuracy and RANKING where classes count so often, [k]; None where no pair is left."""
+    curve, right = [], []
+    for label, (class1, class2, weight, is_right, places) in enumerate(kinds):
+        weight = weight * counts[class1]
+        weight *= 1 if label else counts[class2]
+        sums = np.append(0, np.cumsum(weight))
+        if not sums[-1]:
+            return dict.fromkeys(("accuracy", *RANKING))
+        curve.append(sums[places] / sums[-1])
+        right.append(weight[is_right].sum() / sums[-1])
+    return {"accuracy": (1 - share) * right[0] + share * right[1]} | of_curve(*curve)
 
 
 def wilson(successes, trials):

@@ -9,23 +9,34 @@ import html
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 from scipy.special import expit
 
+import baselines
 import curves
 import data
 import figures
 import metrics
+import retrieval
 import runtime
 from errors import UserError
 
 MOST_HARDEST = 200  # pairs in hardest.csv
 
 
-def write_report(config, workdir, step, evaluations):
-    """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError."""
+def write_report(config, workdir, step, evaluations, score):
+    """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError.
+
+    `score` (scoring.make_scorer) is called: with several processes by all; the first one writes.
+    """
+    split, evaluation = list(evaluations.items())[-1]
+    lines = baselines.measure(config, score, evaluation)
+    if jax.process_index():
+        return
+    evaluation, bounds = complete(config, evaluation, lines)
     try:
-        write_files(config, workdir, step, evaluations)
+        write_files(config, workdir, step, evaluations | {split: evaluation}, bounds)
     except BrokenPipeError:  # the reader of the output has gone: `command_line.run` exits
         raise
     except OSError as error:
@@ -34,11 +45,26 @@ def write_report(config, workdir, step, evaluations):
         ) from None
 
 
-def write_files(config, workdir, step, evaluations):
-    """As `write_report`, but raises OSError."""
+def complete(config, evaluation, lines):
+    """(the evaluation with what its metrics lack, 95 % intervals {name: (low, high)}).
+
+    Of files that are retrieval, where every pair of classes is known, and `baselines.measure`.
+    """
+    values, pairs, bounds = evaluation.metrics, evaluation.pairs, {}
+    if not pairs.exact:
+        bounds = metrics.intervals(*evaluation.scores)
+    elif config.data.source != "shapes" and pairs.class_ids is not None:
+        found, bounds = retrieval.measure(pairs, evaluation.scores.logits)
+        bounds = metrics.class_intervals(evaluation.scores, pairs) | bounds
+        values = values | found | {"classes": len(np.unique(pairs.class_ids))}
+    bounds = {name: two for name, two in bounds.items() if values[name] is not None}
+    values = values | ({"no_learning": lines} if lines else {})
+    return evaluation._replace(metrics=values), bounds
+
+
+def write_files(config, workdir, step, evaluations, bounds):
+    """As `write_report`, but raises OSError; bounds: intervals of the last evaluation's metrics."""
     split, evaluation = list(evaluations.items())[-1]
-    bounds = {} if evaluation.metrics["exact"] else metrics.intervals(*evaluation.scores)
-    bounds = {name: two for name, two in bounds.items() if evaluation.metrics[name] is not None}
     table = format_table(step, evaluations, bounds)
     print(table)
     folder = workdir / "evaluation"
@@ -60,11 +86,14 @@ def write_files(config, workdir, step, evaluations):
             writer.write("scalars", step, scalars(name, one))
         writer.write("images", step, pixels)
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
+    lines = evaluation.metrics.get("no_learning", {})
+    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
+        print(warning)
 
 
 def scalars(split, evaluation):
     """{tag: number} of an evaluation, for TensorBoard."""
-    others = ("pairs", "different_pairs", "exact", "threshold")
+    others = ("pairs", "different_pairs", "exact", "threshold", "queries", "classes")
     numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
     return {f"{split}/{k}": v for k, v in numbers.items() if k not in others}
 
@@ -90,9 +119,10 @@ def format_table(step, evaluations, bounds):
     """A row per metric, a column per split, intervals of the last; then the confusion matrices."""
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
-    for name in metrics.NAMES:
-        values = [one.metrics[name] for one in evaluations.values()]
-        texts = ("too few" if value is None else f"{value:.6f}" for value in values)
+    last = [*evaluations.values()][-1].metrics
+    for name in (*metrics.NAMES, *(name for name in retrieval.NAMES if name in last)):
+        values = [one.metrics.get(name, "") for one in evaluations.values()]
+        texts = (x if x == "" else "too few" if x is None else f"{x:.6f}" for x in values)
         interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
         lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
     for split, one in evaluations.items():
@@ -110,7 +140,26 @@ def format_table(step, evaluations, bounds):
         if not m["exact"] and not m["wrong"]:
             most = 100 * metrics.most_wrong(m["pairs"])
             lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
-    return "\n".join(lines)
+    return "\n".join(lines + format_more(one))
+
+
+def format_more(one):
+    """What an Evaluation has only of files, or where it was asked for: list of str, a line each."""
+    m, lines = one.metrics, []
+    if "classes" in m:
+        drawn = len(one.pairs.label) > metrics.MOST_RESAMPLED
+        text = f", from {metrics.MOST_RESAMPLED:,} pairs drawn from these" * drawn
+        lines.append(f"  95 % intervals are over {m['classes']:,} classes{text}")
+    elif "no_learning" in m:
+        lines.append(f"  no {', '.join(retrieval.NAMES)}: they take every pair, of known classes")
+    if "no_learning" in m:
+        lines += baselines.table(m, m["no_learning"])
+    if few := m.get("few_shot"):
+        low, high = (100 * bound for bound in few["interval"])
+        text = f"{few['way']}-way {few['shot']}-shot{' within a folder' * few['within']}: error"
+        text += f" {100 * few['error']:.2f} % (95 %: {low:.2f} to {high:.2f} %)"
+        lines.append("; ".join([f"{text} of {few['episodes']:,} episodes", *few["facts"]]))
+    return lines
 
 
 def write_table(path, rows):

@@ -120,8 +120,7 @@ def train_and_evaluate(config, workdir):
     threshold = kept_threshold(config, workdir, int(step))
     splits = ("validation", "test")
     found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
-    if jax.process_index() == 0:
-        write_report(config, workdir, int(step), found)
+    write_report(config, workdir, int(step), found, score)
 
 
 def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):

@@ -169,7 +169,7 @@ def scratch_run(whole_run, tmp_path_factory):
 def call(workdir, **changes):
     """What evaluate.py does with one run."""
     options = {"step": "best", "split": "test", "threshold": None, "images": None}
-    options |= {"robustness": False} | changes
+    options |= {"robustness": False, "way": None} | changes
     config = settings.load_config(workdir)
     evaluate.evaluate_run(config, workdir, SimpleNamespace(**options))
 
@@ -249,8 +249,9 @@ class Options(SimpleNamespace):
     """The options of evaluate.py, as absl has them."""
 
     def __init__(self, **given):
-        names = ("workdir", "threshold", "data", "images")
+        names = ("workdir", "threshold", "data", "images", "way")
         values = dict.fromkeys(names) | {"step": "best", "split": "test", "robustness": False}
+        values |= {"shot": 1, "within": False}
         super().__init__(**(values | given))
 
     def __getitem__(self, name):
@@ -350,6 +351,41 @@ def test_images_are_compared_without_the_data_of_the_run(files, tmp_path):
         evaluate.read_command(Options(workdir=[workdir], images=names, data="new"))
     with pytest.raises(UserError, match="gone: name where they are now with --data"):
         evaluate.read_command(Options(workdir=[workdir], images=names, threshold="far:0.1"))
+
+
+def test_few_shot_answers_are_the_same_of_all_pairs_and_of_those_that_are_asked(files, tmp_path):
+    workdir, settled = folder_run(tmp_path, "run", files, split="shared"), np.arange(210) % 7
+    config = settings.load_config(workdir)
+    shown = {image.tobytes(): i for i, image in enumerate(images.load(config.data).images)}
+
+    def score(_, pairs):
+        places = np.array([shown[image.tobytes()] for image in pairs.images])
+        both = (settled[places[i]] for i in (pairs.first, pairs.second))
+        return None, -np.abs(np.subtract(*both)).astype(float)
+
+    found = []
+    for most in (10**6, 1):
+        evaluation = scoring.evaluate(config, score, None, "test", most)
+        asked = SimpleNamespace(split="test", way=3, shot=2, within=most == 1)  # one folder: all
+        found.append(evaluate.few_shot(config, score, None, evaluation, asked))
+    assert {**found[0], "within": True} == found[1] and found[0]["facts"] == []
+    low, high = found[0]["interval"]
+    assert low < found[0]["error"] < high and found[0]["way"] == 3
+    assert found[0]["error"] == pytest.approx(2 / 3, abs=0.05)  # what is settled is not the class
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"shot": 2}, "--shot and --within are about few-shot answers: name --way, too"),
+        ({"way": 5, "robustness": True}, "--way is about the data of one run, without --images"),
+        ({"way": 5}, "--way=5: for runs on images in classes (data.source folder or tfds), not sh"),
+    ],
+)
+def test_few_shot_answers_are_refused_where_there_are_none(whole_run, options, message):
+    with pytest.raises(UserError) as raised:
+        evaluate.read_command(Options(workdir=[str(whole_run[0])], **options))
+    assert str(raised.value).startswith(message)
 
 
 def test_a_run_of_drawn_shapes_takes_no_data(whole_run):

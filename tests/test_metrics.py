@@ -9,6 +9,7 @@ import data
 import metrics
 from configs import default
 from errors import UserError
+from scoring import Scores
 from spaces import Pairs
 
 
@@ -199,3 +200,59 @@ def test_a_threshold_is_not_fitted_to_a_rate_that_the_pairs_cannot_show():
     for far in (None, 0.1, 0.00200401):
         text = "fitted on 100 same and 499 different pairs of validation"
         assert metrics.fitting_pairs(pairs, far) == text
+
+
+def few_classes(n=24, k=4):
+    """(Scores, Pairs) of every two images of k classes, whose answers depend on both classes."""
+    rng = np.random.default_rng(0)
+    classes, (first, second) = np.sort(rng.integers(0, k, n)), np.triu_indices(n, 1)
+    label = np.float64(classes[first] == classes[second])
+    effect = rng.normal(size=(k, k))[classes[first], classes[second]]
+    logits = np.round(rng.normal(2 * label + effect), 1)
+    kinds = classes[first] * k + classes[second]
+    weight = np.where(label == 1, 0.3 / label.sum(), 0.7 / (1 - label).sum())
+    weight *= 1 + kinds / 10
+    weight /= weight.sum()
+    shown = np.zeros((n, 1)), first, second, label, weight, True, False, 7 + classes, None
+    return Scores(logits, -logits, logits >= 0.5, label), Pairs(*shown)
+
+
+def test_intervals_over_classes_are_those_of_sets_with_copies_of_classes():
+    scores, pairs = few_classes()
+    classes, share = pairs.class_ids - 7, pairs.weight @ pairs.label
+    resamples = []
+    for draw in metrics.class_draws(4):
+        rows, kinds = [], np.repeat(np.arange(4), draw)  # a class as often as it is drawn
+        for i, j in itertools.combinations_with_replacement(range(4), 2):
+            wanted = [[kinds[i], kinds[j]], [kinds[j], kinds[i]]]
+            both = np.stack([classes[pairs.first], classes[pairs.second]], axis=1)
+            if i == j or kinds[i] != kinds[j]:  # no copy is compared with another
+                found = (both[:, None] == wanted).all(axis=2).any(axis=1)
+                rows += np.flatnonzero(found).tolist()
+        label, weight = scores.label[rows], pairs.weight[rows]
+        if label.all():
+            continue
+        weight *= np.where(label, share / weight[label == 1].sum(),
+                           (1 - share) / weight[label == 0].sum())  # fmt: skip
+        given = scores.logits[rows], np.ones(len(rows)), scores.predicted[rows], label, weight
+        resamples.append(metrics.compute_metrics(*given))
+    assert len(resamples) < metrics.RESAMPLES  # in some there is one class
+    found = metrics.class_intervals(scores, pairs)
+    assert {"accuracy", "eer", "roc_auc", "tar_at_far_0.1"} <= set(found)
+    for name, bounds in found.items():
+        expected = np.quantile([one[name] for one in resamples], (0.025, 0.975))
+        assert bounds == pytest.approx(expected), name
+
+
+def test_of_many_pairs_some_are_drawn_by_their_weight(monkeypatch):
+    scores, pairs = few_classes(150)
+    whole = metrics.class_intervals(scores, pairs)
+    monkeypatch.setattr(metrics, "MOST_RESAMPLED", 10_000)
+    part = metrics.class_intervals(scores, pairs)
+    assert part != whole
+    for name in ("accuracy", "eer", "roc_auc"):
+        assert part[name] == pytest.approx(whole[name], abs=0.05)
+    weight = np.array([0.0, 0.5, 0.1, 0.4, 0])
+    counts = np.bincount(metrics.draw_rows(np.repeat(weight, 4000) / 4000, 10_000) // 4000)
+    assert counts / 10_000 == pytest.approx(weight[:4], abs=0.02)
+    assert metrics.draw_rows(weight, 5) is None

@@ -141,7 +141,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(
     facts = ["24 images of 3 classes", "left out: <a & b>.png"]
     monkeypatch.setattr(data, "describe", lambda config: facts)
     found = evaluated(config)
-    report.write_report(config, tmp_path, 7, {"test": found})
+    report.write_report(config, tmp_path, 7, {"test": found}, constant)
     printed, folder = capsys.readouterr().out, tmp_path / "evaluation"
     values = json.loads((folder / "metrics.json").read_text())
     page = (folder / "report.html").read_text()
@@ -156,11 +156,46 @@ def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(
     assert (folder / "hardest.csv").exists()
 
 
+def constant(_, pairs):
+    """Scores of a network that says the same of all pairs."""
+    return None, np.zeros(len(pairs.label))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_of_files_there_is_what_the_field_reports(
+    whole, set_of_files, tmp_path, monkeypatch, capsys, no_figures
+):
+    bounds = {"accuracy": (0.25, 0.75)}  # three classes are too few for it
+    monkeypatch.setattr(metrics, "class_intervals", lambda *_: bounds)
+    config, found = set_of_files, evaluated(set_of_files, 0.5)
+    if not whole:
+        pairs = data.sample_pairs(config, "test", 150)
+        logits = np.random.default_rng(0).normal(pairs.label)
+        found = scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
+    few = {"way": 3, "shot": 1, "within": True, "error": 0.2, "interval": (0.15, 0.25)}
+    found.metrics["few_shot"] = few | {"episodes": 1000, "facts": ["a", "b"]}
+    report.write_report(config, tmp_path, 7, {"validation": found, "test": found}, constant)
+    values = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    printed = capsys.readouterr().out
+    text = "\n3-way 1-shot within a folder: error 20.00 % (95 %: 15.00 to 25.00 %)"
+    assert f"{text} of 1,000 episodes; a; b\n" in printed
+    assert values["no_learning"]["untrained network"]["eer"] == 0.5
+    assert ("recall_at_1" in values["no_learning"]["L2 distance of pixels"]) == whole
+    if whole:
+        assert values["intervals"].keys() == {"recall_at_1", "map", "accuracy"}
+        assert 0 < values["recall_at_1"] <= values["recall_at_5"] <= 1
+        assert (values["queries"], values["classes"]) == (24, 3)
+        assert re.search(r"recall_at_1 +0\.\d+  0\.\d+ to \d", printed)
+        assert "  95 % intervals are over 3 classes\n" in printed
+    else:
+        assert "  no recall_at_1, recall_at_5, map: they take every pair" in printed
+
+
 def test_a_sample_has_no_interval_of_what_it_cannot_show(tiny, tmp_path, no_figures):
     pairs = data.sample_pairs(tiny, "test", 150)
     logits = np.random.default_rng(0).normal(pairs.label)
     found = scoring.evaluate_pairs(tiny, lambda *_: (None, logits), None, pairs)
-    report.write_report(tiny, tmp_path, 7, {"test": found})
+    report.write_report(tiny, tmp_path, 7, {"test": found}, None)
     values = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     missing = {name for name, value in values.items() if value is None}
     assert missing == {"tar_at_far_0.01", "tar_at_far_0.001"}

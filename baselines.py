@@ -1,0 +1,89 @@
+"""What a network must beat: comparing pixels, and itself before training, on the same pairs.
+
+Where that takes too long, only some of the pairs are asked about, and their number is said.
+"""
+
+import numpy as np
+
+import retrieval
+from metrics import draw_rows, ranking_metrics
+from model import create_model, init_variables
+from shortcuts import pixel_scores
+
+MOST_PRODUCTS = 2**35  # of two pixels, to compare every two images
+MOST_NUMBERS = 2**28  # pixels of image 1 of all pairs, where pairs are compared one by one
+MOST_ENCODED = 1500  # images, or pairs where a network sees both images together
+FEW_PAIRS = 1000  # that the untrained network is asked about where there are more of those
+COLUMNS = ("eer", "roc_auc", "recall_at_1")
+UNTRAINED = "untrained network"
+
+
+def measure(config, score, evaluation):
+    """{name: {"eer", "roc_auc", perhaps "recall_at_1"}} without learning, of files.
+
+    Where not all pairs are asked about, "pairs" is how many.
+
+    `score` (scoring.make_scorer) is called: with several processes by all of them.
+    """
+    if config.data.source == "shapes":
+        return {}
+    pairs = evaluation.pairs
+    m, n, size = len(pairs.label), len(pairs.images), pairs.images[0].size
+    whole = n**2 * size <= MOST_PRODUCTS and m <= n**2
+    some = take(pairs, m if whole else max(100, MOST_NUMBERS // size))
+    found = {name: judge(some, scores, m) for name, scores in pixel_scores(some).items()}
+    whole = (n if config.model.fusion == "siamese" else m) <= MOST_ENCODED
+    some = take(pairs, m if whole else FEW_PAIRS)
+    variables = init_variables(create_model(config), config)
+    return found | {UNTRAINED: judge(some, score(variables, some)[1], m)}
+
+
+def take(pairs, most):
+    """The pairs, or so many drawn by their weight where they are more, with the images in them."""
+    rows = draw_rows(pairs.weight, most)
+    if rows is None:
+        return pairs
+    used, places = np.unique([pairs.first[rows], pairs.second[rows]], return_inverse=True)
+    both, weight = places.reshape(2, -1), np.full(most, 1 / most)
+    one = pairs.images[used], *both, pairs.label[rows], weight, False, True
+    return type(pairs)(*one, None, None)
+
+
+def judge(pairs, scores, count):
+    """What `measure` says of the scores of pairs, which were taken of so many."""
+    found = ranking_metrics(scores, pairs.label, pairs.weight)
+    if pairs.exact and pairs.class_ids is not None:
+        found |= retrieval.measure(pairs, scores)[0]
+    part = {"pairs": len(scores)} if len(scores) < count else {}
+    return {name: found[name] for name in COLUMNS if name in found} | part
+
+
+def verdict(split, values, interval, lines):
+    """A warning, where the network is not clearly better than comparing pixels; else None.
+
+    values: its metrics; interval: of its EER, or None; lines: see `measure`.
+    """
+    eers = [line["eer"] for name, line in lines.items() if name != UNTRAINED]
+    eers = [eer for eer in (*eers, values["eer"]) if eer is not None]
+    if len(eers) < 3:  # there are no lines, or all pairs are of one kind
+        return None
+    pixels, own = min(eers[:-1]), eers[-1]
+    if (interval[1] if interval else own) < pixels:
+        return None
+    how = f"EER {100 * own:.1f} %"
+    how += f", 95 % interval to {100 * interval[1]:.1f} %" if interval and own < pixels else ""
+    better = "not clearly better" if own < pixels else "no better"
+    text = f"warning: on the {split} the network ({how}) is {better} than comparing pixels"
+    return f"{text} (EER {100 * pixels:.1f} %)"
+
+
+def table(values, lines):
+    """The lines beside the network's own metrics: list of str."""
+    texts = [f"{'beside no learning':<28}" + "".join(f"{name:>14}" for name in COLUMNS)]
+    own = {name: values.get(name) for name in COLUMNS}
+    for name, line in ({"the network": own} | lines).items():
+        numbers = (line.get(column) for column in COLUMNS)
+        text = "".join(f"{'-' if x is None else f'{x:.6f}':>14}" for x in numbers)
+        text += f"  of {line['pairs']:,} drawn pairs" if "pairs" in line else ""
+        texts.append(f"  {name:<26}{text}")
+    return texts

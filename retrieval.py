@@ -1,0 +1,151 @@
+"""What the field reports of images in classes: retrieval, and few-shot answers (NumPy).
+
+Equal scores count as their expected value over every order of them: a network that gives one answer
+to everything is right as often as chance.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from errors import UserError, first_five
+from listings import SPLITS
+from metrics import class_draws, percentiles
+
+NEAREST = (1, 5)  # how many of the nearest images recall looks at
+NAMES = (*(f"recall_at_{k}" for k in NEAREST), "map")
+EPISODES = 1000
+
+
+def score_matrix(pairs, logits):
+    """The score of each image with each other one: float32 [n, n]; with itself -inf.
+
+    pairs: every pair of n images (spaces.Pairs with `exact`); logits: [m].
+    """
+    n = len(pairs.images)
+    scores = np.full((n, n), -np.inf, np.float32)
+    scores[pairs.first, pairs.second] = logits
+    if not pairs.ordered:
+        scores[pairs.second, pairs.first] = logits
+    np.fill_diagonal(scores, -np.inf)
+    return scores
+
+
+def measure(pairs, logits):
+    """({name: float} for NAMES and the number of queries, their 95 % intervals over classes).
+
+    Each image is a query, all others are the gallery. An image without another one of its class is
+    no query.
+    """
+    classes = np.unique(pairs.class_ids, return_inverse=True)[1]
+    found = retrieve(score_matrix(pairs, logits), classes)
+    asked = ~np.isnan(found[0])
+    sums = np.array([np.bincount(classes[asked], row[asked]) for row in (*found, asked)])
+    draws = class_draws(len(sums[0]))
+    of_draws = np.divide(*np.split(sums @ draws.T, [len(NAMES)]))
+    resamples = [dict(zip(NAMES, values, strict=True)) for values in of_draws.T]
+    means = dict(zip(NAMES, found[:, asked].mean(axis=1).tolist(), strict=True))
+    return means | {"queries": int(asked.sum())}, percentiles(resamples)
+
+
+def retrieve(scores, classes):
+    """Each of NAMES of each query: float64 [names, n]; nan without another image of its class.
+
+    scores: [n, n], -inf on the diagonal; classes: int [n]. Recall at k is whether one of the k
+    nearest is of the class. "map" is the average precision, with ties as of McSherry & Najork 2008.
+    """
+    n = len(scores)
+    harmonic = np.append(0, np.cumsum(1 / np.arange(1, n)))
+    found = np.full((len(NAMES), n), np.nan)
+    for query, row in enumerate(scores):
+        same = classes == classes[query]
+        same[query] = False
+        wanted, gallery = np.sort(row[same]), np.sort(row)[1:]
+        if not len(wanted):
+            continue
+        # of each wanted image: how many have its score, and how many a higher one
+        (hits, hits_above), (ties, above) = (count(each, wanted) for each in (wanted, gallery))
+        slope = (hits - 1) / np.maximum(ties - 1, 1)
+        spread = harmonic[above + ties] - harmonic[above]
+        precision = (slope * ties + (hits_above + 1 - slope * (above + 1)) * spread) / ties
+        last = int(above[-1]), int(ties[-1]), int(hits[-1])
+        found[:, query] = *(hit_chance(k, *last) for k in NEAREST), precision.mean()
+    return found
+
+
+def count(ordered, values):
+    """Of each value: (how many of `ordered` are equal, how many are higher), int [m] each."""
+    left, right = (ordered.searchsorted(values, side) for side in ("left", "right"))
+    return right - left, len(ordered) - right
+
+
+def hit_chance(k, above, ties, hits):
+    """The probability that one of `hits` among `ties` equal scores is among the first k.
+
+    `above` are the images of higher scores: all of other classes.
+    """
+    drawn = np.arange(min(max(k - above, 0), ties))
+    return 1 - np.prod(np.maximum(ties - hits - drawn, 0) / (ties - drawn))
+
+
+class Episodes(NamedTuple):
+    """Questions of N-way K-shot: of which class of N is the query, by K images of each?"""
+
+    queries: np.ndarray  # int [episodes, N], one image of each class
+    supports: np.ndarray  # int [episodes, N, K], other images of the classes
+    facts: list  # of str: how many groups there are, and what is left out
+
+
+def draw_episodes(classes, groups, way, shot, seed):
+    """Draws EPISODES, each of one group, as a function of the seed alone; raises UserError.
+
+    classes: int [n], 0 ... k - 1, of the images; groups: str [k], of the classes. Every group of
+    `way` classes or more is as probable as another, and so is every class in it.
+    """
+    counts = np.bincount(classes)
+    usable = counts > shot
+    names, group = np.unique(groups, return_inverse=True)
+    sizes = np.bincount(group[usable], minlength=len(names))
+    allowed = np.flatnonzero(sizes >= way)
+    if not len(allowed):
+        text = f"the split has at most {sizes.max()} classes of {shot + 1} images or more"
+        raise UserError(f"--way={way}: {text}{' in one folder' * (len(names) > 1)}")
+    facts = [f"{len(allowed)} groups of classes"] * (len(names) > 1)
+    if lost := names[sizes < way].tolist():
+        facts.append(f"left out: {len(lost)} groups of fewer classes ({first_five(lost)})")
+    if lost := (~usable).sum():
+        facts.append(f"left out: {lost} classes of fewer than {shot + 1} images")
+    random = np.random.Generator(np.random.Philox(key=[seed, len(SPLITS)]))  # not those of pairs
+    chosen = allowed[(random.random((EPISODES, 1)) * len(allowed)).astype(int)]
+    keys = np.where(usable & (group == chosen), random.random((EPISODES, len(counts))), 2)
+    drawn = np.argsort(keys, axis=1)[:, :way]
+    places = draw_distinct(counts[drawn], random.random((*drawn.shape, shot + 1)))
+    starts = np.cumsum(counts) - counts
+    images = np.argsort(classes, kind="stable")[starts[drawn][..., None] + places]
+    return Episodes(images[..., 0], images[..., 1:], facts)
+
+
+def draw_distinct(counts, uniform):
+    """Different whole numbers below each count: int [..., k] of counts [...], uniform [..., k]."""
+    drawn = np.empty(uniform.shape, int)
+    for j in range(uniform.shape[-1]):
+        one = (uniform[..., j] * (counts - j)).astype(int)
+        for earlier in np.moveaxis(np.sort(drawn[..., :j]), -1, 0):
+            one += one >= earlier
+        drawn[..., j] = one
+    return drawn
+
+
+def few_shot(compare, episodes):
+    """Mean error of the episodes, and its 95 % interval: (float, (low, high)).
+
+    compare(first, second) returns the scores of images at these indices, which are broadcast. The
+    answer is the class of the highest mean score.
+    """
+    queries, supports, _ = episodes
+    scores = compare(queries[:, :, None, None], supports[:, None]).mean(axis=-1)
+    own = np.diagonal(scores, axis1=1, axis2=2)[..., None]
+    ties, lost = (scores == own).sum(axis=2), (scores > own).any(axis=2)
+    errors = (1 - np.where(lost, 0, 1 / ties)).mean(axis=1)
+    error, half = errors.mean(), 1.96 * errors.std(ddof=1) / len(errors) ** 0.5
+    return float(error), (float(max(error - half, 0)), float(min(error + half, 1)))

@@ -1,0 +1,126 @@
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+import retrieval
+from errors import UserError
+from spaces import Pairs
+
+
+def scored(classes, levels=None, seed=0):
+    """Scores of images, float32 [n, n]: higher within a class; of so many levels where named."""
+    random = np.random.default_rng(seed)
+    scores = random.normal(size=(len(classes),) * 2) + (classes[:, None] == classes)
+    scores = scores if levels is None else np.digitize(scores, np.linspace(-1, 2, levels - 1))
+    return np.where(np.eye(len(classes)), -np.inf, scores).astype(np.float32)
+
+
+def ranked(scores, classes):
+    """Of a query: [names] of the classes in the order of the scores, as a list defines them."""
+    right = np.array(classes)[np.argsort(-np.array(scores), kind="stable")]
+    places = np.flatnonzero(right) + 1
+    hits = [right[:k].any() for k in retrieval.NEAREST]
+    return [*hits, np.mean(np.arange(1, len(places) + 1) / places)]
+
+
+def test_retrieval_is_that_of_a_ranked_list_and_of_scikit_learn():
+    classes = np.random.default_rng(1).integers(0, 6, 60)
+    classes[7] = 9  # alone in its class
+    scores = scored(classes)
+    found = retrieval.retrieve(scores, classes)
+    assert np.isnan(found[:, 7]).all() and np.isnan(found).sum() == 3
+    for query in {*range(60)} - {7}:
+        others = np.arange(60) != query
+        one, right = scores[query][others], classes[others] == classes[query]
+        np.testing.assert_allclose(found[:, query], ranked(one, right))
+        assert found[2, query] == pytest.approx(average_precision_score(right, one))
+
+
+def test_equal_scores_count_as_the_mean_over_every_order_of_them(monkeypatch):
+    monkeypatch.setattr(retrieval, "NEAREST", (1, 2))
+    classes = np.array([0, 0, 0, 1, 1, 1])
+    for levels in (2, 3):
+        scores = scored(classes, levels)
+        found = retrieval.retrieve(scores, classes)
+        for query in range(6):
+            orders = [list(o) for o in itertools.permutations(np.delete(np.arange(6), query))]
+            every = [ranked(scores[query][o], classes[o] == classes[query]) for o in orders]
+            np.testing.assert_allclose(found[:, query], np.mean(every, axis=0))
+
+
+def test_one_answer_to_everything_is_as_good_as_chance():
+    classes = np.repeat(np.arange(4), 5)
+    equal = np.where(np.eye(20), -np.inf, 0).astype(np.float32)
+    recall1, recall5, _ = retrieval.retrieve(equal, classes)
+    np.testing.assert_allclose(recall1, 4 / 19)
+    np.testing.assert_allclose(recall5, 1 - 15 * 14 * 13 * 12 * 11 / (19 * 18 * 17 * 16 * 15))
+    episodes = retrieval.draw_episodes(classes, np.array(["a"] * 4), 3, 2, seed=0)
+    error, (low, high) = retrieval.few_shot(lambda a, b: equal[a, b], episodes)
+    assert (error, low, high) == pytest.approx((2 / 3, 2 / 3, 2 / 3))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_of_pairs_every_image_is_asked_with_every_other(ordered):
+    classes = np.repeat(np.arange(4), 5)
+    scores = scored(classes) if ordered else scored(classes) + scored(classes).T
+    first, second = np.indices((20, 20)).reshape(2, -1) if ordered else np.triu_indices(20)
+    used = first != second
+    first, second = first[used], second[used]
+    label = np.float64(classes[first] == classes[second])
+    given = np.zeros((20, 1)), first, second, label, label / label.sum(), True, ordered
+    pairs = Pairs(*given, 10 + classes, None)  # the ids of classes begin anywhere
+    np.testing.assert_array_equal(retrieval.score_matrix(pairs, scores[first, second]), scores)
+    means, bounds = retrieval.measure(pairs, scores[first, second])
+    found = retrieval.retrieve(scores, classes)
+    assert [means[name] for name in retrieval.NAMES] == pytest.approx(found.mean(axis=1))
+    assert means["queries"] == 20
+    draws = retrieval.class_draws(4)
+    assert draws.sum(axis=1).tolist() == [4] * len(draws)
+    repeated = [found[2][np.repeat(np.arange(20), d[classes])].mean() for d in draws]
+    assert bounds["map"] == pytest.approx(np.quantile(repeated, (0.025, 0.975)))
+
+
+def test_different_numbers_are_drawn_and_each_row_of_them_as_often_as_another():
+    cells = [(np.arange(12) + 0.5) / 12, (np.arange(12) + 0.5) / 12, [0.25, 0.75]]
+    uniform = np.array(list(itertools.product(*cells)))
+    drawn = retrieval.draw_distinct(np.full(len(uniform), 4), uniform)
+    rows, counts = np.unique(drawn, axis=0, return_counts=True)
+    assert [*map(tuple, rows)] == [*itertools.permutations(range(4), 3)]
+    assert (counts == len(uniform) / 24).all()
+
+
+def test_few_shot_is_that_of_asking_one_query_after_the_other(monkeypatch):
+    monkeypatch.setattr(retrieval, "EPISODES", 100)
+    classes = np.random.default_rng(2).permutation(np.repeat(np.arange(14), 4))
+    classes = np.append(classes[classes != 13][:-1], 13)  # one image of the last class
+    groups = np.array(["a"] * 6 + ["b"] * 5 + ["c"] * 3)
+    scores = scored(classes, levels=6)
+    episodes = retrieval.draw_episodes(classes, groups, way=5, shot=2, seed=3)
+    assert episodes.facts == [
+        "2 groups of classes",
+        "left out: 1 groups of fewer classes (c)",
+        "left out: 1 classes of fewer than 3 images",
+    ]
+    wrong = np.zeros((retrieval.EPISODES, 5))
+    shown = []
+    for e, (queries, supports) in enumerate(zip(*episodes[:2], strict=True)):
+        shown += classes[queries].tolist()
+        assert len({*groups[classes[queries]]}) == 1 and len({*classes[queries]}) == 5
+        assert (classes[supports] == classes[queries][:, None]).all()
+        assert len({*queries, *supports.ravel()}) == 15
+        for i, query in enumerate(queries):
+            means = [np.mean([scores[query, s] for s in kind]) for kind in supports]
+            best = np.flatnonzero(np.isclose(means, max(means)))
+            wrong[e, i] = 1 - (i in best) / len(best)
+    assert {*shown} == {*range(11)}
+    error, (low, high) = retrieval.few_shot(lambda a, b: scores[a, b], episodes)
+    assert error == pytest.approx(wrong.mean())
+    assert high - low == pytest.approx(2 * 1.96 * wrong.mean(axis=1).std(ddof=1) / 10)
+    again = retrieval.draw_episodes(classes, groups, 5, 2, 3)
+    other = retrieval.draw_episodes(classes, groups, 5, 2, 4)
+    assert (again.queries == episodes.queries).all() and (other.queries != episodes.queries).any()
+    text = r"^--way=7: the split has at most 6 classes of 3 images or more in one folder$"
+    with pytest.raises(UserError, match=text):
+        retrieval.draw_episodes(classes, groups, 7, 2, 3)
