@@ -38,7 +38,7 @@ class Listing(NamedTuple):
     class_names: tuple  # of str
     image_splits: np.ndarray  # int8 [n], index into SPLITS where the set says it; or None
     pairs: np.ndarray  # int [m, 3], two images and a label; None unless a list of pairs
-    pair_splits: np.ndarray  # int8 [m], as image_splits; None where the list names none
+    pair_splits: np.ndarray  # int8 [m], as image_splits, or len(SPLITS) + fold of the list; or None
     facts: tuple  # of str, a line each: what was understood, and what was skipped and why
 
 

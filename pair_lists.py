@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import bad_set, first_five
-from listings import SPLIT_NAMES, Listing, file_item
+from listings import SPLIT_NAMES, SPLITS, Listing, file_item
 
 LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
 LABELS |= dict.fromkeys(("0", "0.0", "different", "false"), 0)
@@ -40,10 +40,10 @@ def list_pairs(path):
 
 
 def read_table(path):
-    """A CSV file with columns image1, image2, label and perhaps split.
+    """A CSV file with columns image1, image2, label and perhaps split, or else fold.
 
-    Returns (rows, a list of (name 1, name 2, label), splits int8 [rows] or None, facts); raises
-    UserError. Paths are relative to the file; a backslash in them is taken for a slash.
+    Returns (rows, a list of (name 1, name 2, label), splits int8 [rows] or None as of a Listing,
+    facts); raises UserError. Paths are relative to the file; a backslash is taken for a slash.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, skipinitialspace=True)
@@ -58,23 +58,28 @@ def read_table(path):
         raise bad_set(path, text)
     if not lines:
         raise bad_set(path, "no pairs there, only the names of the columns")
+    named = next((name for name in ("split", "fold") if name in columns), None)
+    words = SPLIT_NAMES if named == "split" else {str(k): len(SPLITS) + k for k in range(100)}
     rows, splits, turned = [], [], set()
     for number, line in lines:
-        names, label, split = (line["image1"], line["image2"]), line["label"], line.get("split")
+        names, label, split = (line["image1"], line["image2"]), line["label"], line.get(named)
         wrong = None
         if label.lower() not in LABELS:
             wrong = f"label {label!r}; must be one of {', '.join(LABELS)}"
         elif not all(names):
             wrong = "the name of an image is missing"
-        elif split is not None and split.lower() not in SPLIT_NAMES:
-            wrong = f"split {split!r}; must be train, validation or test"
+        elif named and split.lower() not in words:
+            must = "train, validation or test" if named == "split" else "a number from 0 to 99"
+            wrong = f"{named} {split!r}; must be {must}"
         if wrong:
             raise bad_set(path, f"line {number}: {wrong}")
         rows.append((*(name.replace("\\", "/") for name in names), LABELS[label.lower()]))
-        splits.append(split and SPLIT_NAMES[split.lower()])
+        splits.append(named and words[split.lower()])
         turned |= {name for name in names if "\\" in name}
+    if named == "fold" and (len({*splits}) < 3 or len({*splits}) <= max(splits) - len(SPLITS)):
+        raise bad_set(path, "the column fold must name three folds or more: 0, 1, 2 and so on")
     facts = (f"backslashes in {len(turned):,} paths are taken for slashes",) if turned else ()
-    return rows, np.array(splits, np.int8) if "split" in columns else None, facts
+    return rows, np.array(splits, np.int8) if named else None, facts
 
 
 def read_lfw(path):
@@ -82,7 +87,7 @@ def read_lfw(path):
 
     A line `name n1 n2` is two images of one person, `name1 n1 name2 n2` of two; an image is
     name/name_0001.jpg, in the list's folder or in a folder there. Ten blocks of equal length, the
-    same before different, are folds: the last is the test, the one before the validation.
+    same before different, are folds.
     """
     rows = []
     for number, line in enumerate(Path(path).read_text("utf-8-sig", "replace").splitlines(), 1):
@@ -100,9 +105,7 @@ def read_lfw(path):
     fold = np.cumsum(np.diff([label for *_, label in rows], prepend=rows[0][2]) == 1)
     facts, splits, sizes = [], None, np.bincount(fold)
     if len(sizes) == LFW_FOLDS and np.ptp(sizes) == 0:
-        splits = (fold - LFW_FOLDS + 3).clip(0).astype(np.int8)
-        text = "the last is the test, the one before the validation, the others train"
-        facts.append(f"{LFW_FOLDS} folds: {text}")
+        splits = (len(SPLITS) + fold).astype(np.int8)
     root, first = Path(path).parent, rows[0][0]
     holders = [folder for folder in sorted(root.iterdir()) if (folder / first).exists()]
     if holders and not (root / first).exists():

@@ -125,7 +125,7 @@ def data_rules(data):
     sources = ("shapes", *images.LISTS)
     yield "data.source", data.source in sources, f"one of {sources}"
     yield "data.p_same", data.p_same <= 1, "from 0 to 1"
-    splits = ("shared", "disjoint", "classes")
+    splits = ("shared", "disjoint", "classes", "groups")
     yield "data.split", data.split in splits, f"one of {splits}"
     drawn = data.source == "shapes"
     yield from (shape_rules if drawn else file_rules)(data)
@@ -141,6 +141,11 @@ def file_rules(data):
     yield "data.path", data.path != "", f"{wanted}, with data.source={data.source}"
     fits = data.split != "shared" or not data.splits_of
     yield "data.splits_of", fits, "empty with data.split=shared, which has no splits to keep"
+    yield "data.folds", data.folds == 0 or 2 <= data.folds <= 100, "0 (none), or from 2 to 100"
+    fits = not data.folds or (data.split != "shared" and not data.splits_of)
+    text = "0 with data.split=shared, whose splits are alike, and with data.splits_of"
+    yield "data.folds", fits, text
+    yield "data.fold", data.fold < max(data.folds, 1), f"below data.folds={data.folds}, or 0"
     yield "data.channels", data.channels in (1, 3), "1 or 3"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
     fits = data.source == "folder" or data.class_level == 0
@@ -148,7 +153,7 @@ def file_rules(data):
     yield "data.fit", data.fit in decoding.FITS, f"one of {decoding.FITS}"
     fits = data.white == 0 or 255 <= data.white <= 65535
     yield "data.white", fits, "0 (found from the set), or a value from 255 to 65535"
-    fits = data.source != "pairs" or data.split != "classes"
+    fits = data.source != "pairs" or data.split in ("shared", "disjoint")
     yield "data.split", fits, "shared or disjoint: a list of pairs has no classes"
 
 
@@ -165,7 +170,8 @@ def shape_rules(data):
     distinct = len([name for name in known if name in data.shapes])
     fits = distinct == len(data.shapes) >= 2 - identity
     yield "data.shapes", fits, f"two or more of {known}, each once"
-    fits = data.split != "classes" or (identity and data.shapes == ("blob",))
+    fits = data.split == "classes" and identity and data.shapes == ("blob",)
+    fits |= data.split in ("shared", "disjoint")
     text = "shared or disjoint, or of blobs alone; data.held_out_shapes keeps kinds out of training"
     yield "data.split", fits, text
     held_out = data.held_out_shapes

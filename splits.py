@@ -2,7 +2,8 @@
 
 In this order: the split that a run had it in (data.splits_of), the split that the set itself gives,
 and what data.split says. Where a hash decides, it is compared with fixed bounds: what is added to a
-set moves nothing that was there.
+set moves nothing that was there. Folds (data.folds) are equal parts instead, in the order of the
+hashes: what is added may move others into the next fold.
 """
 
 import gzip
@@ -24,6 +25,7 @@ from listings import SPLITS
 SHARES = (0.8, 0.1, 0.1)  # of the images, classes or pairs, where the splits are disjoint
 BOUNDS = np.cumsum((0, *SHARES))  # of the hashes of each split
 FINGERPRINT = "data.json.gz"  # in the folder of a run: see `fingerprint`
+WHOLE = ("classes", "groups")  # values of data.split that leave each class whole
 
 
 def assign_splits(data):
@@ -44,7 +46,8 @@ def assign(data):
     if files.pairs is None:
         what, own, names, usable = "images", files.image_splits, files.names, files.classes >= 0
     else:
-        what, own, names = "pairs", files.pair_splits, pair_names(files)
+        what, names = "pairs", pair_names(files)
+        own, own_how = list_splits(data, files.pair_splits)
         usable = (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
         if not usable.all():
             text = f"{(~usable).sum():,} of {len(names):,} pairs have an image that cannot be read"
@@ -60,8 +63,8 @@ def assign(data):
     elif own is None:
         how, splits = "connected groups of images", divide_pairs(files, usable, before)
     else:
-        how, splits = "the list itself (data.split moves none)", own
-    if what == "images" and own is None and data.split == "classes":
+        how, splits = own_how, own
+    if what == "images" and own is None and data.split in WHOLE:
         before = np.full_like(before, -1)  # the class decides, as it did in that run
     splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
@@ -71,6 +74,25 @@ def assign(data):
         text = f"{lost:,} of {len(names):,} pairs join images of two splits and are left out"
         facts.append(f"{text}; a column split (train, validation, test) would keep them")
     return splits, facts
+
+
+def list_splits(data, given):
+    """The splits that a list of pairs gives itself, perhaps by its folds: (int [m] or None, how).
+
+    given: see `listings.Listing`. Raises UserError where data.folds are not those of the list.
+    """
+    count = 0 if given is None else max(int(given.max()) - len(SPLITS) + 1, 0)
+    if data.folds not in (0, count):
+        text = f"the list has {count} folds; say so, or give it a column fold (and none split)"
+        raise UserError(f"data.folds={data.folds}: {text}")
+    if not count:
+        return given, "the list itself (data.split moves none)"
+    test, validation = count - 1, count - 2
+    if data.folds:
+        test, validation = data.fold, (data.fold + 1) % count
+    how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
+    fold = given - len(SPLITS)
+    return np.select([fold == test, fold == validation], [2, 1], 0), how
 
 
 def hash_texts(files):
@@ -126,7 +148,7 @@ def split_facts(data):
     if data.source in ("shapes", "pairs"):
         return tuple(facts)
     files, facts = images.load(data), list(facts)
-    divided = data.split != "classes" and files.image_splits is None  # each class in each split
+    divided = data.split not in WHOLE and files.image_splits is None  # each class in each split
     for split in SPLITS[:1] if splits is None else SPLITS:
         _, here = count_classes(data, files, split)
         lost = here < 2 if divided else here == 1
@@ -156,6 +178,20 @@ def hash_name(name):
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
+def lower_bits(hashes):
+    """Numbers in [0, 1) that look random, too, and independent of the order of the hashes."""
+    return hashes * 2.0**20 % 1
+
+
+def deal(hashes, usable, folds):
+    """The fold of each unit: int [n]. Equal parts of those `usable`, in the order of the hashes.
+
+    Units of equal hashes are in one fold.
+    """
+    order = np.unique(hashes[usable])
+    return (np.searchsorted(order, hashes) * folds // max(len(order), 1)).clip(max=folds - 1)
+
+
 def divide_images(data, files, usable, known, before):
     """Divides images: (int8 [n], by what, facts). Splits that the set lacks are made of its train.
 
@@ -164,52 +200,123 @@ def divide_images(data, files, usable, known, before):
     own, how, facts = files.image_splits, "the set itself (data.split moves none)", []
     if own is None:
         own, how = np.zeros(len(usable), np.int8), f"data.split={data.split}"
+        text = f" (fold {data.fold} of {data.folds} is the test, a tenth of the rest validation)"
+        how += text if data.folds else ""
+    elif data.folds:
+        text = "the set itself says which images are its test: leave the key out"
+        raise UserError(f"data.folds={data.folds}: {text}")
     made = [0, *({1, 2} - {*own})]
     free = usable & (own == 0)
-    if data.split == "classes" and len(made) > 1:
+    if data.split in WHOLE and len(made) > 1:
         side, facts = divide_classes(data, files, free, known, before, made)
         side = side[files.classes]
+    elif data.folds:
+        side = by_hash(lower_bits(files.split_hash)) % 2  # test, 2, is made train, 0
+        side[deal(files.split_hash, free, data.folds) == data.fold] = 2
     else:
         side = by_hash(files.split_hash)
     if len(made) == 2:
-        what = "class's name" if data.split == "classes" else "pixels"
+        what = "name" if data.split in WHOLE else "pixels"
         how += f"; {SPLITS[made[1]]} is a tenth of train, by a hash of the {what}"
     return np.where(free & np.isin(side, made), side, own), how, facts
 
 
 def divide_classes(data, files, free, known, before, made):
-    """Divides classes between the splits `made`: (the split of each class, int8 [k], list of str).
+    """Divides classes between the splits `made`: (the split of each class, int [k], list of str).
 
-    A hash of the name decides, unless a run had the class, or images of it, in a split. A split in
-    which fewer than two classes have two images that are `free`, bool [n], gets those that are
-    nearest to its bounds.
+    A hash of the name decides, unless a run had the class, or images of it, in a split. The test of
+    folds or groups is chosen first. Classes count that have two images that are `free`, bool [n].
     """
-    names, classes = files.class_names, files.classes
-    usable = np.bincount(classes[free], minlength=len(names)) > 1
-    if len(made) == 3 and usable.sum() < 6:
+    names = files.class_names
+    usable = np.bincount(files.classes[free], minlength=len(names)) > 1
+    fixed = known_classes(data, files, free, known, before)
+    hashes, least, facts = np.array([hash_name(name) for name in names]), (2, 2, 2), []
+    if data.folds or data.split == "groups":
+        in_test, facts = choose_test(data, names, usable, fixed, made)
+        fixed = np.where(in_test, 2, fixed)
+        hashes, made = lower_bits(hashes), [split for split in made if split < 2]
+        least = (2, min(max((usable & ~in_test).sum() // 5, 2), 6), 2)
+    elif len(made) == 3 and usable.sum() < 6:
         text = f"{usable.sum()} classes of two images or more; data.split=classes takes six"
         raise bad_set(data.path, f"{text}, two a split: add classes, or say data.split=disjoint")
-    had, old = np.zeros((len(names), 3), bool), free & (before >= 0)
-    had[classes[old], before[old]] = True
+    side, moved = settle(hashes, usable, fixed, made, least)
+    return side, facts + say_moved("classes", names, side, moved)
+
+
+def known_classes(data, files, free, known, before):
+    """The split in which a run had each class, int [k]; -1: it is new. Raises UserError."""
+    names, old = files.class_names, free & (before >= 0)
+    had = np.zeros((len(names), 3), bool)
+    had[files.classes[old], before[old]] = True
     if mixed := [names[k] for k in np.flatnonzero(had.sum(axis=1) > 1)]:
         text = f"that run had images of one class in several splits: {first_five(mixed)}"
         raise UserError(f"data.splits_of={data.splits_of}: {text}; say data.split=disjoint")
     fixed = np.array([known.get(name, -1) for name in names])
-    fixed = np.where(had.any(axis=1), had.argmax(axis=1), fixed)
-    hashes, moved = np.array([hash_name(name) for name in names]), []
-    side = np.where(fixed >= 0, fixed, by_hash(hashes))
-    side[~np.isin(side, made)] = 0
+    return np.where(had.any(axis=1), had.argmax(axis=1), fixed)
+
+
+def choose_test(data, names, usable, fixed, made):
+    """The classes of the test, where it is of whole groups or a fold: (bool [k], list of str).
+
+    A group is the path of a class without its last part. Raises UserError where there are too few.
+    """
+    if 2 not in made:
+        return np.zeros(len(names), bool), []
+    grouped = data.split == "groups"
+    units = [(os.path.dirname(name) or ".") if grouped else name for name in names]
+    units, unit = np.unique(units, return_inverse=True)
+    weights, hashes = np.bincount(unit, usable), np.array([hash_name(name) for name in units])
+    tested, others = (np.bincount(unit, np.isin(fixed, some)) > 0 for some in ([2], [0, 1]))
+    if mixed := units[tested & others].tolist():
+        text = f"that run had one group in the test and in another split: {first_five(mixed)}"
+        raise UserError(f"data.splits_of={data.splits_of}: {text}; say data.split=classes")
+    known, rest, moved = np.where(tested, 2, np.where(others, 0, -1)), 2 * len(made) - 2, []
+    if data.folds:
+        fold = deal(hashes, weights > 0, data.folds)
+        side = np.where(known >= 0, known, np.where(fold == data.fold, 2, 0))
+        sizes = np.bincount(fold, weights, data.folds)
+    else:
+        side, moved = settle(hashes, weights, known, [0, 2], (rest, 0, 2))
+        sizes = np.bincount(side, weights, 3)[2:]
+    if not data.splits_of and (sizes.min() < 2 or usable.sum() - sizes.max() < rest):
+        text = f"{usable.sum()} classes of two images or more"
+        text += f" in {len(units)} groups ({first_five(units)})" if grouped else ""
+        what, remedy = "the test takes two or more, of whole groups", "data.split=classes"
+        if data.folds:
+            what, remedy = f"each of {data.folds} folds takes two or more", "fewer data.folds"
+        text += f"; {what}, and leaves {rest} or more: add classes, or say {remedy}"
+        raise bad_set(data.path, text)
+    chosen = units[(side == 2) & (weights > 0)]
+    text = f"the test is {len(chosen)} of {len(units)} groups of classes ({first_five(chosen)})"
+    text += "; validation is about a tenth of the classes of the others" if 1 in made else ""
+    return (side == 2)[unit], [text] * grouped + say_moved("groups", units, side, moved)
+
+
+def settle(hashes, weights, fixed, made, least):
+    """Puts classes, or groups of them, into the splits `made`: (int [n], which were moved).
+
+    A hash decides, unless one is `fixed`, int [n]; -1: it is not. weights: how many classes each
+    has. A split of fewer than `least` classes, [3], gets those that are nearest to its bounds.
+    """
+    side, moved = by_hash(hashes), []
+    side = np.where(fixed >= 0, fixed, np.where(np.isin(side, made), side, 0))
     for split in made:
         distance = np.maximum(BOUNDS[split] - hashes, hashes - BOUNDS[split + 1])
         for k in np.argsort(distance, kind="stable"):
-            count = np.bincount(side[usable], minlength=3)
-            if count[split] >= 2:
+            count = np.bincount(side, weights, 3)
+            if count[split] >= least[split]:
                 break
-            if usable[k] and fixed[k] < 0 and count[side[k]] > 2:
+            if weights[k] and fixed[k] < 0 and count[side[k]] - weights[k] >= least[side[k]]:
                 side[k] = split
-                moved.append(f"{names[k]} ({SPLITS[split]})")
-    text = "classes moved into a split that would have fewer than two"
-    return side, [f"{text}: {len(moved)} ({first_five(moved)})"] if moved else []
+                moved.append(k)
+    return side, moved
+
+
+def say_moved(what, names, side, moved):
+    """What is to be said about classes or groups that `settle` has moved: list of str."""
+    texts = [f"{names[k]} ({SPLITS[side[k]]})" for k in moved]
+    text = f"{what} moved into a split that would have too few classes"
+    return [f"{text}: {len(moved)} ({first_five(texts)})"] if moved else []
 
 
 def divide_pairs(files, usable, before):

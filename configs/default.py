@@ -67,7 +67,8 @@ def data_config():
     data.channels = 1  # 1: grey; 3: colour, for files only
     data.same_as = "class"  # what "same" means: class: kind of shape; pixels; identity: which blob
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
-    data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class
+    data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class;
+    # groups, of files: no class, and of the test no group (the class's path but its last part)
     data.update(file_keys())
     data.update(shape_keys())
     return data
@@ -79,6 +80,8 @@ def file_keys():
     data.class_level = 0  # 0: the class is the folder of an image; 1: the first folder of its path
     data.fit = "squeeze"  # into the square: squeeze; pad: with the ground; crop: the middle
     data.white = 0  # the value of white in images of over 8 bits; 0: found from the whole set
+    data.folds = 0  # equal parts of the images, classes or groups: one is the test; 0: none
+    data.fold = 0  # which of them, from 0 to data.folds - 1; folds.py trains with each
     data.splits_of = ""  # folder of a run whose images keep the split that they have there
     return data
 

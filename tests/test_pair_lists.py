@@ -205,15 +205,35 @@ def test_the_list_of_lfw_is_read_as_it_is_with_its_folds(tmp_path, folder, first
     listing = list_pairs(tmp_path / "pairs.txt")
     start = "" if folder == "." else "lfw/"
     assert as_text(listing) == [(start + a, start + b, label) for a, b, label in pairs]
-    assert listing.pair_splits.tolist() == [0] * 48 + [1] * 6 + [2] * 6
+    assert (listing.pair_splits - len(SPLITS)).tolist() == [k // 6 for k in range(60)]
     facts = [
         "60 pairs of 100 images, 30 of them the same",
-        "10 folds: the last is the test, the one before the validation, the others train",
         "images are taken from the folder lfw",
     ]
-    assert listing.facts == tuple(facts[: 2 if folder == "." else 3])
+    assert listing.facts == tuple(facts[: 1 if folder == "." else 2])
     for split, count in zip(SPLITS, (48, 6, 6), strict=True):
         assert len(open_split(config_of(tmp_path / "pairs.txt").data, split).pairs) == count
+
+
+def test_a_column_names_the_folds_of_a_list(tmp_path):
+    names, header = save(tmp_path, "a.png", "b.png", "c.png"), ("image1", "image2", "label", "fold")
+    rows = [(names[i % 2], names[2], i % 2, k) for i, k in enumerate([3, 0, 2, 2, 1, 11])]
+    rows += [(names[0], names[1], 1, k) for k in range(12)]
+    listing = list_pairs(write_pairs(tmp_path / "pairs.csv", rows, header))
+    assert (listing.pair_splits - len(SPLITS)).tolist() == [row[3] for row in rows]
+    both = [(*row, "test") for row in rows]
+    listing = list_pairs(write_pairs(tmp_path / "pairs.csv", both, (*header, "split")))
+    assert {*listing.pair_splits} == {SPLITS.index("test")}
+    for wrong, text in ((12, "three folds or more: 0, 1, 2 and so on"), ("x", "fold 'x'; must be")):
+        chosen = [row for row in rows if row[3] != 5] + [(*rows[0][:3], wrong)]
+        with pytest.raises(UserError, match=text):
+            list_pairs(write_pairs(tmp_path / "pairs.csv", chosen, header))
+    with pytest.raises(UserError, match="three folds or more"):
+        list_pairs(
+            write_pairs(
+                tmp_path / "pairs.csv", [(*r[:3], i % 2) for i, r in enumerate(rows)], header
+            )
+        )
 
 
 def test_a_list_of_lfw_without_folds_has_no_splits(tmp_path):

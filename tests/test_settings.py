@@ -39,7 +39,7 @@ def check(key, value):
         ("data.shapes", ("circle",), "two or more"),
         ("data.shapes", ("circle", "circle"), "two or more"),
         ("data.placement", "left", "one of ('margin', 'inside', 'centre')"),
-        ("data.split", "random", "one of ('shared', 'disjoint', 'classes')"),
+        ("data.split", "random", "one of ('shared', 'disjoint', 'classes', 'groups')"),
         ("data.split", "classes", "data.held_out_shapes keeps kinds out"),
         ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
         ("data.path", "photos", "empty with data.source=shapes"),

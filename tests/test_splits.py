@@ -7,6 +7,7 @@ import pytest
 
 import data
 import images
+import settings
 import spaces
 import splits
 from configs import default
@@ -105,7 +106,7 @@ def test_a_split_of_too_few_classes_takes_those_nearest_to_its_bounds(give, monk
     asked = give(folder(np.repeat(range(6), 2), hashes), split="classes")
     expected = {"a": 0, "b": 0, "e": 1, "f": 1, "c": 2, "d": 2}
     assert assign_splits(asked)[::2].tolist() == [expected[name] for name in hashes]
-    text = "classes moved into a split that would have fewer than two"
+    text = "classes moved into a split that would have too few classes"
     assert split_facts(asked)[1:] == (f"{text}: 3 (e (validation), d (test), c (test))",)
     hashes["g"] = 0.79  # of one image: it is in no pair of the same, and moves nothing
     asked = give(folder([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6], hashes), split="classes")
@@ -133,7 +134,7 @@ def test_six_classes_are_always_enough(case, give):
     assert np.bincount(found, minlength=3).min() >= 2
     by_name = [literal_split(literal_hash(name)) for name in names]
     moved = (found != by_name).sum()
-    said = f"classes moved into a split that would have fewer than two: {moved} ("
+    said = f"classes moved into a split that would have too few classes: {moved} ("
     assert any(fact.startswith(said) for fact in split_facts(asked)) == (moved > 0)
     for split in SPLITS:
         data.open_split(asked, split)
@@ -194,7 +195,7 @@ def test_a_split_that_a_set_does_not_name_is_made_of_train(give, split, missing)
     ]
     assert assign_splits(give(files, split=split)).tolist() == expected
     text = "images are split by the set itself (data.split moves none); "
-    what = "class's name" if split == "classes" else "pixels"
+    what = "name" if split == "classes" else "pixels"
     text += f"{SPLITS[missing]} is a tenth of train, by a hash of the {what}: "
     assert split_facts(give(files, split=split))[0].startswith(text)
 
@@ -263,6 +264,202 @@ def test_a_run_whose_splits_share_their_images_is_refused(give, tmp_path):
 def test_a_run_without_a_fingerprint_is_refused(give, tmp_path):
     with pytest.raises(UserError, match=rf"^data.splits_of={tmp_path}: data.json.gz is missing"):
         assign_splits(give(folder(np.repeat(range(6), 9)), splits_of=str(tmp_path)))
+
+
+def fold_of(names, count):
+    """The fold of each name, from 0: equal parts of the names in the order of their hashes."""
+    ranked = sorted({*names}, key=literal_hash)
+    return [ranked.index(name) * count // len(ranked) for name in names]
+
+
+@pytest.mark.parametrize("count", [2, 5, 7])
+def test_each_class_is_in_the_test_of_one_fold(give, count):
+    names = [f"person{k}" for k in range(40)]
+    files = folder(np.append(np.repeat(range(40), 2), 40), [*names, "one image"])
+    for fold in range(count):
+        asked = give(files, split="classes", folds=count, fold=fold)
+        found = assign_splits(asked)[:80:2]
+        assert (found == TEST).tolist() == [k == fold for k in fold_of(names, count)]
+        rest = (found != TEST).sum()
+        assert np.sum(found == VALIDATION) >= min(max(rest // 5, 2), 6)
+        assert np.sum(found == TRAIN) >= rest * 0.7
+        text = f"data.split=classes (fold {fold} of {count} is the test, a tenth of the rest valid"
+        assert text in split_facts(asked)[0]
+        for split in SPLITS:
+            open_split(asked, split)
+
+
+def test_a_tenth_of_the_classes_outside_of_a_fold_is_its_validation(give):
+    names = [f"{k}" for k in range(2000)]
+    asked = give(folder(np.repeat(range(2000), 2), names), split="classes", folds=4, fold=1)
+    found = assign_splits(asked)[::2]
+    assert np.bincount(found).tolist()[TEST] == 500
+    assert np.sum(found == VALIDATION) == pytest.approx(150, abs=4 * (1500 * 0.1 * 0.9) ** 0.5)
+
+
+def test_folds_of_images_are_equal_and_equal_pixels_are_in_one(give):
+    files = folder(np.repeat(range(10), 60))
+    files = files._replace(split_hash=np.repeat(files.split_hash[::2], 2))
+    tested = np.zeros(600, int)
+    for fold in range(3):
+        found = assign_splits(give(files, folds=3, fold=fold))
+        assert (found[::2] == found[1::2]).all()
+        expected = np.argsort(np.argsort(files.split_hash[::2])) // 100 == fold
+        assert (found[::2] == TEST).tolist() == expected.tolist()
+        bits = files.split_hash * 2**20 % 1  # the lower ones: independent of the order
+        expected = (bits >= 0.8) & (bits < 0.9) & (found != TEST)
+        assert (found == VALIDATION).tolist() == expected.tolist() and expected.any()
+        tested += found == TEST
+    assert (tested == 1).all()
+
+
+ALPHABETS = {"Greek": 24, "Latin": 26, "old/Korean": 40, "Balinese": 24, "Braille": 26}
+LETTERS = [f"{alphabet}/{k}" for alphabet, count in ALPHABETS.items() for k in range(count)]
+ALPHABET = np.array([name.rpartition("/")[0] for name in LETTERS])
+
+
+@pytest.mark.parametrize("changes", [{}, {"folds": 5}, {"folds": 2}])
+def test_no_group_of_the_test_is_in_another_split(give, changes):
+    files, tested = folder(np.repeat(range(len(LETTERS)), 3), LETTERS), []
+    for fold in range(changes.get("folds", 1)):
+        asked = give(files, split="groups", fold=fold, **changes)
+        found = assign_splits(asked).reshape(-1, 3)
+        assert (found == found[:, :1]).all()  # each class is whole
+        found = found[:, 0]
+        groups = {*ALPHABET[found == TEST]}
+        assert (found == TEST).tolist() == np.isin(ALPHABET, [*groups]).tolist()
+        assert 6 <= np.sum(found == VALIDATION) <= 30 and {*found} == {TRAIN, VALIDATION, TEST}
+        assert {*ALPHABET[found == TRAIN]} == {*ALPHABETS} - groups  # all are learnt from
+        named = ", ".join(sorted(groups))
+        text = f"the test is {len(groups)} of 5 groups of classes ({named}); validation is about a"
+        assert split_facts(asked)[1].startswith(text)
+        tested.append(groups)
+    if changes:
+        of_group = dict(zip(ALPHABET, fold_of(ALPHABET.tolist(), changes["folds"]), strict=True))
+        assert tested == [{g for g in of_group if of_group[g] == k} for k in range(len(tested))]
+
+
+def test_the_hash_of_a_group_decides_and_a_group_is_moved_where_none_is_the_test(give, monkeypatch):
+    hashes = {"a": 0.1, "b": 0.95, "c": 0.85, "d": 0.7}
+    names = [f"{group}/{k}" for group in "abcd" for k in range(4)]
+    monkeypatch.setattr(splits, "hash_name", lambda name: hashes.get(name, 0.5))
+    asked = give(folder(np.repeat(range(16), 2), names), split="groups")
+    assert np.flatnonzero(assign_splits(asked)[::2] == TEST).tolist() == [4, 5, 6, 7]  # of b
+    hashes["b"] = 0.2
+    asked = give(folder(np.repeat(range(16), 2), names), split="groups")
+    assert np.flatnonzero(assign_splits(asked)[::2] == TEST).tolist() == [8, 9, 10, 11]  # of c
+    text = "groups moved into a split that would have too few classes: 1 (c (test))"
+    assert split_facts(asked)[2] == text
+
+
+def test_a_test_of_groups_is_made_of_the_train_of_a_set(give):
+    own = np.where(np.arange(len(LETTERS)) % 9, TRAIN, VALIDATION)
+    files = folder(np.repeat(range(len(LETTERS)), 2), LETTERS, image_splits=np.repeat(own, 2))
+    found = assign_splits(give(files, split="groups"))[::2]
+    assert (found == VALIDATION).tolist() == (own == VALIDATION).tolist()
+    assert {*ALPHABET[found == TEST]} and not {*ALPHABET[found == TEST]} & {
+        *ALPHABET[found == TRAIN]
+    }
+
+
+def test_a_run_of_a_fold_keeps_its_test_where_images_were_added(give, tmp_path):
+    asked = give(folder(np.repeat(range(len(LETTERS)), 2), LETTERS), split="groups", folds=5)
+    before = assign_splits(asked)[::2].tolist()
+    known = {name: SPLITS[k] for name, k in zip(LETTERS, before, strict=True)}
+    run = fingerprint(tmp_path / "run", classes=known)
+    test = ALPHABET[before.index(TEST)]
+    more = [
+        *LETTERS,
+        f"{test}/new",
+        "Greek/new",
+        "Latin/new",
+        *(f"{a}/{k}" for a in "uvw" for k in "01"),
+    ]
+    grown = folder(np.repeat(range(len(more)), 2), more)
+    found = assign_splits(give(grown, split="groups", folds=5, splits_of=run))[::2].tolist()
+    assert found[: len(before)] == before
+    for name, split in zip(more, found, strict=True):
+        group = name.rpartition("/")[0]
+        assert group not in ALPHABETS or (split == TEST) == (group == test)
+    less = folder(np.repeat(range(6), 2), LETTERS[:6])  # of one group: too few for a new run
+    found = assign_splits(give(less, split="groups", folds=5, splits_of=run))[::2]
+    assert found.tolist() == before[:6]
+    one = {"Greek/0": "train", "Greek/1": "test"}
+    run = fingerprint(tmp_path / "mixed", classes=one)
+    with pytest.raises(UserError, match=r"run had one group in the test and in another .*: Greek;"):
+        assign_splits(give(grown, split="groups", splits_of=run))
+
+
+@pytest.mark.parametrize(
+    "names, changes, text",
+    [
+        (["a", "b", "c"] * 2, {}, "6 classes of two images or more in 1 groups (.); the test "
+         "takes two or more, of whole groups, and leaves 4 or more: add classes, or say data.split"
+         "=classes"),
+        (["a/0", "a/1", "b/0", "b/1", "b/2"], {}, "5 classes of two images or more in 2 groups ("),
+        (["a/0", "a/1", "b/0", "b/1", "c/0"], {"folds": 3}, "5 classes of two images or more "
+         "in 3 groups (a, b, c); each of 3 folds takes two or more, and leaves 4 or more: add "
+         "classes, or say fewer data.folds"),
+        (["a/0", "b/1", "c/0"] * 3, {"folds": 4}, "9 classes of two images or more in 3 groups"),
+        (range(9), {"folds": 5, "split": "classes"}, "9 classes of two images or more; each of 5"),
+        (range(6), {"folds": 2, "split": "classes"}, "6 classes of two images or more; each of 2"),
+    ],
+)  # fmt: skip
+def test_too_few_groups_or_classes_for_folds_are_refused(give, names, changes, text):
+    names = [f"{name}{k}" for k, name in enumerate(names)]
+    asked = give(folder(np.repeat(range(len(names)), 2), names), **{"split": "groups"} | changes)
+    with pytest.raises(UserError) as raised:
+        assign_splits(asked)
+    assert str(raised.value).startswith(f"data.path=given: {text}")
+
+
+def test_folds_are_refused_where_something_else_says_the_test(give):
+    files = folder(np.repeat(range(9), 2), image_splits=[0, 2] * 9)
+    with pytest.raises(UserError, match=r"^data.folds=3: the set itself says which images are its"):
+        assign_splits(give(files, folds=3))
+    given = listed([(0, 1, 1), (1, 2, 0)] * 3, pair_splits=np.array([0, 0, 1, 1, 2, 2]))
+    for pairs in (given, given._replace(pair_splits=None)):
+        with pytest.raises(UserError, match=r"^data.folds=3: the list has 0 folds; say so, or giv"):
+            assign_splits(give(pairs, folds=3))
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"folds": 1}, "data.folds=1: must be 0 (none), or from 2 to 100"),
+        ({"folds": 3, "fold": 3}, "data.fold=3: must be below data.folds=3"),
+        ({"fold": 1}, "data.fold=1: must be below data.folds=0, or 0"),
+        ({"folds": 3, "split": "shared"}, "data.folds=3: must be 0 with data.split=shared"),
+        ({"folds": 3, "splits_of": "a"}, "data.folds=3: must be 0 with data.split=shared, whose"),
+        ({"source": "pairs", "split": "groups"}, "data.split=groups: must be shared or disjoint"),
+        ({"source": "shapes", "path": "", "split": "groups"}, "data.split=groups: must be shared"),
+        ({"source": "shapes", "path": "", "folds": 3}, "data.folds=3: must be left out: it has"),
+    ],
+)
+def test_folds_and_groups_that_make_no_sense_are_refused(changes, text):
+    config = default.get_config()
+    config.data.update({"source": "folder", "path": "a", "split": "disjoint"} | changes)
+    with pytest.raises(UserError) as raised:
+        settings.check(config)
+    assert str(raised.value).startswith(f"config.{text}")
+
+
+@pytest.mark.parametrize("count", [3, 10])
+def test_each_fold_of_a_list_is_the_test_once(give, count):
+    pairs, fold = people(20, np.random.default_rng(0)), np.random.default_rng(1)
+    fold = np.append(np.arange(count), fold.integers(0, count, len(pairs) - count))
+    files = listed(pairs, pair_splits=(3 + fold).astype(np.int8))
+    wanted = [{i: TEST, (i + 1) % count: VALIDATION} for i in range(count)]
+    wanted.append({count - 1: TEST, count - 2: VALIDATION})  # without data.folds
+    for i, splits_of_folds in enumerate(wanted):
+        chosen = {"folds": count, "fold": i} if i < count else {}
+        asked = give(files, **chosen)
+        assert assign_splits(asked).tolist() == [splits_of_folds.get(k, TRAIN) for k in fold]
+        test, validation = splits_of_folds
+        text = f"{count} folds (fold {test} is the test, fold {validation} the validation): "
+        assert f"pairs are split by the list's {text}" in split_facts(asked)[0]
+    with pytest.raises(UserError, match=f"^data.folds=7: the list has {count} folds; say so, or"):
+        assign_splits(give(files, folds=7))
 
 
 def people(count, random):

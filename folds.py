@@ -1,0 +1,74 @@
+"""Cross-validation: trains once for each fold, which is then the test, and sums the tests up.
+
+    python folds.py --config=configs/folder.py --config.data.path=photos --config.data.folds=5
+
+Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The same command
+continues what was interrupted. The table is written to WORKDIR/folds.md and folds.json.
+"""
+
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import command_line
+import settings
+import train
+from report import write_table
+
+TRAIN = Path(__file__).with_name("train.py")
+
+
+def main(options):
+    config, name = command_line.read_config(options)
+    if not config.data.folds or config.data.fold:
+        text = "say in how many with --config.data.folds=5, and no fold: each is trained with"
+        raise UserError(f"folds.py divides the data into folds: {text}")
+    workdir = settings.named_workdir(options.workdir or f"runs/{name}")
+    if (workdir / "config.json").exists():
+        raise UserError(f"--workdir={workdir}: a run of train.py is there; name another folder")
+    found = [train_fold(workdir, fold, config.data.folds) for fold in range(config.data.folds)]
+    summarize(workdir, found)
+
+
+def train_fold(workdir, fold, count):
+    """Runs train.py with a fold: the metrics of its test, a dict. Exits where training fails."""
+    print(f"fold {fold} of {count}: {workdir / f'fold-{fold}'}", flush=True)
+    given = (f"--workdir={workdir / f'fold-{fold}'}", f"--config.data.fold={fold}")
+    with subprocess.Popen([sys.executable, TRAIN, *sys.argv[1:], *given]) as training:
+        signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches training itself: it saves
+        signal.signal(signal.SIGTERM, lambda number, _: training.send_signal(number))
+        code = training.wait()
+    if code:
+        code = code if code > 0 else 128 - code  # of a signal, as a shell has it
+        text = f"fold {fold} of {count} ended with exit code {code}; the same command continues"
+        print(f"error: {text}", file=sys.stderr)
+        raise SystemExit(code)
+    return json.loads((workdir / f"fold-{fold}/evaluation/metrics.json").read_text())
+
+
+def summarize(workdir, found):
+    """Prints and writes the metrics of each fold, their mean and their standard deviation (n - 1).
+
+    A metric that is unknown in one fold is left out.
+    """
+    found = [settings.flatten(one) for one in found]
+    known = [k for k in found[0] if all(isinstance(one.get(k), float) for one in found)]
+    known.remove("threshold")
+    values = np.array([[one[name] for name in known] for one in found])
+    rows = {f"fold {i}": row for i, row in enumerate(values)}
+    rows |= {"mean": values.mean(axis=0), "standard deviation": values.std(axis=0, ddof=1)}
+    kept = {name: dict(zip(known, row.tolist(), strict=True)) for name, row in rows.items()}
+    (workdir / "folds.json").write_text(json.dumps(kept, indent=2) + "\n")
+    table = [{"test": name} | {k: f"{v:.4f}" for k, v in row.items()} for name, row in kept.items()]
+    write_table(workdir / "folds.md", table)
+
+
+if __name__ == "__main__":
+    command_line.run(train.define_flags, main)
