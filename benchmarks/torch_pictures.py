@@ -39,32 +39,34 @@ def main():
     torch.manual_seed(options.seed)
     np.random.seed(options.seed)  # noqa: NPY002, MPerClassSampler draws from there
     torch.set_num_threads(os.cpu_count())
-    names, images = read(options.train, options.size)
-    labels = np.unique([os.path.dirname(name) for name in names], return_inverse=True)[1]
-    if options.turns:  # of each class as further classes
-        labels = np.concatenate([labels + quarter * (labels.max() + 1) for quarter in range(4)])
-        images = np.concatenate([np.rot90(images, quarter, (1, 2)) for quarter in range(4)])
-    mean, std = (float(f(images / np.float32(255))) for f in (np.mean, np.std))
-    images, labels = to_tensor(images, mean, std), torch.from_numpy(labels)
-    names, test = read(options.test, options.size, images.shape[1])
-    test = to_tensor(test, mean, std)
+    images, labels, names, test = load(options)
     network = make_network(images.shape[1], options.size).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(network.parameters(), 1e-3, fused=True)
     batches, loss_of, paused, steps = sample(labels), RECIPES[options.recipe](), 0.0, 0
     for seconds in options.seconds:
-        first, began = steps, time.perf_counter()
         while time.perf_counter() - BEGAN - paused < seconds:
             rows = next(batches)
             chosen = change(images[rows], options.photos)
             train_step(network, optimizer, loss_of, chosen, labels[rows], options.bfloat16)
             steps += 1
         end = time.perf_counter()
-        each = 1000 * (end - began) / max(1, steps - first)
-        print(f"{seconds} s: {steps:,} steps, {each:.1f} ms each", flush=True)
-        embeddings = encode(network, test, options)
-        found = {"names": names, "embeddings": embeddings, "wall": end - BEGAN - paused}
-        np.savez(options.out / f"{seconds}.npz", steps=steps, **found)
+        found = {"names": names, "embeddings": encode(network, test, options), "steps": steps}
+        np.savez(options.out / f"{seconds}.npz", wall=end - BEGAN - paused, **found)
+        print(f"{seconds} s: {steps:,} steps", flush=True)
         paused += time.perf_counter() - end
+
+
+def load(options):
+    """(images [n, c, size, size], labels [n], names of test images, test images as images)."""
+    names, images = read(options.train, options.size)
+    labels = np.unique([os.path.dirname(name) for name in names], return_inverse=True)[1]
+    if options.turns:  # of each class as further classes
+        labels = np.concatenate([labels + quarter * (labels.max() + 1) for quarter in range(4)])
+        images = np.concatenate([np.rot90(images, quarter, (1, 2)) for quarter in range(4)])
+    names, test = read(options.test, options.size, images.shape[-1])
+    mean, std = images.mean() / 255, images.std() / 255
+    images, test = (to_tensor(part, mean, std) for part in (images, test))
+    return images, torch.from_numpy(labels), names, test
 
 
 def parse():
