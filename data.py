@@ -43,9 +43,45 @@ def make_batch(config, split, step, host=0, hosts=1):
     """
     count = config.batch_size // hosts
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
-    drawn = open_split(config.data, split).draw(uniform)
-    image1, image2 = drawn.images[drawn.first], drawn.images[drawn.second]
-    return Batch(image1, image2, drawn.label, drawn.local_classes)
+    space = open_split(config.data, split)
+    if config.data.images_per_class == 0:
+        drawn = space.draw(uniform)
+        image1, image2 = drawn.images[drawn.first], drawn.images[drawn.second]
+        return Batch(image1, image2, drawn.label, drawn.local_classes)
+    own, turns = slice(host * count, (host + 1) * count), config.data.turned_classes
+    classes = group_classes(config, split, step, turns * len(space.class_ids))[:, own]
+    drawn = space.draw(uniform, tuple(classes // turns))
+    both = (drawn.images[rows] for rows in (drawn.first, drawn.second))
+    both = (turn(shown, side % turns) for shown, side in zip(both, classes, strict=True))
+    label = (classes[0] == classes[1]).astype(np.float32)
+    return Batch(*both, label, classes.T.astype(np.int32))
+
+
+def group_classes(config, split, step, number):
+    """The classes of a batch of P classes with K = data.images_per_class images: int [2, pairs].
+
+    P x K batches (Hermans et al. 2017, arXiv:1703.07737): no class comes twice unless P > number.
+    Each K / 2 pairs in a row begin with one class. In every second pair both images have it; in the
+    others image 2 is moved on to the next class, so that half of the pairs are "different".
+    """
+    groups, pairs = config.batch_size, config.data.images_per_class // 2
+    uniform = partial(uniforms, config.seed, split, step, 0, -(-number // 4) * 4 // 4, 4)
+    rounds = -(-groups // (pairs * number))
+    order = [np.argsort(uniform(GROUP_ATTEMPT + i).ravel()[:number]) for i in range(rounds)]
+    class1 = np.repeat(np.concatenate(order), pairs)[: config.batch_size]
+    class2 = class1.copy()
+    class2[1::2] = np.roll(class1[1::2], pairs)
+    return np.stack([class1, class2])
+
+
+def turn(shown, turns):
+    """Images [n, side, side, channels], each turned by quarters: by 4 to 7 its mirror image is."""
+    for number in range(1, 8):
+        chosen = turns == number
+        if chosen.any():
+            picked = shown[chosen][:, :, :: -1 if number >= 4 else 1]
+            shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
+    return shown
 
 
 def uniforms(seed, split, step, first, count, width, attempt=0):

@@ -6,7 +6,8 @@
     DrawnImages     images are too many, or continuous: each is rendered anew from random latents
     GivenPairs      the pairs themselves are listed in a file
 
-Each type has draw(uniform) -> DrawnPairs, and enumerate_pairs(most, ordered) -> Pairs or None.
+Each type has draw(uniform, classes=None) -> DrawnPairs, and enumerate_pairs(most, ordered) -> Pairs
+or None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
 `uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
 width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
 
@@ -78,9 +79,11 @@ class ListedImages(NamedTuple):
     latents: Latents  # of the n images, where they are drawn; else None
     names: np.ndarray  # str [all], of the images, where they are files; else None
 
-    def draw(self, uniform):
+    def draw(self, uniform, classes=None):
         u = uniform(4)
-        class1, class2 = draw_classes(self.edges[self.starts], self.p_same, u[:, 0], u[:, 1])
+        if classes is None:
+            classes = draw_classes(self.edges[self.starts], self.p_same, u[:, 0], u[:, 1])
+        class1, class2 = classes
         place1 = draw_index(self.edges, u[:, 2], self.starts[class1], self.starts[class1 + 1])
         without = None if self.repeats else np.where(class1 == class2, place1, -1)
         bounds = self.starts[class2], self.starts[class2 + 1]
@@ -135,7 +138,7 @@ class DrawnImages(NamedTuple):
     split: str
     names = None  # images are no files here
 
-    def draw(self, uniform):
+    def draw(self, uniform, classes=None):
         """Two images for each pair, in turn; latents is None with same_as=pixels.
 
         Raises UserError where no image of some class is found in the split.
@@ -143,7 +146,7 @@ class DrawnImages(NamedTuple):
         u = uniform(PAIR_WIDTH)
         pixels = self.data.same_as == "pixels"
         p_same = 0 if pixels else self.data.p_same
-        both = draw_classes(self.edges, p_same, *u[:, CLASS_COLUMNS].T)
+        both = classes or draw_classes(self.edges, p_same, *u[:, CLASS_COLUMNS].T)
         local_classes = np.stack(both, axis=1).astype(np.int32)
         drawn, latents = self.draw_images(self.class_ids[local_classes.ravel()], u, uniform)
         image1, image2 = drawn[::2], drawn[1::2]  # views
@@ -194,7 +197,7 @@ class GivenPairs(NamedTuple):
     names: np.ndarray  # str [all], of the images
     class_ids = None  # images have no classes here
 
-    def draw(self, uniform):
+    def draw(self, uniform, classes=None):
         u_label, u_pair = uniform(4)[:, :2].T
         first, last = 0, len(self.pairs)
         if self.p_same:
