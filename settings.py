@@ -68,6 +68,7 @@ def rules(config):
     for key, most in MOST.items():
         yield key, 1 <= values[key] <= most, f"from 1 to {most:,}"
     yield from data_rules(data)
+    yield from augment_rules(config.augment, data)
     yield from model_rules(config.model, data)
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
@@ -195,6 +196,16 @@ def shape_rules(data):
     yield "data.noise", not (pixels and data.noise), "0 with data.same_as=pixels"
     fits = not pixels or data.p_same > 0 or not shapes.is_continuous(data)
     yield "data.p_same", fits, "above 0: of independent images no two are the same here"
+
+
+def augment_rules(augment, data):
+    """The part of `rules` about config.augment."""
+    most = {"rotation": 180, "scale": 2, "shear": 2, "shift": 0.5, "elastic": 0.2, "p_flip": 1}
+    most |= {"blur": 16, "contrast": 2, "brightness": 255, "noise": 255, "p_erase": 1}
+    for key, value in augment.items():
+        yield f"augment.{key}", value <= most[key], f"from 0 to {most[key]}"
+        fits = value == 0 or data.same_as != "pixels"
+        yield f"augment.{key}", fits, "0 with data.same_as=pixels: equal pixels are the label"
 
 
 def accumulated_steps(config):
