@@ -9,6 +9,7 @@ itself, a sheet of samples, and how often rules that know nothing of shape are r
 from errors import UserError  # first: from here on a missing package is one line
 
 # isort: split
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import shortcuts
 from figures import new_figure, short
 from images import hash_pixels
 from listings import SPLITS
-from settings import check_writable
+from settings import check_writable, frozen
 from shapes import is_continuous
 from spaces import DrawnImages, GivenPairs, open_split
 
@@ -44,7 +45,8 @@ def main(options):
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
-    facts = [f"{what:<28}{text}" for what, text in (*count(config), *seen(config, test))]
+    known = *count(config), *seen(config, test), *changes(config)
+    facts = [f"{what:<28}{text}" for what, text in known]
     found = duplicates.find_all(config.data)
     rules, notes = shortcuts.blind_rules(config, train, test)
     table = format_rules(train, test, rules, notes)
@@ -109,14 +111,24 @@ def seen(config, test):
         yield f"test {what} seen", text
 
 
+def changes(config):
+    """What changes the images of training at random: yields (what, text) if anything does."""
+    texts = [f"{key} {value:g}" for key, value in config.augment.items() if value]
+    if texts:
+        yield "training images changed by", ", ".join(texts)
+
+
 def plot_audit(config, facts, train, test, rules, notes):
     """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
-    names, sheet = tile_samples(config, train)
-    sheets = {"samples of training": (names, sheet), "pairs of the test": tile_pairs(test)}
+    sheets = {"samples of training": tile_samples(config, train)}
+    if any(changes(config)):
+        title = "training images, and what the network sees of them in ten steps"
+        sheets[title] = tile_changes(config, train)
+    sheets["pairs of the test"] = tile_pairs(test)
     heights = [6.2 * sheet.shape[0] / sheet.shape[1] for _, sheet in sheets.values()]
     figure = new_figure(7, sum(heights) + 4.8)
     figure.suptitle("\n".join(facts), x=0.01, ha="left", fontsize=11)
-    *above, axes = figure.subplots(3, 1, height_ratios=[*heights, 2.6])
+    *above, axes = figure.subplots(len(sheets) + 1, 1, height_ratios=[*heights, 2.6])
     for part, (title, (names, sheet)) in zip(above, sheets.items(), strict=True):
         part.imshow(sheet.squeeze(), "gray", vmin=0, vmax=255)
         height = len(sheet) / len(names)
@@ -144,6 +156,18 @@ def tile_samples(config, train, columns=14, most=8):
     names = data.class_names(config.data, shown) if known else [""] * len(shown)
     rows = [framed(train.images[order[classes == c][:columns]]) for c in shown]
     return [short(str(name), 16) for name in names], tile(rows)
+
+
+def tile_changes(config, train, steps=10, most=5):
+    """Some images of training, a row for each, and what becomes of it in the first steps."""
+    from jax import jit  # slow to import
+
+    import augment
+
+    images = train.images[np.random.default_rng(0).permutation(len(train.images))[:most]]
+    change = jit(partial(augment.augment, frozen(config.augment), config.seed))
+    changed = [images, *(change(step, np.arange(len(images)), images) for step in range(steps))]
+    return [""] * len(images), tile([framed(np.asarray(row)) for row in zip(*changed, strict=True)])
 
 
 def tile_pairs(test, columns=5, most=2):

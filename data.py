@@ -24,6 +24,8 @@ from listings import SPLITS
 from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
 from splits import split_facts
 
+GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
+
 
 class Batch(NamedTuple):
     """Pairs of images; under pmap fields have leading axes, of devices and of steps."""

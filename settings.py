@@ -68,6 +68,8 @@ def rules(config):
     for key, most in MOST.items():
         yield key, 1 <= values[key] <= most, f"from 1 to {most:,}"
     yield from data_rules(data)
+    yield from batch_rules(data, config.batch_size)
+    yield from augment_rules(config.augment, data)
     yield from model_rules(config.model, data)
     yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
@@ -132,6 +134,19 @@ def data_rules(data):
     text = f"left out: it has no effect with data.source={data.source}"
     for key, value in (default.file_keys() if drawn else default.shape_keys()).items():
         yield f"data.{key}", data[key] == value, text
+
+
+def batch_rules(data, pairs):
+    """The part of `rules` about batches of P classes with K images each."""
+    k, of_classes = data.images_per_class, data.source != "pairs" and data.same_as != "pixels"
+    fits = k % 2 == 0 and 2 * pairs % max(k, 1) == 0 and k <= pairs
+    text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most half of them"
+    yield "data.images_per_class", fits, text
+    text = "0 unless of classes (not of pairs that are given, nor pixels)"
+    yield "data.images_per_class", of_classes or not k, text
+    yield "data.turned_classes", data.turned_classes in (1, 4, 8), "1, 4 or 8"
+    fits = data.turned_classes == 1 or k > 0
+    yield "data.turned_classes", fits, "1 without data.images_per_class, which chooses classes"
 
 
 def file_rules(data):
@@ -205,6 +220,16 @@ def shape_rules(data):
     yield "data.noise", not (pixels and data.noise), "0 with data.same_as=pixels"
     fits = not pixels or data.p_same > 0 or not shapes.is_continuous(data)
     yield "data.p_same", fits, "above 0: of independent images no two are the same here"
+
+
+def augment_rules(augment, data):
+    """The part of `rules` about config.augment."""
+    most = {"rotation": 180, "scale": 2, "shear": 2, "shift": 0.5, "elastic": 0.2, "p_flip": 1}
+    most |= {"blur": 16, "contrast": 2, "brightness": 255, "noise": 255, "p_erase": 1}
+    for key, value in augment.items():
+        yield f"augment.{key}", value <= most[key], f"from 0 to {most[key]}"
+        fits = value == 0 or data.same_as != "pixels"
+        yield f"augment.{key}", fits, "0 with data.same_as=pixels: equal pixels are the label"
 
 
 def accumulated_steps(config):

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 import data
 import pretrained
 import settings
+from augment import augment_batch
 from losses import training_loss
 from model import AXIS, init_variables, trained
 
@@ -86,6 +87,8 @@ def make_train_steps(config, model, optimizer):
     apply = nn.apply(partial(training_loss, config), model, mutable=["batch_stats"])
 
     def train_step(state, batch):
+        batch = augment_batch(config, state.step, batch)
+
         def loss_of(params):
             variables = {"params": state.params | params, "batch_stats": state.batch_stats}
             (loss, *answers), updated = apply(variables, batch)

@@ -22,6 +22,7 @@ def get_config():
     config.steps_per_execution = 1  # steps computed by one call; lowered to divide the three above
 
     config.data = data_config()
+    config.augment = augment_config()
 
     config.model = ConfigDict()
     config.model.fusion = "siamese"  # two_channel: images as channels; joint: one sequence (vit)
@@ -67,6 +68,8 @@ def data_config():
     data.channels = 1  # 1: grey; 3: colour, for files only
     data.same_as = "class"  # what "same" means: class: kind of shape; pixels; identity: which blob
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
+    data.images_per_class = 0  # of a training batch, an even number; 0: pairs are drawn one by one
+    data.turned_classes = 1  # 4: quarter turns of a class are further classes; 8: mirrors, too
     data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class;
     # groups, of files: no class, and of the test no group (the class's path but its last part)
     data.update(file_keys())
@@ -107,3 +110,20 @@ def shape_keys():
     data.background_greys = (0, 0)  # lowest and highest grey level of the background, 0 to 255
     data.noise = 0.0  # grey levels: standard deviation of the noise of each pixel
     return data
+
+
+def augment_config():
+    """How training images are changed at random in each step: config.augment. All 0: not at all."""
+    augment = ConfigDict()
+    augment.rotation = 0.0  # degrees: angles are uniform from -rotation to rotation
+    augment.scale = 0.0  # height and width are each multiplied by e**(-scale) to e**scale
+    augment.shear = 0.0  # tangent of the angle by which vertical lines lean, in either direction
+    augment.shift = 0.0  # share of the side: largest shift along each axis
+    augment.elastic = 0.0  # share of the side: standard deviation of a smooth random displacement
+    augment.p_flip = 0.0  # probability that left and right are exchanged
+    augment.blur = 0.0  # pixels: largest standard deviation of a Gaussian blur
+    augment.contrast = 0.0  # contrast is multiplied by e**(-contrast) to e**contrast
+    augment.brightness = 0.0  # grey levels: at most so many are added to all pixels, or subtracted
+    augment.noise = 0.0  # grey levels: largest standard deviation of the noise of each pixel
+    augment.p_erase = 0.0  # probability that a rectangle is filled with the mean colour
+    return augment

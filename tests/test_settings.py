@@ -180,12 +180,19 @@ def test_keys_must_be_those_of_the_default():
 
 def test_every_key_is_read_by_the_code():
     code = "".join(path.read_text() for path in ROOT.glob("*.py"))
-    for name in ("rules", "model_rules", "data_rules", "file_rules", "shape_rules"):
+    for name in (
+        "rules",
+        "augment_rules",
+        "model_rules",
+        "data_rules",
+        "file_rules",
+        "shape_rules",
+    ):
         rules = inspect.getsource(getattr(settings, name))  # to check a value is not to use it
         assert rules in code
         code = code.replace(rules, "")
     aliases = {"data": "(config\\.)?data", "optimizer": "(options|config\\.optimizer)"}
-    aliases["model"] = "(options|config\\.model)"
+    aliases |= {group: f"(options|config\\.{group})" for group in ("model", "augment")}
     for key in settings.flatten(default.get_config().to_dict()):
         *group, name = key.split(".")
         owner = "".join(aliases.get(g, f"config\\.{g}") for g in group) or "config"
