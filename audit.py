@@ -18,6 +18,7 @@ from absl import flags
 import command_line
 import data
 import duplicates
+import images
 import runtime
 import shortcuts
 from figures import new_figure, short
@@ -43,6 +44,9 @@ def main(options):
     if path.suffix != ".png" or path.is_dir():
         raise UserError(f"--output={options.output}: must be the path of a .png file")
     check_writable(path.absolute().parent, f"--output={path}")
+    data.check_path(config.data)
+    if config.data.source != "shapes":
+        images.resolve(config.data)
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
     known = *count(config), *seen(config, test), *changes(config)
@@ -188,8 +192,8 @@ def tile_pairs(test, columns=5, most=2):
 def tile(rows):
     """Rows of images [n, height, width, channels] as one image, white where a row is short."""
     sheet = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), 255, np.uint8)
-    for row, images in zip(sheet, rows, strict=True):
-        row[: len(images)] = images
+    for row, shown in zip(sheet, rows, strict=True):
+        row[: len(shown)] = shown
     return np.concatenate(np.concatenate(sheet, axis=1), axis=1)
 
 

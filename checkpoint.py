@@ -76,8 +76,8 @@ def explained(manager):
 def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     """Returns the CheckpointManager of a run: read-only unless told how many checkpoints to keep.
 
-    It keeps the newest and those of lowest validation loss. (Orbax's `max_to_keep` with `best_fn`
-    would delete the newest.)
+    It keeps the newest and the best in validation, see `rank`. (Orbax's `max_to_keep` with
+    `best_fn` would delete the newest.)
     """
     write, folder = keep_latest is not None, workdir / "checkpoints"
     if write:
@@ -85,11 +85,11 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
     check_metrics(folder, write)
     policies = [
         LatestN(n=keep_latest),
-        BestN(get_metric_fn=validation_loss, reverse=True, n=keep_best),
+        BestN(get_metric_fn=rank, reverse=True, n=keep_best),
     ]
     processes = ocp.options.MultiprocessingOptions(active_processes={0})
     options = ocp.CheckpointManagerOptions(
-        best_fn=validation_loss,
+        best_fn=rank,
         best_mode="min",
         preservation_policy=AnyPreservationPolicy(policies) if write else None,
         cleanup_tmp_directories=write,  # half-written ones of a killed process
@@ -114,9 +114,9 @@ def open_checkpoints(workdir, keep_latest=None, keep_best=None):
         return open_checkpoints(workdir)  # again: a training removed a checkpoint meanwhile
 
 
-def validation_loss(metrics):
-    """What "best" compares. Never nan: an evaluation with such answers raises before."""
-    return metrics["loss"]
+def rank(metrics):
+    """What "best" compares: lower is better. Never nan: an evaluation with such answers raises."""
+    return metrics.get("rank", metrics["loss"])
 
 
 def save(manager, state, metrics):

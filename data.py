@@ -199,5 +199,7 @@ def describe(config):
     """What was understood of a set of files, and what was left out: list of str, a line each."""
     if config.data.source == "shapes":
         return []
-    facts = [*images.load(config.data).facts, *split_facts(config.data)]
+    size, kind = config.data.image_size, "grey" if config.data.channels == 1 else "in colour"
+    facts = [*images.load(config.data).facts, f"images become {kind}, {size} x {size} pixels"]
+    facts += split_facts(config.data)
     return facts + fingerprint.news(config.data)

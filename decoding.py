@@ -62,6 +62,26 @@ def decode(open_image, form):
         return np.asarray(image).reshape(form.image_size, form.image_size, form.channels), white
 
 
+def natural_form(sample):
+    """(image size, channels) that suit images, from functions as `decode` takes; skips bad ones.
+
+    A third of the median shorter side, a multiple of 16 from 32 to 64 pixels: small images learn
+    fast on a CPU. Grey, unless the colours of some pixel differ by over 32 of 255.
+    """
+    sides, colored = [], False
+    for open_image in sample:
+        try:
+            with open_image() as image:
+                sides.append(min(image.size))
+                if image.mode[0] not in "1LI" and not colored:
+                    small = np.asarray(image.convert("RGB").resize((32, 32))).astype(int)
+                    colored = bool(np.ptp(small, axis=2).max() > 32)
+        except Exception:  # whatever a damaged file does; `images.load` names it
+            continue
+    size = 16 * round(float(np.median(sides or [0])) / 48)
+    return min(max(size, 32), 64), 3 if colored else 1
+
+
 def to_8_bits(values, tags, white):
     """Values [h, w] of over 8 bits, with `white` as 255: (grey image, its white).
 

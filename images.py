@@ -27,6 +27,7 @@ from pair_lists import list_pairs
 
 PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine, not of the file
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
+SURVEYED = 100  # images that `resolve` looks at, at most
 
 
 class Files(NamedTuple):
@@ -53,14 +54,29 @@ def load(data):
     return load_set(data.source, data.path, data.class_level, form_of(data))
 
 
+def resolve(data):
+    """Sets what config.data leaves to the images, as 0: image_size, channels, white."""
+    if not (data.image_size and data.channels):
+        items = list_set(data.source, data.path, data.class_level).items
+        chosen = items[:: max(1, len(items) // SURVEYED)]
+        size, channels = decoding.natural_form([item.open for item in chosen])
+        data.image_size, data.channels = data.image_size or size, data.channels or channels
+    data.white = data.white or load(data).white
+
+
+@lru_cache(maxsize=1)
+def list_set(source, path, class_level):
+    """The Listing of a set."""
+    return LISTS[source](path, *([class_level] if source == "folder" else []))
+
+
 @lru_cache(maxsize=2)
 def load_set(source, path, class_level, form):
     if form.white:  # as resolved at the start of a run: the images are those that are kept
         files = load_set(source, path, class_level, form._replace(white=0))
         if files.white in (0, form.white):
             return files
-    listing = LISTS[source](path, *([class_level] if source == "folder" else []))
-    items, classes, class_names, *given, facts = listing
+    items, classes, class_names, *given, facts = list_set(source, path, class_level)
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
     key = digest(source, path, class_level, form)
     content = digest(*code, [(item.name, item.stamp) for item in items])

@@ -65,13 +65,14 @@ def rules(config):
     data, optimizer = config.data, config.optimizer
     yield "seed", config.seed < 2**32, "below 2**32"
     values = flatten(config.to_dict())
+    found = () if data.image_size or data.source == "shapes" else ("data.image_size",)
     for key, most in MOST.items():
-        yield key, 1 <= values[key] <= most, f"from 1 to {most:,}"
+        yield key, 1 <= values[key] <= most or key in found, f"from 1 to {most:,}"
     yield from data_rules(data)
     yield from batch_rules(data, config.batch_size)
     yield from augment_rules(config.augment, data)
     yield from model_rules(config.model, data)
-    yield "optimizer.name", optimizer.name in ("adam", "sgd"), "adam or sgd"
+    yield "optimizer.name", optimizer.name in ("adam", "adamw", "sgd"), "adam, adamw or sgd"
     yield "optimizer.learning_rate", optimizer.learning_rate > 0, "above 0"
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
     fits = optimizer.final_learning_rate <= optimizer.learning_rate
@@ -81,6 +82,11 @@ def rules(config):
     steps = accumulated_steps(config)
     text = f"a multiple of the {steps} batches that optimizer.nominal_batch_size accumulates"
     yield "num_steps", config.num_steps % steps == 0, text
+    best = ("loss", "eer", "roc_auc")
+    yield "eval.best", config.eval.best in best, f"one of {best}"
+    updates = config.num_steps // steps
+    text = f"below the number of updates, {updates:,}"
+    yield "optimizer.warmup_steps", optimizer.warmup_steps < updates, text
     yield "eval.threshold", 0 < config.eval.threshold < 1, "between 0 and 1"
 
 
@@ -161,7 +167,7 @@ def file_rules(data):
     text = "0 with data.split=shared, whose splits are alike, and with data.splits_of"
     yield "data.folds", fits, text
     yield "data.fold", data.fold < max(data.folds, 1), f"below data.folds={data.folds}, or 0"
-    yield "data.channels", data.channels in (1, 3), "1 or 3"
+    yield "data.channels", data.channels in (0, 1, 3), "1, 3, or 0 (found from the images)"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
     fits = data.source == "folder" or data.class_level == 0
     yield "data.class_level", fits, "0 unless data.source=folder: only folders have levels"
@@ -240,7 +246,7 @@ def accumulated_steps(config):
 def check_workdir(config, workdir):
     """Raises UserError if the folder is not a run's, or its run had another config.
 
-    What is not resolved yet (model.dtype="auto", a checksum "", data.white=0) agrees with any.
+    What is not resolved yet (model.dtype="auto", a checksum "", data.white=0, ...) agrees with any.
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
@@ -252,6 +258,7 @@ def check_workdir(config, workdir):
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
     changed = [key for key in given if given[key] != saved[key] and key not in NEUTRAL]
     unresolved = {("model.dtype", "auto"), ("data.white", 0)}
+    unresolved |= {("data.image_size", 0), ("data.channels", 0)}
     unresolved |= {("model.pretrained_sha256", "")} if config.model.pretrained else set()
     changed = [key for key in changed if (key, given[key]) not in unresolved]
     if changed:

@@ -81,7 +81,7 @@ def read_command(options, alone=True):
             pass
     data.check_path(config.data)
     if config.data.source != "shapes":
-        config.data.white = config.data.white or images.load(config.data).white
+        images.resolve(config.data)
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir
@@ -90,7 +90,7 @@ def read_command(options, alone=True):
 def train_and_evaluate(config, workdir):
     """Trains all steps, from the newest checkpoint in workdir if there is one; then evaluates.
 
-    Validation and test are evaluated with the checkpoint of lowest validation loss. A run that was
+    Validation and test are evaluated with the best checkpoint, by eval.best. A run that was
     interrupted and resumed gives the same bits as one that was not.
     """
     runtime.keep_freed_memory()
@@ -142,7 +142,7 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
                     validation = validate(host_state.variables)
                     writer.write("scalars", step, scalars("validation", validation))
                     bar.write(describe(step, "validation", validation))
-                    found = validation.metrics
+                    found = validation.metrics | {"rank": rank(config, validation.metrics)}
                 writer.flush()  # before the checkpoint: no gap in the curves after resuming
                 checkpoint.save(checkpoints, host_state, found)
             if interrupted or (due and SIGNALS):
@@ -150,6 +150,13 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
                 hosts.disconnect()
                 text = f"saved at step {step}; the same command resumes there"
                 exit_on_signal(SIGNALS[0], text)
+
+
+def rank(config, metrics):
+    """What config.eval.best makes of validation metrics: lower is better; their loss if unknown."""
+    value = metrics[config.eval.best]
+    value = metrics["loss"] if value is None else value
+    return -value if config.eval.best == "roc_auc" else value
 
 
 @contextmanager

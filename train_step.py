@@ -39,27 +39,36 @@ def make_optimizer(config):
 
     Adam or Nesterov SGD as in torch.optim: L2 decay is added to the gradient before the moments.
     The gradients of small batches are accumulated up to the nominal batch size. The decay is
-    scaled by batch * accumulated / nominal (the rule of YOLOv5's trainer).
+    scaled by batch * accumulated / nominal (the rule of YOLOv5's trainer). AdamW decays after the
+    moments, and kernels only (Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
     options, accumulated = config.optimizer, settings.accumulated_steps(config)
     schedule = optax.cosine_decay_schedule(
         options.learning_rate,
-        decay_steps=config.num_steps // accumulated,
+        decay_steps=config.num_steps // accumulated - options.warmup_steps,
         alpha=options.final_learning_rate / options.learning_rate,
     )
+    if options.warmup_steps:
+        rise = optax.linear_schedule(0, options.learning_rate, options.warmup_steps)
+        schedule = optax.join_schedules([rise, schedule], [options.warmup_steps])
     scale = config.batch_size * accumulated / options.nominal_batch_size
-    moments = {
-        "adam": lambda: optax.scale_by_adam(b1=options.momentum, b2=options.beta2),
-        "sgd": lambda: optax.trace(decay=options.momentum, nesterov=True),
+    l2 = optax.add_decayed_weights(options.weight_decay * scale)
+    decay = optax.add_decayed_weights(options.weight_decay, mask=are_kernels)
+    adam = optax.scale_by_adam(b1=options.momentum, b2=options.beta2)
+    parts = {
+        "adam": (l2, adam),
+        "adamw": (adam, decay),
+        "sgd": (l2, optax.trace(decay=options.momentum, nesterov=True)),
     }[options.name]
-    optimizer = optax.chain(
-        optax.add_decayed_weights(options.weight_decay * scale),
-        moments(),
-        optax.scale_by_learning_rate(schedule),
-    )
+    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
     if accumulated > 1:
         optimizer = optax.MultiSteps(optimizer, accumulated)
     return optimizer, schedule
+
+
+def are_kernels(params):
+    """Which parameters are weights of layers, no biases, BatchNorm's or scalars: a tree of bool."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def create_state(config, model, optimizer):

@@ -41,21 +41,24 @@ def get_config():
     config.model.dtype = "auto"  # of computation: float32, bfloat16; auto: bfloat16 except on CPU
 
     config.optimizer = ConfigDict()
-    config.optimizer.name = "adam"  # adam or sgd (Nesterov)
-    config.optimizer.learning_rate = 5e-4  # at the first step
+    config.optimizer.name = "adam"  # adam, adamw or sgd (Nesterov)
+    config.optimizer.learning_rate = 5e-4  # at the first step after the warm-up
+    config.optimizer.warmup_steps = 0  # updates in which the learning rate rises from 0
     config.optimizer.final_learning_rate = 1e-5  # at the last step, after a cosine schedule
-    config.optimizer.momentum = 0.937  # of sgd; of adam its first beta
-    config.optimizer.beta2 = 0.999  # of adam: decay rate of the second moment
-    config.optimizer.weight_decay = 5e-4  # L2: this times the parameters is added to the gradient
+    config.optimizer.momentum = 0.937  # of sgd; of adam and adamw the first beta
+    config.optimizer.beta2 = 0.999  # of adam and adamw: decay rate of the second moment
+    config.optimizer.weight_decay = 5e-4  # L2: this times the parameters is added to the gradient;
+    # of adamw: kernels shrink by this times the learning rate, whatever their gradient
     config.optimizer.nominal_batch_size = 32  # pairs per update; smaller batches add up to it
 
     config.eval = ConfigDict()
     config.eval.threshold = 0.5  # probability from which on the answer is "same"
+    config.eval.best = "loss"  # what of validation makes a checkpoint the best: loss, eer, roc_auc
     config.eval.num_pairs = 10_000  # pairs to sample where there are too many to evaluate all
 
     config.checkpoint = ConfigDict()
     config.checkpoint.keep_latest = 2  # newest checkpoints to keep
-    config.checkpoint.keep_best = 5  # checkpoints of lowest validation loss to keep
+    config.checkpoint.keep_best = 5  # checkpoints to keep that are the best by eval.best
     return config
 
 
@@ -64,8 +67,8 @@ def data_config():
     data = ConfigDict()
     data.source = "shapes"  # drawn; or from files: folder (class/image), pairs (CSV), tfds
     data.path = ""  # of the folder or CSV file; name or folder of a tfds set; shapes: empty
-    data.image_size = 32  # pixels: height and width
-    data.channels = 1  # 1: grey; 3: colour, for files only
+    data.image_size = 32  # pixels: height and width; of files 0: found from the images
+    data.channels = 1  # 1: grey; of files also 3: colour, or 0: found from the images
     data.same_as = "class"  # what "same" means: class: kind of shape; pixels; identity: which blob
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
     data.images_per_class = 0  # of a training batch, an even number; 0: pairs are drawn one by one

@@ -21,12 +21,33 @@ from configs import default
 
 def get_config():
     config = default.get_config()
-    config.num_steps = 400
-    config.optimizer.learning_rate = 1e-3
+    config.batch_size = 64  # pairs: 32 classes of 4 images
+    config.optimizer.nominal_batch_size = 64
+    config.num_steps = 1500
+    config.log_every_steps = 50
+    config.eval_every_steps = 300
     config.data.source = "folder"
     config.data.path = ""  # named on the command line
-    config.data.image_size = 64
-    config.data.channels = 3
+    config.data.image_size = 0
+    config.data.channels = 0
     config.data.p_same = 0.5
     config.data.split = "disjoint"
+    config.data.images_per_class = 4
+    config.data.turned_classes = 4
+    config.augment.rotation = 15.0
+    config.augment.scale = 0.2
+    config.augment.shear = 0.2
+    config.augment.shift = 0.1
+    config.model.encoder = "cnn"
+    config.model.stage_sizes = (2, 2, 2)
+    config.model.width = 32
+    config.model.head = "cosine"
+    config.model.loss = "supcon"
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 50
+    config.optimizer.weight_decay = 0.5
+    config.optimizer.momentum = 0.9
+    config.optimizer.beta2 = 0.99
+    config.eval.best = "eer"
     return config
