@@ -1,0 +1,119 @@
+"""Batches of P classes with K images each, and quarter turns as further classes."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+import settings
+from configs import folder, identity
+
+CLASSES, IMAGES, SIDE = 12, 5, 6  # of the set on disk
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """(folder, {bytes of an image: its class}): random pictures, none of which is symmetric."""
+    root, known, random = tmp_path_factory.mktemp("pictures"), {}, np.random.default_rng(0)
+    for kind in range(CLASSES):
+        (root / f"kind{kind:02d}").mkdir()
+        for number in range(IMAGES):
+            pixels = random.integers(0, 256, (SIDE, SIDE, 1), dtype=np.uint8)
+            Image.fromarray(pixels[..., 0]).save(root / f"kind{kind:02d}" / f"{number}.png")
+            known[pixels.tobytes()] = kind
+    return root, known
+
+
+def grouped(path, pairs=12, **changes):
+    config = folder.get_config()
+    config.batch_size = pairs
+    changes = {"images_per_class": 4, "turned_classes": 1, "split": "shared"} | changes
+    config.data.update({"path": str(path), "image_size": SIDE, "channels": 1} | changes)
+    return settings.frozen(config)
+
+
+def recognise(known, image):
+    """(class, turns) of an image, by comparing it with each turned picture of the set."""
+    for mirrored, shown in enumerate((image, image)):
+        for turns in range(4):
+            undone = np.rot90(shown, -turns)
+            undone = undone[:, ::-1] if mirrored else undone
+            if (found := known.get(undone.tobytes())) is not None:
+                return found, turns + 4 * mirrored
+    raise AssertionError("not a picture of the set")
+
+
+@pytest.mark.parametrize("k", [2, 4, 6])
+@pytest.mark.parametrize("turned", [1, 4, 8])
+def test_a_batch_has_so_many_classes_and_so_many_images_of_each(pictures, k, turned):
+    root, known = pictures
+    config = grouped(root, images_per_class=k, turned_classes=turned)
+    seen = set()
+    for step in range(20):
+        batch = data.make_batch(config, "train", step)
+        both = [recognise(known, image) for image in (*batch.image1, *batch.image2)]
+        numbers = [turned * kind + turns for kind, turns in both]
+        np.testing.assert_array_equal(batch.local_classes.T.ravel(), numbers)
+        assert sorted(np.unique(numbers, return_counts=True)[1]) == [k] * (24 // k)
+        same = batch.local_classes[:, 0] == batch.local_classes[:, 1]
+        np.testing.assert_array_equal(batch.label, same)
+        assert same.sum() == 6
+        assert not (batch.image1 == batch.image2).all(axis=(1, 2, 3)).any()
+        seen |= set(numbers)
+    assert len(seen) > 0.9 * turned * CLASSES
+
+
+def test_with_fewer_classes_than_a_batch_takes_each_comes_equally_often(pictures):
+    batch = data.make_batch(grouped(pictures[0], 48), "train", 3)  # 24 groups, 12 classes
+    assert np.unique(batch.local_classes, return_counts=True)[1].tolist() == [8] * CLASSES
+
+
+def test_every_image_of_a_class_is_drawn_equally_often(pictures):
+    root, _ = pictures
+    counts = {}
+    for step in range(300):
+        for image in np.concatenate(data.make_batch(grouped(root), "train", step)[:2]):
+            counts[image.tobytes()] = counts.get(image.tobytes(), 0) + 1
+    expected = 300 * 24 / (CLASSES * IMAGES)
+    assert len(counts) == CLASSES * IMAGES
+    assert sum((n - expected) ** 2 / expected for n in counts.values()) < 110  # chi square of 59
+
+
+def test_the_hosts_parts_are_the_batch_and_a_step_has_its_own(pictures):
+    for config in (grouped(pictures[0], turned_classes=8), drawn_blobs()):
+        whole = data.make_batch(config, "train", 5)
+        parts = [data.make_batch(config, "train", 5, host, 2) for host in range(2)]
+        for one, *both in zip(whole, *parts, strict=True):
+            np.testing.assert_array_equal(one, np.concatenate(both))
+        other = data.make_batch(config, "train", 6)
+        assert (other.local_classes != whole.local_classes).any()
+
+
+def drawn_blobs():
+    config = identity.get_config()
+    config.batch_size = 12
+    config.data.update({"images_per_class": 4, "num_identities": 40})
+    return settings.frozen(config)
+
+
+def test_drawn_images_come_in_groups_too():
+    batch = data.make_batch(drawn_blobs(), "train", 0)
+    assert sorted(np.unique(batch.local_classes, return_counts=True)[1]) == [4] * 6
+    assert batch.label.sum() == 6
+
+
+@pytest.mark.parametrize(
+    "changes, text",
+    [
+        ({"images_per_class": 3}, "data.images_per_class=3: must be 0, or an even divisor of the"),
+        ({"images_per_class": 10}, "even divisor of the 24 images of a batch"),
+        ({"images_per_class": 24}, "at most half of them"),
+        ({"images_per_class": 0, "turned_classes": 4}, "data.turned_classes=4: must be 1 without"),
+        ({"turned_classes": 2}, "data.turned_classes=2: must be 1, 4 or 8"),
+        ({"source": "pairs", "images_per_class": 4}, "must be 0 unless of classes"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(changes, text):
+    config = grouped("photos", **changes)
+    with pytest.raises(data.UserError, match=text):
+        settings.check(config)
