@@ -44,9 +44,9 @@ def get_config():
     config.model.head = "cosine"
     config.model.loss = "supcon"
     config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 3e-3
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
-    config.optimizer.weight_decay = 0.5
+    config.optimizer.weight_decay = 1.0
     config.optimizer.momentum = 0.9
     config.optimizer.beta2 = 0.99
     config.eval.best = "eer"
