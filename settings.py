@@ -84,9 +84,7 @@ def rules(config):
     yield "num_steps", config.num_steps % steps == 0, text
     best = ("loss", "eer", "roc_auc")
     yield "eval.best", config.eval.best in best, f"one of {best}"
-    updates = config.num_steps // steps
-    text = f"below the number of updates, {updates:,}"
-    yield "optimizer.warmup_steps", optimizer.warmup_steps < updates, text
+    yield "optimizer.warmup", optimizer.warmup <= 0.5, "from 0 to 0.5"
     yield "eval.threshold", 0 < config.eval.threshold < 1, "between 0 and 1"
 
 

@@ -43,14 +43,16 @@ def make_optimizer(config):
     moments, and kernels only (Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
     options, accumulated = config.optimizer, settings.accumulated_steps(config)
+    updates = config.num_steps // accumulated
+    warmup = round(options.warmup * updates)
     schedule = optax.cosine_decay_schedule(
         options.learning_rate,
-        decay_steps=config.num_steps // accumulated - options.warmup_steps,
+        decay_steps=updates - warmup,
         alpha=options.final_learning_rate / options.learning_rate,
     )
-    if options.warmup_steps:
-        rise = optax.linear_schedule(0, options.learning_rate, options.warmup_steps)
-        schedule = optax.join_schedules([rise, schedule], [options.warmup_steps])
+    if warmup:
+        rise = optax.linear_schedule(0, options.learning_rate, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup])
     scale = config.batch_size * accumulated / options.nominal_batch_size
     l2 = optax.add_decayed_weights(options.weight_decay * scale)
     decay = optax.add_decayed_weights(options.weight_decay, mask=are_kernels)

@@ -43,7 +43,7 @@ def get_config():
     config.optimizer = ConfigDict()
     config.optimizer.name = "adam"  # adam, adamw or sgd (Nesterov)
     config.optimizer.learning_rate = 5e-4  # at the first step after the warm-up
-    config.optimizer.warmup_steps = 0  # updates in which the learning rate rises from 0
+    config.optimizer.warmup = 0.0  # share of the steps in which the learning rate rises from 0
     config.optimizer.final_learning_rate = 1e-5  # at the last step, after a cosine schedule
     config.optimizer.momentum = 0.937  # of sgd; of adam and adamw the first beta
     config.optimizer.beta2 = 0.999  # of adam and adamw: decay rate of the second moment

@@ -7,13 +7,21 @@ Greek/character01. --config.data.class_level=1 takes the first folder of the pat
 as root/person/session/image. Folders root/train, root/val and root/test are the splits. Names that
 begin with a dot are skipped, and classes of one image left out.
 
---config.data.fit says how an image becomes a square: squeeze, pad (with the median of its border)
-or crop (the middle). Images of over 8 bits, as of microscopes, have one white for the whole set:
-the smallest of 255, 1,023, 4,095, 16,383 and 65,535 that no value exceeds, or what a TIFF names, or
---config.data.white.
+Size and colours are found from the images: a third of their shorter side, from 32 to 64 pixels;
+--config.data.image_size=96 sees finer detail, and takes longer. --config.data.fit says how an image
+becomes a square: squeeze, pad (with the median of its border) or crop (the middle). Images of over
+8 bits, as of microscopes, have one white for the whole set: the smallest of 255, 1,023, 4,095,
+16,383 and 65,535 that no value exceeds, or what a TIFF names, or --config.data.white.
 
-No test image is in training. With --config.data.split=classes no test class is in training either:
-use it when the network must compare classes that it has never seen. It takes six classes or more.
+No test image is in training. With --config.data.split=classes no test class is in training either
+(it takes six classes or more), with groups no group of classes, such as an alphabet: use these when
+the network must compare classes that it has never seen.
+
+The recipe is the same for all sets. A batch has 32 classes with 4 images of each, each one turned,
+scaled, leant and moved a little. Quarter turns of a class are classes of their own: where things
+lie in any direction, as under a microscope, say --config.data.turned_classes=1 and
+--config.augment.rotation=180. The embeddings learn by the supervised contrastive loss.
+benchmarks/README.md says how good and how fast it is, and what else was tried.
 """
 
 from configs import default
@@ -45,7 +53,7 @@ def get_config():
     config.model.loss = "supcon"
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 5e-3
-    config.optimizer.warmup_steps = 50
+    config.optimizer.warmup = 0.03
     config.optimizer.weight_decay = 1.0
     config.optimizer.momentum = 0.9
     config.optimizer.beta2 = 0.99

@@ -7,18 +7,16 @@
 The first command downloads and prepares the images once. Test characters are in no training image.
 Any other image classification set of tensorflow_datasets works in the same way:
 --config.data.path=NAME. All splits of a set are put together, and divided anew. An image that is in
-two of them, as those of small1 and small2 here, is taken once.
+two of them, as those of small1 and small2 here, is taken once. The recipe is that of
+configs/folder.py.
 """
 
-from configs import default
+from configs import folder
 
 
 def get_config():
-    config = default.get_config()
-    config.num_steps = 400
-    config.optimizer.learning_rate = 1e-3
+    config = folder.get_config()
     config.data.source = "tfds"
     config.data.path = "omniglot"
-    config.data.p_same = 0.5
     config.data.split = "classes"
     return config

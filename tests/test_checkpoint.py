@@ -131,6 +131,16 @@ def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
     assert json.loads(metrics.read_text()) == {"loss": float("inf")}
 
 
+def test_the_best_is_by_rank_whatever_the_loss(saved, tmp_path):
+    state = saved[2]
+    with checkpoint.opened(tmp_path, keep_latest=1, keep_best=1) as manager:
+        for step, rank in ((2, 0.5), (4, -0.1), (6, 0.3), (8, 0.2)):
+            found = {"loss": 1 / step, "rank": rank}
+            checkpoint.save(manager, state.replace(step=np.int32(step)), found)
+        checkpoint.wait(manager)
+        assert (manager.best_step(), sorted(manager.all_steps())) == (4, [4, 8])
+
+
 def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
     whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")

@@ -6,6 +6,7 @@ import pytest
 from conftest import ROOT, TINY, run, tiny_file
 
 import data
+import images
 import scoring
 import train
 import train_step
@@ -32,6 +33,7 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     given = {"folder": photos, "pairs": photos / "given.csv", "tfds": prepared}
     if config.data.source != "shapes":
         config.data.path = str(given[config.data.source])
+        images.resolve(config.data)
     if config.model.pretrained:
         config.model.pretrained = str(tmp_path / "model.safetensors")
         tiny_file(config.model.pretrained, 0)

@@ -278,3 +278,37 @@ def test_a_thousand_odd_files_are_each_read_or_named_in_one_line(tmp_path):
         else:
             assert good is not False and pixels.shape == (32, 32, 1)
     assert count > 900
+
+
+@pytest.mark.parametrize(
+    "mode, sizes, expected",
+    [
+        ("1", [(105, 105)], (32, 1)),  # as Omniglot's
+        ("L", [(8, 8), (28, 28)], (32, 1)),  # never below 32
+        ("L", [(92, 112)] * 3 + [(4000, 3000)], (32, 1)),  # the median of the shorter side counts
+        ("I;16", [(150, 200)], (48, 1)),
+        ("RGB", [(250, 250)], (64, 3)),  # never above 64
+        ("P", [(150, 150)], (48, 3)),
+    ],
+)
+def test_size_and_colours_that_suit_images(mode, sizes, expected):
+    color = {"RGB": "orange", "P": 0}.get(mode, 1)
+
+    def image(size):
+        made = Image.new(mode, size, color)
+        if mode == "P":
+            made.putpalette([200, 20, 20])
+        return made
+
+    def damaged():
+        raise OSError("half of the file is missing")
+
+    sample = [damaged, *(partial(image, size) for size in sizes)]
+    assert decoding.natural_form(sample) == expected
+
+
+def test_grey_in_colour_channels_is_grey():
+    noisy = np.random.default_rng(0).integers(0, 250, (64, 64, 1)) + np.array([0, 4, 5])
+    image = Image.fromarray(noisy.astype(np.uint8))
+    assert decoding.natural_form([lambda: image]) == (32, 1)
+    assert decoding.natural_form([]) == (32, 1)

@@ -256,3 +256,12 @@ def test_the_folder_and_the_form_decide_what_is_decoded(photos):
     for key, value in (("fit", "stretch"), ("white", 99)):
         with pytest.raises(UserError, match=f"data.{key}={value}: must be"):
             config_of("folder", photos, **{key: value})
+
+
+def test_what_is_left_to_the_images_is_found_and_what_is_given_stays(photos):
+    left = config_of("folder", photos, image_size=0, channels=0).data
+    images.resolve(left)  # photos of 56 x 40 pixels, in colour
+    assert (left.image_size, left.channels, left.white) == (32, 3, 0)
+    given = config_of("folder", photos, image_size=0, channels=1).data
+    images.resolve(given)
+    assert (given.image_size, given.channels) == (32, 1)

@@ -377,3 +377,11 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 def test_what_builds_the_step_needs_no_tensorflow():
     code = "import sys, train; assert not {'tensorflow', 'clu'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(tiny):
+    metrics = {"loss": 0.4, "eer": 0.1, "roc_auc": 0.9}
+    for best, expected in (("loss", 0.4), ("eer", 0.1), ("roc_auc", -0.9)):
+        tiny.eval.best = best
+        assert train.rank(tiny, metrics) == expected
+    assert train.rank(tiny, metrics | {"roc_auc": None}) == 0.4  # of pairs of one kind

@@ -125,3 +125,24 @@ def test_golden_losses():
     """To be changed only with a change that means to alter data, model or optimizer."""
     _, losses = run_steps(1)
     assert losses[:5] == pytest.approx([0.65230, 0.70707, 0.75154, 0.71601, 0.78662], rel=1e-3)
+
+
+def test_adamw_decays_kernels_alone_and_apart_from_the_gradient(tiny):
+    """Two steps against the definition (Loshchilov & Hutter 2019, algorithm 2), in float64."""
+    tiny.optimizer.update({"name": "adamw", "weight_decay": 0.5, "warmup": 0.25})
+    optimizer, schedule = train_step.make_optimizer(tiny)  # 8 steps, of which 2 are the warm-up
+    assert schedule(0) == 0
+    assert schedule(1) == pytest.approx(0.5 * 1e-3)
+    assert schedule(2) == pytest.approx(1e-3)
+    assert schedule(5) == pytest.approx((1e-3 + 1e-5) / 2)  # half way through the cosine
+    assert schedule(8) == pytest.approx(1e-5)
+    params = {"kernel": np.float32([[1.0, -2.0]]), "scale": np.float32([3.0])}
+    gradients = [{"kernel": np.float32([[0.1, 0.4]]), "scale": np.float32([-0.2])}] * 2
+    state, moved = optimizer.init(params), params
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, moved)
+        moved = jax.tree.map(np.add, moved, updates)
+    for name, decay in (("kernel", 0.5), ("scale", 0.0)):  # of equal gradients both moments are g
+        before, g = np.float64(params[name]), np.float64(gradients[0][name])
+        expected = before - 0.5e-3 * (g / (np.abs(g) + 1e-8) + decay * before)
+        np.testing.assert_allclose(moved[name], expected, rtol=1e-6)
