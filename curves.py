@@ -79,10 +79,12 @@ def mark_start(folder, step):
 
 def import_slow():
     """Imports in advance what takes seconds, for a thread while a program starts."""
-    with suppress(ImportError):  # which is raised again where the package is needed
+    # What fails here is raised again where the package is needed. SystemError: before Python 3.11.8
+    # two threads that parse Python code at once disturb each other (CPython's issue 106905).
+    with suppress(ImportError, SystemError):
         import_metric_writers()
     for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        with suppress(ImportError):
+        with suppress(ImportError, SystemError):
             importlib.import_module(name)
 
 

@@ -64,7 +64,6 @@ def resolve(data):
     data.white = data.white or load(data).white
 
 
-@lru_cache(maxsize=1)
 def list_set(source, path, class_level):
     """The Listing of a set."""
     return LISTS[source](path, *([class_level] if source == "folder" else []))

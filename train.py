@@ -155,7 +155,8 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
 def rank(config, metrics):
     """What config.eval.best makes of validation metrics: lower is better; their loss if unknown."""
     value = metrics[config.eval.best]
-    value = metrics["loss"] if value is None else value
+    if value is None:  # all pairs are of one kind
+        return metrics["loss"]
     return -value if config.eval.best == "roc_auc" else value
 
 

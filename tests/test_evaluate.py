@@ -314,7 +314,7 @@ def test_what_has_changed_since_training_is_told_by_an_evaluation(files, tmp_pat
 def test_a_run_whose_splits_share_their_images_is_evaluated_on_all(files, tmp_path):
     workdir = folder_run(tmp_path, "run", files, split="shared")
     ((config, _),), asked = evaluate.read_command(Options(workdir=[str(workdir)]))
-    assert len(asked.facts) == 1 and len(data.open_split(config.data, "test").rows) == 210
+    assert len(asked.facts) == 2 and len(data.open_split(config.data, "test").rows) == 210
 
 
 def test_a_run_of_before_has_no_fingerprint_and_says_so(files, tmp_path):

@@ -58,7 +58,7 @@ def check(key, value):
         ("model.stage_sizes", (), "blocks per stage"),
         ("model.stage_sizes", (2, 0), "blocks per stage"),
         ("model.width", 0, "from 1 to"),
-        ("optimizer.name", "lion", "adam or sgd"),
+        ("optimizer.name", "lion", "adam, adamw or sgd"),
         ("optimizer.learning_rate", float("nan"), "finite"),
         ("optimizer.learning_rate", float("inf"), "finite"),
         ("optimizer.learning_rate", 0.0, "above 0"),
@@ -89,7 +89,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
             {"source": "folder", "path": "photos", "splits_of": "runs/a"},
             "data.splits_of=runs/a: must be empty with data.split=shared",
         ),
-        ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1 or 3"),
+        ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1, 3, or 0"),
         ({"source": "tfds", "path": "mnist", "same_as": "pixels"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
         ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
@@ -169,8 +169,8 @@ def test_values_at_the_edge_are_allowed(key, value):
 
 def test_keys_must_be_those_of_the_default():
     config = default.get_config()
-    config.optimizer.warmup = 3
-    with pytest.raises(UserError, match=r"optimizer\.warmup is a key that nothing reads"):
+    config.optimizer.decay_steps = 3
+    with pytest.raises(UserError, match=r"optimizer\.decay_steps is a key that nothing reads"):
         settings.check(config)
     config = default.get_config()
     del config.model.width
