@@ -18,7 +18,6 @@ from absl import flags
 import command_line
 import data
 import duplicates
-import images
 import runtime
 import shortcuts
 from figures import new_figure, short
@@ -44,9 +43,6 @@ def main(options):
     if path.suffix != ".png" or path.is_dir():
         raise UserError(f"--output={options.output}: must be the path of a .png file")
     check_writable(path.absolute().parent, f"--output={path}")
-    data.check_path(config.data)
-    if config.data.source != "shapes":
-        images.resolve(config.data)
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
     known = *count(config), *seen(config, test), *changes(config)

@@ -150,8 +150,13 @@ def check_path(data):
 
 
 def check_splits(config):
-    """Opens each split; raises UserError where no pairs can be made of its images."""
+    """Opens each split; raises UserError where no pairs can be made of its images.
+
+    It first sets what config.data leaves to the images (`images.resolve`).
+    """
     check_path(config.data)
+    if config.data.source != "shapes":
+        images.resolve(config.data)
     try:
         check_each_split(config)
     except UserError:

@@ -34,7 +34,6 @@ import curves
 import data
 import fingerprint
 import hosts
-import images
 import pretrained
 import runtime
 import settings
@@ -79,9 +78,6 @@ def read_command(options, alone=True):
     if alone and (workdir / settings.LOCK).exists():
         with settings.lock(workdir):  # if another training holds it, this one exits at once
             pass
-    data.check_path(config.data)
-    if config.data.source != "shapes":
-        images.resolve(config.data)
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir
