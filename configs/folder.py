@@ -21,7 +21,7 @@ The recipe is the same for all sets. A batch has 32 classes with 4 images of eac
 scaled, leant and moved a little. Quarter turns of a class are classes of their own: where things
 lie in any direction, as under a microscope, say --config.data.turned_classes=1 and
 --config.augment.rotation=180. The embeddings learn by the supervised contrastive loss.
-benchmarks/README.md says how good and how fast it is, and what else was tried.
+benchmarks/README.md says how good and how fast it is.
 """
 
 from configs import default
