@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import expit, logit
 from tqdm import tqdm
 
+import calibration
 import checkpoint
 import data
 import hosts
@@ -174,14 +175,18 @@ def load_run(config, workdir, which):
 def load_variables(config, workdir, model, which):
     """(step, variables) of a checkpoint; which: "best", "last" or the number of a step as a text.
 
-    variables: {"params", "batch_stats"} of host arrays, the same on every process. Raises UserError
-    if the checkpoint is missing or damaged.
+    variables: {"params", "batch_stats"} of host arrays, the same on every process; calibrated where
+    the run was. Raises UserError if the checkpoint is missing or damaged.
     """
     target = variable_shapes(model, config)
 
     def restore():
         with checkpoint.open_checkpoints(workdir) as checkpoints:
-            return checkpoint.restore_model(checkpoints, which, target)
+            step, variables = checkpoint.restore_model(checkpoints, which, target)
+        numbers = calibration.kept(workdir, int(step))
+        return step, variables if numbers == calibration.NONE else calibration.apply(
+            variables, *numbers
+        )
 
     step, variables = hosts.from_first(restore, (np.int64(0), target))
     return int(step), variables

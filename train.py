@@ -28,6 +28,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+import calibration
 import checkpoint
 import command_line
 import curves
@@ -113,10 +114,27 @@ def train_and_evaluate(config, workdir):
     if SIGNALS:
         hosts.disconnect()
         exit_on_signal(SIGNALS[0], "training is complete; the same command writes its report")
+    if calibration.is_possible(config):
+        variables = calibrate(config, workdir, int(step), score, variables)
     threshold = kept_threshold(config, workdir, int(step))
     splits = ("validation", "test")
     found = {s: evaluate(config, score, variables, s, MOST_PAIRS, threshold) for s in splits}
     write_report(config, workdir, int(step), found, score)
+
+
+def calibrate(config, workdir, step, score, variables):
+    """The variables with honest probabilities; keeps what was fitted in the run's folder."""
+    found = evaluate(config, score, variables, "validation", MOST_PAIRS)
+    numbers = calibration.fit(found.scores, found.pairs.weight)
+    if jax.process_index() == 0:
+        calibration.keep(workdir, step, *numbers)
+    variables = calibration.apply(variables, *numbers)
+    eces = (
+        found.metrics["ece"],
+        evaluate(config, score, variables, "validation", MOST_PAIRS).metrics["ece"],
+    )
+    print("calibrated on validation: ECE {:.4f} before, {:.4f} now".format(*eces), flush=True)
+    return variables
 
 
 def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):

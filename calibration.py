@@ -1,0 +1,80 @@
+"""Honest probabilities: a scale and a shift of the logits, fitted on validation after training.
+
+    logit = scale * logit + shift    # J. Platt, "Probabilistic Outputs for SVMs", 1999
+
+They become part of the head's own parameters, so whatever uses the network uses them. The run's
+folder keeps them in calibration.json, for one step. Networks of drawn shapes are left as they are:
+most are never wrong, and then no scale is large enough. So is the euclidean head, which has none.
+"""
+
+import json
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from scipy.special import expit
+
+from errors import UserError
+
+CALIBRATION = "calibration.json"  # in a run's folder
+NONE = (1.0, 0.0)
+
+
+def is_possible(config):
+    """Whether networks of this config are calibrated."""
+    learns = config.model.fusion != "siamese" or config.model.head != "euclidean"
+    return config.data.source != "shapes" and learns
+
+
+def fit(scores, weight):
+    """(scale, shift) of the lowest mean loss; NONE where "same" pairs do not have higher logits.
+
+    scores: scoring.Scores of n pairs; weight: [n]. The labels are a little less sure than 1 and 0,
+    as Platt has it: so the scale is finite where no pair is wrong.
+    """
+    from scipy.optimize import minimize
+
+    same = scores.label == 1
+    target = np.where(same, (same.sum() + 1) / (same.sum() + 2), 1 / ((~same).sum() + 2))
+
+    def loss(numbers):
+        logits = numbers[0] * scores.logits + numbers[1]
+        error = weight * (expit(logits) - target)
+        losses = np.logaddexp(0, logits) - target * logits
+        return weight @ losses, np.array([error @ scores.logits, error.sum()])
+
+    scale, shift = minimize(loss, NONE, jac=True, method="BFGS").x.tolist()
+    return (scale, shift) if same.any() and not same.all() and scale > 0 else NONE
+
+
+def apply(variables, scale, shift):
+    """The variables of the network whose logits are scale * logit + shift."""
+    params = flatten_dict(variables["params"])
+    if ("head", "log_scale") in params:  # logit = exp(log_scale) * (cosine - threshold)
+        steep, place = ("head", "log_scale"), ("head", "threshold")
+        params[steep] = np.float32(params[steep] + np.log(scale))
+        params[place] = np.float32(params[place] - shift / np.exp(params[steep]))
+    else:
+        (*layer, _), *_ = (path for path in params if path[-2:] == ("logit", "kernel"))
+        params[*layer, "kernel"] = np.float32(scale * params[*layer, "kernel"])
+        params[*layer, "bias"] = np.float32(scale * params[*layer, "bias"] + shift)
+    return variables | {"params": unflatten_dict(params)}
+
+
+def keep(workdir, step, scale, shift):
+    """Writes what was fitted for a step into the run's folder."""
+    kept = {"step": step, "scale": scale, "shift": shift}
+    (workdir / CALIBRATION).write_text(json.dumps(kept, indent=2) + "\n")
+
+
+def kept(workdir, step):
+    """(scale, shift) that were fitted for a step; NONE where there are none. Raises UserError."""
+    path = workdir / CALIBRATION
+    try:
+        found = json.loads(path.read_text())
+        numbers = float(found["scale"]), float(found["shift"])
+        return numbers if found["step"] == step and numbers[0] > 0 else NONE
+    except FileNotFoundError:
+        return NONE
+    except (ValueError, TypeError, KeyError):
+        text = "is no saved calibration; delete it, and train.py's command writes it again"
+        raise UserError(f"{path} {text}") from None
