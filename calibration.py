@@ -61,9 +61,12 @@ def apply(variables, scale, shift):
 
 
 def keep(workdir, step, scale, shift):
-    """Writes what was fitted for a step into the run's folder."""
-    kept = {"step": step, "scale": scale, "shift": shift}
-    (workdir / CALIBRATION).write_text(json.dumps(kept, indent=2) + "\n")
+    """Writes what was fitted for a step into the run's folder; raises UserError."""
+    path, numbers = workdir / CALIBRATION, {"step": step, "scale": scale, "shift": shift}
+    try:
+        path.write_text(json.dumps(numbers, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 def kept(workdir, step):

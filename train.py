@@ -124,15 +124,13 @@ def train_and_evaluate(config, workdir):
 
 def calibrate(config, workdir, step, score, variables):
     """The variables with honest probabilities; keeps what was fitted in the run's folder."""
-    found = evaluate(config, score, variables, "validation", MOST_PAIRS)
-    numbers = calibration.fit(found.scores, found.pairs.weight)
+    before = evaluate(config, score, variables, "validation", MOST_PAIRS)
+    numbers = calibration.fit(before.scores, before.pairs.weight)
     if jax.process_index() == 0:
         calibration.keep(workdir, step, *numbers)
     variables = calibration.apply(variables, *numbers)
-    eces = (
-        found.metrics["ece"],
-        evaluate(config, score, variables, "validation", MOST_PAIRS).metrics["ece"],
-    )
+    after = evaluate(config, score, variables, "validation", MOST_PAIRS)
+    eces = (found.metrics["ece"] for found in (before, after))
     print("calibrated on validation: ECE {:.4f} before, {:.4f} now".format(*eces), flush=True)
     return variables
 
