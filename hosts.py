@@ -188,8 +188,11 @@ def read_notice(seconds):
 
 def call_roll(seconds):
     """Returns when every host has answered; exits this process if one does not in time."""
+    client = global_state.client
+    if client is None:  # this process has disconnected since the last notice was read
+        return
     try:
-        global_state.client.wait_at_barrier("roll call", int(1000 * seconds))
+        client.wait_at_barrier("roll call", int(1000 * seconds))
     except JaxRuntimeError as error:
         exit_now(lost(error))
 
