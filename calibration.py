@@ -48,6 +48,8 @@ def fit(scores, weight):
 
 def apply(variables, scale, shift):
     """The variables of the network whose logits are scale * logit + shift."""
+    if (scale, shift) == NONE:  # also of a head that has neither
+        return variables
     params = flatten_dict(variables["params"])
     if ("head", "log_scale") in params:  # logit = exp(log_scale) * (cosine - threshold)
         steep, place = ("head", "log_scale"), ("head", "threshold")

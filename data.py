@@ -66,9 +66,9 @@ def group_classes(config, split, step, number):
     Each K / 2 pairs in a row begin with one class. In every second pair both images have it; in the
     others image 2 is moved on to the next class, so that half of the pairs are "different".
     """
-    groups, pairs = config.batch_size, config.data.images_per_class // 2
-    uniform = partial(uniforms, config.seed, split, step, 0, -(-number // 4) * 4 // 4, 4)
-    rounds = -(-groups // (pairs * number))
+    pairs = config.data.images_per_class // 2  # that begin with one class
+    uniform = partial(uniforms, config.seed, split, step, 0, -(-number // 4), 4)
+    rounds = -(-config.batch_size // (pairs * number))
     order = [np.argsort(uniform(GROUP_ATTEMPT + i).ravel()[:number]) for i in range(rounds)]
     class1 = np.repeat(np.concatenate(order), pairs)[: config.batch_size]
     class2 = class1.copy()

@@ -64,8 +64,9 @@ def resolve(data):
     data.white = data.white or load(data).white
 
 
+@lru_cache(maxsize=1)
 def list_set(source, path, class_level):
-    """The Listing of a set."""
+    """The Listing of a set; remembered from `resolve` to `load_set`, which then forgets it."""
     return LISTS[source](path, *([class_level] if source == "folder" else []))
 
 
@@ -76,6 +77,7 @@ def load_set(source, path, class_level, form):
         if files.white in (0, form.white):
             return files
     items, classes, class_names, *given, facts = list_set(source, path, class_level)
+    list_set.cache_clear()
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
     key = digest(source, path, class_level, form)
     content = digest(*code, [(item.name, item.stamp) for item in items])

@@ -183,10 +183,7 @@ def load_variables(config, workdir, model, which):
     def restore():
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             step, variables = checkpoint.restore_model(checkpoints, which, target)
-        numbers = calibration.kept(workdir, int(step))
-        return step, variables if numbers == calibration.NONE else calibration.apply(
-            variables, *numbers
-        )
+        return step, calibration.apply(variables, *calibration.kept(workdir, int(step)))
 
     step, variables = hosts.from_first(restore, (np.int64(0), target))
     return int(step), variables

@@ -26,6 +26,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
+from scipy.special import expit
 from tqdm import tqdm
 
 import calibration
@@ -39,6 +40,7 @@ import pretrained
 import runtime
 import settings
 import train_step
+from metrics import calibration_error
 from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
@@ -124,15 +126,15 @@ def train_and_evaluate(config, workdir):
 
 def calibrate(config, workdir, step, score, variables):
     """The variables with honest probabilities; keeps what was fitted in the run's folder."""
-    before = evaluate(config, score, variables, "validation", MOST_PAIRS)
-    numbers = calibration.fit(before.scores, before.pairs.weight)
+    found = evaluate(config, score, variables, "validation", MOST_PAIRS)
+    scores, weight = found.scores, found.pairs.weight
+    scale, shift = calibration.fit(scores, weight)
     if jax.process_index() == 0:
-        calibration.keep(workdir, step, *numbers)
-    variables = calibration.apply(variables, *numbers)
-    after = evaluate(config, score, variables, "validation", MOST_PAIRS)
-    eces = (found.metrics["ece"] for found in (before, after))
-    print("calibrated on validation: ECE {:.4f} before, {:.4f} now".format(*eces), flush=True)
-    return variables
+        calibration.keep(workdir, step, scale, shift)
+    ece = calibration_error(expit(scale * scores.logits + shift), scores.label, weight)
+    text = f"calibrated on validation: ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
+    print(text, flush=True)
+    return calibration.apply(variables, scale, shift)
 
 
 def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):

@@ -147,14 +147,20 @@ def photo(random, hue):
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+def write_photos(root, classes, count):
+    """Writes so many classes of so many photos each into a folder; returns it."""
+    random = np.random.default_rng(0)
+    for k in range(classes):
+        (root / f"class{k}").mkdir()
+        for i in range(count):
+            photo(random, k / 2).save(root / f"class{k}" / f"{i}.png")
+    return root
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """A folder of six classes with forty images each, one of them twice, and a list of pairs."""
-    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for k in range(6):
-        (root / f"class{k}").mkdir()
-        for i in range(40):
-            photo(random, k / 2).save(root / f"class{k}" / f"{i}.png")
+    root = write_photos(tmp_path_factory.mktemp("photos"), 6, 40)
     (root / "class0" / "copy.png").write_bytes((root / "class0" / "4.png").read_bytes())
     names = [f"class{k}/{i}.png" for k in range(6) for i in range(0, 40, 4)]
     lines = [f"{a},{b},{int(a[:6] == b[:6])}" for a in names for b in names]

@@ -2,7 +2,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import photo, tiny_config
+from conftest import tiny_config, write_photos
 from sklearn.metrics import roc_auc_score
 
 import baselines
@@ -15,11 +15,7 @@ from model import create_model, init_variables
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory):
     """(config, score, evaluation) of the untrained network on four classes of six photos each."""
-    root, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for k in range(4):
-        (root / f"class{k}").mkdir()
-        for i in range(6):
-            photo(random, k / 2).save(root / f"class{k}" / f"{i}.png")
+    root = write_photos(tmp_path_factory.mktemp("photos"), 4, 6)
     config = tiny_config()
     config.data.update({"source": "folder", "path": str(root), "p_same": 0.5, "image_size": 16})
     model = create_model(config)
