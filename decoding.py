@@ -102,13 +102,10 @@ def to_8_bits(values, tags, white):
 
 def on_ground(image):
     """An RGBA image on white, or on black where white leaves less contrast than LOW_CONTRAST."""
-
-    def on(color):
-        flat = Image.alpha_composite(Image.new("RGBA", image.size, color), image).convert("RGB")
-        return flat, max(high - low for low, high in flat.getextrema())
-
-    (white, contrast), (black, other) = on("white"), on("black")
-    return black if contrast < min(LOW_CONTRAST, other) else white
+    grounds = (Image.new("RGBA", image.size, color) for color in ("white", "black"))
+    flat = [Image.alpha_composite(ground, image).convert("RGB") for ground in grounds]
+    contrast = [max(high - low for low, high in one.getextrema()) for one in flat]
+    return flat[contrast[0] < min(LOW_CONTRAST, contrast[1])]
 
 
 def into_square(image, form):

@@ -4,41 +4,34 @@ A run is resumed on the same pixels only, and evaluated with the splits of its t
 move, and what is added later does not turn an image of its training into one of its test. The file
 `data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    classes     {name: []}
-    images      {name: [class, split, hash of the pixels, bytes of the file]}
+    images      {name: [class, split, hash of the pixels]}
     pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
 import gzip
 import hashlib
 import json
-import os
 import sys
 from collections import Counter
 
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, hash_texts, pair_names, read_fingerprint
+from splits import FINGERPRINT, assign_splits, hash_texts, read_fingerprint, unit_names
 
 
 def take(data):
     """The fingerprint of the set that config.data names: a dict as the module says."""
     files, assigned, pairs = images.load(data), assign_splits(data), {}
-    root = os.path.dirname(data.path) if data.source == "pairs" else data.path
-    names, words = files.names.tolist(), (*SPLITS, None)  # None: index -1
-    listed = names if files.pairs is None else pair_names(files)
-    splits = [None] * len(listed) if assigned is None else [words[split] for split in assigned]
+    names, words = unit_names(files), (*SPLITS, None)  # None: index -1
+    splits = [None] * len(names) if assigned is None else [words[split] for split in assigned]
     classes = [files.class_names[k] if k >= 0 else None for k in files.classes]
     if files.pairs is not None:
-        for name, label, split in zip(listed, files.pairs[:, 2].tolist(), splits, strict=True):
+        for name, label, split in zip(names, files.pairs[:, 2].tolist(), splits, strict=True):
             pairs.setdefault(name, []).extend([label, split])
-        classes = splits = [None] * len(names)
-    paths = [os.path.join(root, name) for name in names]
-    sizes = [os.path.getsize(path) if os.path.exists(path) else None for path in paths]
-    rows = map(list, zip(classes, splits, hash_texts(files), sizes, strict=True))
-    kinds = {name: [] for name in files.class_names if files.pairs is None}
-    return {"classes": kinds, "images": dict(zip(names, rows, strict=True)), "pairs": pairs}
+        classes = splits = [None] * len(classes)
+    rows = map(list, zip(classes, splits, hash_texts(files), strict=True))
+    return {"images": dict(zip(files.names.tolist(), rows, strict=True)), "pairs": pairs}
 
 
 def write(data, workdir):
@@ -53,13 +46,13 @@ def write(data, workdir):
 
 
 def identity(found):
-    """SHA-256 of what decides a run's pairs: all of a fingerprint but the size of the files."""
-    kept = [[name, *row[:3]] for kind in found.values() for name, row in kind.items()]
-    return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    """SHA-256 of a fingerprint, which decides a run's pairs."""
+    rows = [[name, *row] for kind in found.values() for name, row in kind.items()]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def summarize(found):
-    """A fingerprint in short: {"sha256", "images", "classes", "pairs", "splits"}; numbers."""
+    """A fingerprint in short: {"sha256", "images", "pairs", "splits"}; numbers."""
     splits = Counter(row[1] for row in (found["pairs"] or found["images"]).values() if row[1])
     counts = {kind: len(names) for kind, names in found.items()}
     return {"sha256": identity(found), **counts, "splits": dict(splits)}
@@ -86,7 +79,7 @@ def check(data, workdir):
 
 
 def changes(before, now):
-    """What differs between two fingerprints but the size of files, in words; "" if nothing does."""
+    """What differs between two fingerprints, in words; "" if nothing does."""
     if identity(before) == identity(now):
         return ""
     texts = []
@@ -95,7 +88,7 @@ def changes(before, now):
         groups = {
             "added": [name for name in new if name not in old],
             "removed": [name for name in old if name not in new],
-            "changed": [name for name in new if name in old and new[name][:3] != old[name][:3]],
+            "changed": [name for name in new if name in old and new[name] != old[name]],
         }
         texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"
                   for how, names in groups.items() if names]  # fmt: skip

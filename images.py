@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import PIL
@@ -28,25 +27,11 @@ from pair_lists import list_pairs
 PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine, not of the file
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 SURVEYED = 100  # images that `resolve` looks at, at most
-
-
-class Files(NamedTuple):
-    """All n images of a set of files."""
-
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    names: np.ndarray  # str [n], of the images: see listings.Item
-    classes: np.ndarray  # int [n], index into `class_names`; -1 where the image is left out
-    class_names: tuple  # of str; of a list of pairs every image is a class
-    split_hash: np.ndarray  # float64 [n], see `hash_pixels`
-    image_splits: np.ndarray  # int8 [n], see listings.Listing; or None
-    pairs: np.ndarray  # int [m, 3], two images and a label; None unless a list of pairs
-    pair_splits: np.ndarray  # int8 [m], see listings.Listing; or None
-    facts: tuple  # of str, a line each: what was understood, skipped and left out, and why
-    white: int = 0  # the value that became 255 in images of over 8 bits; 0 where there are none
+PLAIN = "of a single colour"  # what is remarked about an image that is not left out
 
 
 def load(data):
-    """Reads the whole set that config.data names: Files; raises UserError where there is none.
+    """Reads the whole set that config.data names: listings.Files; raises UserError.
 
     An image that cannot be read is left out, and named in the facts. The result is remembered by
     the keys that it depends on: no other key of config.data has the images decoded again.
@@ -66,7 +51,7 @@ def resolve(data):
 
 @lru_cache(maxsize=1)
 def list_set(source, path, class_level):
-    """The Listing of a set; remembered from `resolve` to `load_set`, which then forgets it."""
+    """The Files of a set, not decoded; remembered from `resolve` to `load_set`."""
     return LISTS[source](path, *([class_level] if source == "folder" else []))
 
 
@@ -76,17 +61,18 @@ def load_set(source, path, class_level, form):
         files = load_set(source, path, class_level, form._replace(white=0))
         if files.white in (0, form.white):
             return files
-    items, classes, class_names, *given, facts = list_set(source, path, class_level)
+    files = list_set(source, path, class_level)
     list_set.cache_clear()
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
     key = digest(source, path, class_level, form)
-    content = digest(*code, [(item.name, item.stamp) for item in items])
-    shape = (len(items), form.image_size, form.image_size, form.channels)
-    images, notes = kept_images.fetch(key, content, shape, partial(decode_set, items, form))
-    names, white = np.array([item.name for item in items]), int(notes["white"])
-    classes, facts = classes.copy(), (*facts, *describe(names, notes))
-    classes[notes["left_out"]] = -1
-    return Files(images, names, classes, class_names, notes["split_hash"], *given, facts, white)
+    content = digest(*code, files.names.tolist(), [item.stamp for item in files.items])
+    shape = (len(files.items), form.image_size, form.image_size, form.channels)
+    fill = partial(decode_set, files.names, files.items, form)
+    images, notes = kept_images.fetch(key, content, shape, fill)
+    fields = {"images": images, "split_hash": notes["split_hash"], "white": int(notes["white"])}
+    fields["classes"] = np.where(is_read(notes), files.classes, -1)
+    facts = (*files.facts, *describe(files.names, notes))
+    return files._replace(items=None, facts=facts, **fields)
 
 
 def digest(*parts):
@@ -94,27 +80,27 @@ def digest(*parts):
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def decode_set(items, form, store):
+def decode_set(names, items, form, store):
     """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
 
-    Returns notes {name: array}: split_hash float64 [n], plain bool [n] of those of one colour,
-    left_out int [k] and reasons str [k] of those that cannot be read, and white int.
+    Returns notes {name: array}: split_hash float64 [n]; remarks str [n], "" or why an image cannot
+    be read or PLAIN; white int.
     """
-    n, bad = len(items), {}
-    split_hash, whites, plain = np.zeros(n), np.zeros(n, int), np.zeros(n, bool)
+    n = len(items)
+    split_hash, whites, remarks = np.zeros(n), np.zeros(n, int), [""] * n
 
     def read(index, form):
         try:
             pixels, whites[index] = decode(items[index].open, form)
         except Exception as error:  # whatever a damaged file does to its decoder
+            remarks[index] = decoding.reason(error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
-                text = f"{items[index].name} cannot be read now: {decoding.reason(error)}"
+                text = f"{names[index]} cannot be read now: {remarks[index]}"
                 raise UserError(text) from None
-            bad[index] = decoding.reason(error)
             return
         store(index, pixels)
         split_hash[index] = hash_pixels(pixels[None])[0]
-        plain[index] = not np.ptp(pixels, axis=(0, 1)).any()
+        remarks[index] = "" if np.ptp(pixels, axis=(0, 1)).any() else PLAIN
 
     def read_all(indices, form):
         shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
@@ -126,23 +112,26 @@ def decode_set(items, form, store):
     read_all(range(n), form)
     white = whites.max(initial=0)
     read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
-    notes = {"split_hash": split_hash, "plain": plain, "white": white}
-    notes["left_out"] = np.array(sorted(bad), int)
-    return notes | {"reasons": np.array([bad[index] for index in sorted(bad)], str)}
+    return {"split_hash": split_hash, "remarks": np.array(remarks, str), "white": white}
+
+
+def is_read(notes):
+    """Which images could be read: bool [n]."""
+    return np.isin(notes["remarks"], ["", PLAIN])
 
 
 def describe(names, notes):
     """What is to be said about decoded images: list of str."""
-    facts, white, plain = [], int(notes["white"]), names[notes["plain"]]
-    both = zip(names[notes["left_out"]], notes["reasons"], strict=True)
+    facts, white, remarks = [], int(notes["white"]), notes["remarks"]
+    both = zip(names[~is_read(notes)], remarks[~is_read(notes)], strict=True)
     if bad := [f"{name} ({why})" for name, why in both]:
         text = f"{len(bad):,} of {len(names):,} images cannot be read and are left out"
         facts.append(f"{text}: {first_five(bad)}")
-    if len(plain):
-        facts.append(f"images of a single colour: {len(plain):,} ({first_five(plain)})")
+    if len(plain := names[remarks == PLAIN]):
+        facts.append(f"images {PLAIN}: {len(plain):,} ({first_five(plain)})")
     if white:
-        bits = f"values of {white.bit_length()} bits: white is {white:,}"
-        facts.append(f"images of over 8 bits have {bits}")
+        text = f"images of over 8 bits have values of {white.bit_length()} bits"
+        facts.append(f"{text}: white is {white:,}")
     return facts
 
 
@@ -152,23 +141,22 @@ def open_images(names, form):
     Returns (paths [n], uint8 [n, image_size, image_size, channels]). A file that cannot be read is
     left out with a warning. Raises UserError where fewer than two images are left.
     """
-    paths, facts = [Path(name) for name in names], []
-    if missing := [str(path) for path in paths if not os.path.exists(path)]:
+    paths, facts = names, []
+    if missing := [name for name in names if not os.path.exists(name)]:
         raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
-    if len(paths) == 1 and paths[0].is_dir():
-        found, facts = find_images(paths[0])
-        paths = [paths[0] / name for name in found]
+    if len(names) == 1 and os.path.isdir(names[0]):
+        found, facts = find_images(names[0])
+        paths = [os.path.join(names[0], name) for name in found]
     images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
-    items, texts = [file_item(str(path), path) for path in paths], np.array(paths, str)
-    notes = decode_set(items, form, images.__setitem__)
-    facts += describe(texts, notes)
-    kept = np.delete(np.arange(len(paths)), notes["left_out"])
-    if len(kept) < 2:
+    items, paths = [file_item(path) for path in paths], np.array(paths, str)
+    notes = decode_set(paths, items, form, images.__setitem__)
+    facts, kept = facts + describe(paths, notes), is_read(notes)
+    if kept.sum() < 2:
         wanted = "wanted are two files, or a folder of two images or more"
         raise UserError("; ".join([f"--images={','.join(names)}: {wanted}", *facts]))
     for fact in facts:
         print(f"warning: --images: {fact}", file=sys.stderr)
-    return texts[kept].tolist(), images[kept]
+    return paths[kept].tolist(), images[kept]
 
 
 def hash_pixels(images):

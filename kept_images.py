@@ -27,15 +27,12 @@ def fetch(key, digest, shape, fill):
     fill(store) makes new ones. It calls store(index, pixels) for each image, from any thread, and
     returns the notes. The pixels are in a file, not in memory, and read as they are asked for.
     """
-    if (size := np.prod(shape, dtype=float)) > MOST_BYTES:
-        text = f"{size / 2**30:.0f} GiB of decoded images are not kept for the next start"
-        print(f"warning: {text}, at most {MOST_BYTES / 2**30:.0f} GiB are", file=sys.stderr)
-    elif folder is not None:
-        try:
+    try:
+        if folder is not None:
             return keep(key, digest, shape, fill)
-        except OSError as error:
-            text = f"decoded images cannot be kept in {folder}: {error.strerror or error}"
-            print(f"warning: {text}; going on without", file=sys.stderr)
+    except OSError as error:
+        text = f"decoded images cannot be kept in {folder}: {error.strerror or error}"
+        print(f"warning: {text}; going on without", file=sys.stderr)
     try:
         with TemporaryDirectory() as new:  # what is mapped lives on without a name
             return make(Path(new), shape, fill)
@@ -45,7 +42,9 @@ def fetch(key, digest, shape, fill):
 
 
 def keep(key, digest, shape, fill):
-    """As `fetch`, in the user's cache; raises OSError."""
+    """As `fetch`, in the user's cache."""
+    if (room := MOST_BYTES - np.prod(shape, dtype=float)) < 0:
+        raise OSError(f"they take more than {MOST_BYTES / 2**30:.0f} GiB")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = folder / f"{key}-{digest}"
     with open(folder / f"{key}.lock", "w") as file:  # the lock ends with the process
@@ -58,7 +57,7 @@ def keep(key, digest, shape, fill):
             found = read(place, shape)
             os.utime(place)  # when it was used
         except Exception:  # it is missing, or whatever a damaged file does
-            make_room(key, MOST_BYTES - np.prod(shape))
+            make_room(key, room)
             with TemporaryDirectory(prefix=f"{key}-", dir=folder) as new:
                 found = make(Path(new), shape, fill)
                 os.rename(new, place)
@@ -66,7 +65,7 @@ def keep(key, digest, shape, fill):
 
 
 def make(place, shape, fill):
-    """Writes a set into a folder, and returns it as `fetch` does; raises OSError."""
+    """Writes a set into a folder, and returns it as `fetch` does."""
     each = int(np.prod(shape[1:]))
     with open(place / "pixels", "wb") as file:
         file.truncate(each * shape[0])  # those that cannot be read stay black

@@ -338,7 +338,7 @@ def open_pairs(data, split, files):
         dropped = int((~usable if splits is None else splits < 0).sum())
         text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
         remedy = "more lines, or a column split (train, validation, test), are needed"
-        if files.pair_splits is not None:
+        if files.given is not None:
             remedy = f"more lines whose split is {split} are needed"
         raise bad_set(data.path, f"{text}; {remedy}")
     order = np.argsort(pairs[:, 2], kind="stable")
@@ -352,7 +352,7 @@ def open_classes(data, split, files):
         text = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
         text += "; pairs of same and different take two such classes"
         usable = np.bincount(files.classes[files.classes >= 0]) > 1
-        if data.split == "disjoint" and files.image_splits is None and usable.sum() >= 6:
+        if data.split == "disjoint" and files.given is None and usable.sum() >= 6:
             text += ": data.split=classes, which leaves each class whole, would do"
         else:
             text += ": more images are needed"

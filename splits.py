@@ -14,6 +14,7 @@ import zlib
 from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,16 @@ from listings import SPLITS
 SHARES = (0.8, 0.1, 0.1)  # of the images, classes or pairs, where the splits are disjoint
 BOUNDS = np.cumsum((0, *SHARES))  # of the hashes of each split
 FINGERPRINT = "data.json.gz"  # in the folder of a run: see `fingerprint`
-WHOLE = ("classes", "groups")  # values of data.split that leave each class whole
+KINDS = ("shared", "disjoint", "classes", "groups")  # of data.split: each keeps more apart
+WHOLE = KINDS[2:]  # those that leave each class whole
+
+
+class Units(NamedTuple):
+    """Images, or classes, or groups of classes: a split takes each of the k whole."""
+
+    names: np.ndarray  # str [k]
+    hashes: np.ndarray  # float64 [k] in [0, 1), which decide
+    weights: np.ndarray  # int [k]: images that can be read, or classes with two of them
 
 
 def assign_splits(data):
@@ -42,51 +52,51 @@ def assign(data):
     """(what `assign_splits` returns, list of str: what is to be said about it)."""
     if data.source == "shapes":
         return None, []
-    files, facts = images.load(data), []
-    if files.pairs is None:
-        what, own, names, usable = "images", files.image_splits, files.names, files.classes >= 0
-    else:
-        what, names = "pairs", pair_names(files)
-        own, own_how = list_splits(data, files.pair_splits)
-        usable = (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
-        if not usable.all():
-            text = f"{(~usable).sum():,} of {len(names):,} pairs have an image that cannot be read"
-            facts.append(f"{text} and are left out")
-    if own is None and data.split == "shared":
+    files, facts, more = images.load(data), [], []
+    names, usable = unit_names(files), files.classes >= 0
+    if files.pairs is not None:
+        usable = usable[files.pairs[:, :2]].all(axis=1)
+        text = f"{(~usable).sum():,} of {len(names):,} pairs have an image that cannot be read"
+        facts += [f"{text} and are left out"] * (not usable.all())
+    splits, how = given_splits(data, files)
+    if splits is None and data.split == "shared":
         return None, facts
-    known, more = known_splits(data.splits_of), []
-    before = np.array([known.get(name, -1) for name in names], np.int8)
-    if what == "images":  # also by its pixels, where it has another name now
-        pixels = [known.get(text, -1) for text in hash_texts(files)]
-        before = np.where(before >= 0, before, pixels).astype(np.int8)
-        splits, how, more = divide_images(data, files, usable, known, before)
-    elif own is None:
-        how, splits = "connected groups of images", divide_pairs(files, usable, before)
-    else:
-        how, splits = own_how, own
-    if what == "images" and own is None and data.split in WHOLE:
-        before = np.full_like(before, -1)  # the class decides, as it did in that run
+    known, other_names = known_splits(data), hash_texts(files) if files.pairs is None else names
+    both = zip(names, other_names, strict=True)  # an image may have another name now
+    before = np.array([known.get(name, known.get(other, -1)) for name, other in both], np.int8)
+    if files.pairs is None:
+        splits, more = divide_images(data, files, splits, usable, known, before)
+    elif splits is None:
+        splits = divide_pairs(files, usable, before)
     splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
+    what = "images" if files.pairs is None else "pairs"
     facts = [f"{what} are split by {how}: {counts}", *facts, *more]
-    if what == "pairs" and (lost := (splits[usable] < 0).sum()):
+    if lost := (splits[usable] < 0).sum():
         text = f"{lost:,} of {len(names):,} pairs join images of two splits and are left out"
         facts.append(f"{text}; a column split (train, validation, test) would keep them")
     return splits, facts
 
 
-def list_splits(data, given):
-    """The splits that a list of pairs gives itself, perhaps by its folds: (int [m] or None, how).
+def given_splits(data, files):
+    """The splits that the set itself gives, perhaps by folds: (int8 or None, what decides).
 
-    given: see `listings.Listing`. Raises UserError where data.folds are not those of the list.
+    Raises UserError where data.folds are not those of the set.
     """
+    given, listed = files.given, files.pairs is not None
     count = 0 if given is None else max(int(given.max()) - len(SPLITS) + 1, 0)
-    if data.folds not in (0, count):
-        text = f"the list has {count} folds; say so, or give it a column fold (and none split)"
-        raise UserError(f"data.folds={data.folds}: {text}")
+    if data.folds not in (0, count) and (listed or given is not None):
+        text = f"the set itself has {count} folds: leave the key out, or give a list of pairs"
+        raise UserError(f"data.folds={data.folds}: {text} a column fold (and none split)")
+    if given is None:
+        text = f" (fold {data.fold} of {data.folds} is the test, a tenth of the rest validation)"
+        text = f"data.split={data.split}" + text * (data.folds > 0)
+        return None, "connected groups of images" if listed else text
     if not count:
-        return given, "the list itself (data.split moves none)"
+        missing = [SPLITS[k] for k in (1, 2) if k not in given and not listed]
+        text = f"; {missing[0]} is a tenth of train" if len(missing) == 1 else ""
+        return given, f"the set itself (data.split moves none){text}"
     test, validation = count - 1, count - 2
     if data.folds:
         test, validation = data.fold, (data.fold + 1) % count
@@ -100,29 +110,32 @@ def hash_texts(files):
     return [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
 
 
-def pair_names(files):
-    """What the pairs of a list are called in a fingerprint: list of str."""
+def unit_names(files):
+    """What images, or the pairs of a list, are called in a fingerprint: list of str."""
     names = files.names.tolist()
+    if files.pairs is None:
+        return names
     return [f"{names[first]} - {names[second]}" for first, second, _ in files.pairs.tolist()]
 
 
-def known_splits(workdir):
-    """What a run had in one split: {name or pixels of an image, name of a class or pair: split}.
+def known_splits(data):
+    """What data.splits_of had in one split: {name or pixels of an image, class or pair: split}.
 
-    A split is an index into SPLITS. Empty with workdir="". Raises UserError.
+    A split is an index into SPLITS. Empty without such a run. Raises UserError.
     """
-    if not workdir:
+    if not data.splits_of:
         return {}
-    if (saved := read_fingerprint(workdir)) is None:
-        raise UserError(f"data.splits_of={workdir}: {FINGERPRINT} is missing there")
+    saved, text = read_fingerprint(data.splits_of), f"data.splits_of={data.splits_of}"
+    if saved is None:
+        raise UserError(f"{text}: {FINGERPRINT} is missing there")
+    before = settings.load_config(Path(data.splits_of)).data.split
+    if KINDS.index(data.split) > KINDS.index(before):
+        raise UserError(f"{text}: data.split={before} was all that run kept apart: say so")
     found = defaultdict(set)
     for name, (owner, split, *pixels) in (saved["images"] | saved["pairs"]).items():
         for key in (name, owner, *pixels[:1]):  # the owner of an image is its class
             found[key].add(split)
     one = {key: splits for key, splits in found.items() if len(splits) == 1 and splits != {None}}
-    if not one:
-        text = "that run had no splits (data.split=shared)"
-        raise UserError(f"data.splits_of={workdir}: {text}; leave the key out")
     return {key: SPLITS.index(*splits) for key, splits in one.items()}
 
 
@@ -134,10 +147,11 @@ def read_fingerprint(workdir):
     path = Path(workdir, FINGERPRINT)
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
-        return {kind: found[kind] for kind in ("classes", "images", "pairs")}
+        rows = {name: row[:3] for name, row in found["images"].items()}  # once also bytes of files
+        return {"images": rows, "pairs": found["pairs"]}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError):
         text = "is damaged: put it back, or delete it to go on without its comparison"
         raise UserError(f"{path} {text}") from None
 
@@ -148,7 +162,7 @@ def split_facts(data):
     if data.source in ("shapes", "pairs"):
         return tuple(facts)
     files, facts = images.load(data), list(facts)
-    divided = data.split not in WHOLE and files.image_splits is None  # each class in each split
+    divided = data.split not in WHOLE and files.given is None  # each class in each split
     for split in SPLITS[:1] if splits is None else SPLITS:
         _, here = count_classes(data, files, split)
         lost = here < 2 if divided else here == 1
@@ -178,145 +192,95 @@ def hash_name(name):
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
-def lower_bits(hashes):
-    """Numbers in [0, 1) that look random, too, and independent of the order of the hashes."""
-    return hashes * 2.0**20 % 1
-
-
-def deal(hashes, usable, folds):
-    """The fold of each unit: int [n]. Equal parts of those `usable`, in the order of the hashes.
-
-    Units of equal hashes are in one fold.
-    """
-    order = np.unique(hashes[usable])
-    return (np.searchsorted(order, hashes) * folds // max(len(order), 1)).clip(max=folds - 1)
-
-
-def divide_images(data, files, usable, known, before):
-    """Divides images: (int8 [n], by what, facts). Splits that the set lacks are made of its train.
+def divide_images(data, files, given, usable, known, before):
+    """Divides images: (int8 [n], facts). Splits that the set does not give are made of its train.
 
     usable: bool [n]; known: see `known_splits`; before: int8 [n], the splits of a run, or -1.
+    Raises UserError where data.split leaves classes whole, and they are too few.
     """
-    own, how, facts = files.image_splits, "the set itself (data.split moves none)", []
-    if own is None:
-        own, how = np.zeros(len(usable), np.int8), f"data.split={data.split}"
-        text = f" (fold {data.fold} of {data.folds} is the test, a tenth of the rest validation)"
-        how += text if data.folds else ""
-    elif data.folds:
-        text = "the set itself says which images are its test: leave the key out"
-        raise UserError(f"data.folds={data.folds}: {text}")
-    made = [0, *({1, 2} - {*own})]
-    free = usable & (own == 0)
-    if data.split in WHOLE and len(made) > 1:
-        side, facts = divide_classes(data, files, free, known, before, made)
-        side = side[files.classes]
-    elif data.folds:
-        side = by_hash(lower_bits(files.split_hash)) % 2  # test, 2, is made train, 0
-        side[deal(files.split_hash, free, data.folds) == data.fold] = 2
-    else:
-        side = by_hash(files.split_hash)
-    if len(made) == 2:
-        what = "name" if data.split in WHOLE else "pixels"
-        how += f"; {SPLITS[made[1]]} is a tenth of train, by a hash of the {what}"
-    return np.where(free & np.isin(side, made), side, own), how, facts
-
-
-def divide_classes(data, files, free, known, before, made):
-    """Divides classes between the splits `made`: (the split of each class, int [k], list of str).
-
-    A hash of the name decides, unless a run had the class, or images of it, in a split. The test of
-    folds or groups is chosen first. Classes count that have two images that are `free`, bool [n].
-    """
-    names = files.class_names
-    usable = np.bincount(files.classes[free], minlength=len(names)) > 1
-    fixed = known_classes(data, files, free, known, before)
-    hashes, least, facts = np.array([hash_name(name) for name in names]), (2, 2, 2), []
+    own = np.zeros(len(usable), np.int8) if given is None else given
+    made, free = [0, *({1, 2} - {*own})], usable & (own == 0)
+    whole, before, facts = data.split in WHOLE, np.where(free, before, -1), []
+    unit, units = np.arange(len(own)), Units(files.names, files.split_hash, free)
+    if whole:
+        unit, names = files.classes, files.class_names
+        weights = np.bincount(unit[free], minlength=len(names)) > 1
+        units = Units(np.array(names), np.array([*map(hash_name, names)]), weights)
+        of_class = np.array([known.get(name, -1) for name in names])
+        of_class[unit[before >= 0]] = before[before >= 0]  # it may have another name now
+        before = np.where(free & (before < 0), of_class[unit], before)
+    least, rest, in_test, smallest = (2, 2, 2), made, np.zeros(len(units.names), bool), 2
     if data.folds or data.split == "groups":
-        in_test, facts = choose_test(data, names, usable, fixed, made)
-        fixed = np.where(in_test, 2, fixed)
-        hashes, made = lower_bits(hashes), [split for split in made if split < 2]
-        least = (2, min(max((usable & ~in_test).sum() // 5, 2), 6), 2)
-    elif len(made) == 3 and usable.sum() < 6:
-        text = f"{usable.sum()} classes of two images or more; data.split=classes takes six"
-        raise bad_set(data.path, f"{text}, two a split: add classes, or say data.split=disjoint")
-    side, moved = settle(hashes, usable, fixed, made, least)
-    return side, facts + say_moved("classes", names, side, moved)
+        if 2 in made:
+            in_test, smallest, facts = choose_test(data, units, made, unit, before)
+        rest = [split for split in made if split != 2]
+        # The lower bits: independent of the order of the hashes, which has chosen the test.
+        units = units._replace(hashes=units.hashes * 2.0**20 % 1)
+        least = (2, min(max((units.weights & ~in_test).sum() // 5, 2), 6), 2)
+    moves = whole and len(made) > 1 and not data.splits_of  # a run's splits stay as they are
+    side, moved = settle(units._replace(weights=units.weights & ~in_test), rest, least, moves)
+    side = np.where(in_test, 2, side)
+    smallest = min(smallest, np.bincount(side, units.weights, 3)[made].min())
+    if moves and smallest < 2:
+        text = f"data.split={data.split} leaves a split, or a fold, fewer than two of"
+        text += f" {units.weights.sum()} classes of two images or more: add classes, or say"
+        other = "data.split=" + ("disjoint" if data.split == "classes" else "classes")
+        raise bad_set(data.path, f"{text} {'fewer data.folds' if data.folds else other}")
+    side = np.where(free & np.isin(side[unit], made), side[unit], own)
+    return np.where(before >= 0, before, side), facts + moved
 
 
-def known_classes(data, files, free, known, before):
-    """The split in which a run had each class, int [k]; -1: it is new. Raises UserError."""
-    names, old = files.class_names, free & (before >= 0)
-    had = np.zeros((len(names), 3), bool)
-    had[files.classes[old], before[old]] = True
-    if mixed := [names[k] for k in np.flatnonzero(had.sum(axis=1) > 1)]:
-        text = f"that run had images of one class in several splits: {first_five(mixed)}"
-        raise UserError(f"data.splits_of={data.splits_of}: {text}; say data.split=disjoint")
-    fixed = np.array([known.get(name, -1) for name in names])
-    return np.where(had.any(axis=1), had.argmax(axis=1), fixed)
+def choose_test(data, units, made, unit, before):
+    """The test where it is a fold or of whole groups: (bool [k], size of the least fold, facts).
 
-
-def choose_test(data, names, usable, fixed, made):
-    """The classes of the test, where it is of whole groups or a fold: (bool [k], list of str).
-
-    A group is the path of a class without its last part. Raises UserError where there are too few.
+    A group is the path of a class without its last part. One that a run had (before, int [n], of
+    images whose units are `unit`) is in the test where it was.
     """
-    if 2 not in made:
-        return np.zeros(len(names), bool), []
-    grouped = data.split == "groups"
-    units = [(os.path.dirname(name) or ".") if grouped else name for name in names]
-    units, unit = np.unique(units, return_inverse=True)
-    weights, hashes = np.bincount(unit, usable), np.array([hash_name(name) for name in units])
-    tested, others = (np.bincount(unit, np.isin(fixed, some)) > 0 for some in ([2], [0, 1]))
-    if mixed := units[tested & others].tolist():
-        text = f"that run had one group in the test and in another split: {first_five(mixed)}"
-        raise UserError(f"data.splits_of={data.splits_of}: {text}; say data.split=classes")
-    known, rest, moved = np.where(tested, 2, np.where(others, 0, -1)), 2 * len(made) - 2, []
+    group, groups, facts, smallest = np.arange(len(units.names)), units, [], 2
+    if data.split == "groups":
+        paths = [os.path.dirname(name) or "." for name in units.names.tolist()]
+        names, group = np.unique(paths, return_inverse=True)
+        hashes = np.array([*map(hash_name, names.tolist())])
+        groups = Units(names, hashes, np.bincount(group, units.weights))
     if data.folds:
-        fold = deal(hashes, weights > 0, data.folds)
-        side = np.where(known >= 0, known, np.where(fold == data.fold, 2, 0))
-        sizes = np.bincount(fold, weights, data.folds)
+        order = np.unique(groups.hashes[groups.weights > 0])  # equal hashes are in one fold
+        fold = np.searchsorted(order, groups.hashes) * data.folds // max(len(order), 1)
+        fold = fold.clip(max=data.folds - 1)
+        sizes, in_test = np.bincount(fold, groups.weights, data.folds), fold == data.fold
+        smallest = min(sizes.min(), (sizes.sum() - sizes.max()) // (len(made) - 1))
     else:
-        side, moved = settle(hashes, weights, known, [0, 2], (rest, 0, 2))
-        sizes = np.bincount(side, weights, 3)[2:]
-    if not data.splits_of and (sizes.min() < 2 or usable.sum() - sizes.max() < rest):
-        text = f"{usable.sum()} classes of two images or more"
-        text += f" in {len(units)} groups ({first_five(units)})" if grouped else ""
-        what, remedy = "the test takes two or more, of whole groups", "data.split=classes"
-        if data.folds:
-            what, remedy = f"each of {data.folds} folds takes two or more", "fewer data.folds"
-        text += f"; {what}, and leaves {rest} or more: add classes, or say {remedy}"
-        raise bad_set(data.path, text)
-    chosen = units[(side == 2) & (weights > 0)]
-    text = f"the test is {len(chosen)} of {len(units)} groups of classes ({first_five(chosen)})"
-    text += "; validation is about a tenth of the classes of the others" if 1 in made else ""
-    return (side == 2)[unit], [text] * grouped + say_moved("groups", units, side, moved)
+        least = (2 * len(made) - 2, 0, 2)
+        side, facts = settle(groups, [0, 2], least, not data.splits_of, "groups")
+        in_test = side == 2
+    in_test[group[unit[before >= 0]]] = False
+    in_test[group[unit[before == 2]]] = True
+    if data.split == "groups":
+        chosen = groups.names[in_test & (groups.weights > 0)]
+        text = f"the test is {len(chosen)} of {len(groups.names)} groups of classes"
+        facts = [f"{text} ({first_five(chosen)})", *facts]
+    return in_test[group], smallest, facts
 
 
-def settle(hashes, weights, fixed, made, least):
-    """Puts classes, or groups of them, into the splits `made`: (int [n], which were moved).
+def settle(units, made, least, moves, what="classes"):
+    """Puts units into the splits `made` by their hashes: (int [k], what is to be said).
 
-    A hash decides, unless one is `fixed`, int [n]; -1: it is not. weights: how many classes each
-    has. A split of fewer than `least` classes, [3], gets those that are nearest to its bounds.
+    moves: a split of fewer than `least`, [3], by their weights, gets those that are nearest to its
+    bounds.
     """
-    side, moved = by_hash(hashes), []
-    side = np.where(fixed >= 0, fixed, np.where(np.isin(side, made), side, 0))
-    for split in made:
-        distance = np.maximum(BOUNDS[split] - hashes, hashes - BOUNDS[split + 1])
+    side, moved = by_hash(units.hashes), []
+    side = np.where(np.isin(side, made), side, 0)
+    for split in made if moves else []:
+        distance = np.maximum(BOUNDS[split] - units.hashes, units.hashes - BOUNDS[split + 1])
         for k in np.argsort(distance, kind="stable"):
-            count = np.bincount(side, weights, 3)
+            count, weight = np.bincount(side, units.weights, 3), units.weights[k]
             if count[split] >= least[split]:
                 break
-            if weights[k] and fixed[k] < 0 and count[side[k]] - weights[k] >= least[side[k]]:
+            if weight and count[side[k]] - weight >= least[side[k]]:
                 side[k] = split
                 moved.append(k)
-    return side, moved
-
-
-def say_moved(what, names, side, moved):
-    """What is to be said about classes or groups that `settle` has moved: list of str."""
-    texts = [f"{names[k]} ({SPLITS[side[k]]})" for k in moved]
+    texts = first_five([f"{units.names[k]} ({SPLITS[side[k]]})" for k in moved])
     text = f"{what} moved into a split that would have too few classes"
-    return [f"{text}: {len(moved)} ({first_five(texts)})"] if moved else []
+    return side, [f"{text}: {len(moved)} ({texts})"] * (len(moved) > 0)
 
 
 def divide_pairs(files, usable, before):
@@ -332,16 +296,16 @@ def divide_pairs(files, usable, before):
     from scipy.sparse.csgraph import connected_components
 
     _, first, place = np.unique(files.split_hash, return_index=True, return_inverse=True)
-    (*pairs, label), before = files.pairs[usable].T, before[usable]
-    ends, old = first[place][np.array(pairs)], before >= 0
+    (*ends, label), before = files.pairs[usable].T, before[usable]
+    ends, old = first[place][np.array(ends)], before >= 0
     graph = coo_array((np.ones(len(label)), ends), shape=(len(place), len(place)))
     _, of_node = connected_components(graph, directed=False)
     _, piece, sizes = np.unique(of_node[ends[0]], return_inverse=True, return_counts=True)
-    had = np.zeros((len(sizes), 3), bool)  # of each piece: the splits in which a run had a part
-    had[piece[old], before[old]] = True
     side = by_hash(files.split_hash)
     side[ends[:, old]] = before[old]
     if_cut = np.where(side[ends[0]] == side[ends[1]], side[ends[0]], -1)
+    had = np.zeros((len(sizes), 3), bool)  # of each piece: the splits in which a run had a part
+    had[piece[old], before[old]] = True
     order = np.argsort(-sizes, kind="stable")  # those of equal size by their first image
     order = order[~had.any(axis=1)[order]]
     splits = np.full(len(usable), -1, np.int8)

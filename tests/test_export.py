@@ -87,17 +87,17 @@ def test_nothing_of_another_step_is_left_in_an_export(light_run, capsys):
 def test_what_a_run_was_trained_on_is_in_its_export(light_run, tmp_path, monkeypatch):
     workdir = shutil.copytree(light_run / "runs" / "light", tmp_path / "light")
     images = {
-        f"{k}/{i}.png": [f"{k}", "test" if k else "train", f"{k}{i}", 9]
+        f"{k}/{i}.png": [f"{k}", "test" if k else "train", f"{k}{i}"]
         for k in (0, 1)
         for i in (0, 1)
     }
-    kept = {"classes": {"0": [], "1": []}, "images": images, "pairs": {}}
+    kept = {"images": images, "pairs": {}}
     (workdir / "data.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
     monkeypatch.setattr(export, "export_parts", lambda *_: {})
     export.write_export(settings.load_config(workdir), workdir, "best", False)
     found = json.loads((workdir / "export" / "export.json").read_text())["trained_on"]
     assert re.fullmatch("[0-9a-f]{64}", found.pop("sha256"))
-    assert found == {"images": 4, "classes": 2, "pairs": 0, "splits": {"train": 2, "test": 2}}
+    assert found == {"images": 4, "pairs": 0, "splits": {"train": 2, "test": 2}}
 
 
 @pytest.mark.parametrize("head", ["mlp", "cosine", "euclidean"])

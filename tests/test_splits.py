@@ -12,7 +12,7 @@ import spaces
 import splits
 from configs import default
 from errors import UserError
-from listings import SPLITS
+from listings import SPLITS, Files
 from spaces import open_split
 from splits import assign_splits, split_facts
 
@@ -45,7 +45,7 @@ def folder(classes, names=None, seed=0, image_splits=None):
     paths = np.array([f"{names[k]}/{i}.png" for i, k in enumerate(classes)])
     own = own if own is None else np.array(own, np.int8)
     pixels = np.zeros((len(classes), 1, 1, 1), np.uint8)
-    return images.Files(pixels, paths, classes, names, hashes, own, None, None, ())
+    return Files(paths, None, classes, names, own, None, (), pixels, hashes, 0)
 
 
 def listed(pairs, names=None, hashes=None, pair_splits=None):
@@ -54,17 +54,21 @@ def listed(pairs, names=None, hashes=None, pair_splits=None):
     count = pairs[:, :2].max() + 1
     names = np.array([f"{i:05d}.png" for i in range(count)]) if names is None else names
     hashes = np.random.default_rng(1).random(count) if hashes is None else hashes
-    given = np.zeros((count, 1, 1, 1), np.uint8), names, np.arange(count), tuple(names), hashes
-    return images.Files(*given, None, pairs, pair_splits, ())
+    pixels, classes = np.zeros((count, 1, 1, 1), np.uint8), np.arange(count)
+    return Files(names, None, classes, tuple(names), pair_splits, pairs, (), pixels, hashes, 0)
 
 
-def fingerprint(workdir, images=None, classes=None, pairs=None):
+def fingerprint(workdir, images=None, classes=None, pairs=None, split="groups"):
+    """A folder as of a run with data.split=split, whose fingerprint is of these."""
     workdir.mkdir(exist_ok=True)
-    images = {name: [None, split, "0", 1] for name, split in (images or {}).items()}
-    images |= {f"{k}/0.png": [k, split, "0", 1] for k, split in (classes or {}).items()}
+    config = default.get_config()
+    config.data.update({"source": "folder", "path": "a", "split": split})
+    settings.save_config(config, workdir)
+    images = {name: [None, split, "0"] for name, split in (images or {}).items()}
+    images |= {f"{k}/0.png": [k, split, "0"] for k, split in (classes or {}).items()}
     pairs = {name: [1, split] for name, split in (pairs or {}).items()}
     with gzip.open(workdir / "data.json.gz", "wt") as file:
-        json.dump({"images": images, "classes": {}, "pairs": pairs}, file)
+        json.dump({"images": images, "pairs": pairs}, file)
     return str(workdir)
 
 
@@ -144,8 +148,9 @@ def test_too_few_classes_or_images_are_refused_with_what_would_do(give, capsys):
     five = folder(np.repeat(range(6), [2, 2, 2, 2, 2, 1]))
     with pytest.raises(UserError) as raised:
         assign_splits(give(five, split="classes"))
-    text = "5 classes of two images or more; data.split=classes takes six, two a split"
-    assert str(raised.value) == f"data.path=given: {text}: add classes, or say data.split=disjoint"
+    text = "data.split=classes leaves a split, or a fold, fewer than two of 5 classes of two images"
+    text += " or more: add classes, or say data.split=disjoint"
+    assert str(raised.value) == f"data.path=given: {text}"
     with pytest.raises(UserError, match=r"take two such classes: more images are needed$"):
         open_split(give(folder(np.repeat(range(5), 2))), "validation")
     small = folder(np.repeat(range(40), 2))  # of images: no split but train has two of a class
@@ -195,8 +200,7 @@ def test_a_split_that_a_set_does_not_name_is_made_of_train(give, split, missing)
     ]
     assert assign_splits(give(files, split=split)).tolist() == expected
     text = "images are split by the set itself (data.split moves none); "
-    what = "name" if split == "classes" else "pixels"
-    text += f"{SPLITS[missing]} is a tenth of train, by a hash of the {what}: "
+    text += f"{SPLITS[missing]} is a tenth of train: "
     assert split_facts(give(files, split=split))[0].startswith(text)
 
 
@@ -228,37 +232,47 @@ def test_a_run_keeps_its_images_and_classes_where_they_were(give, tmp_path):
     assert assign_splits(give(files, splits_of=run)).tolist() == expected
 
 
-def test_a_class_that_a_run_trained_on_is_not_taken_for_a_poor_split(give, tmp_path, monkeypatch):
+def test_a_class_that_a_run_knows_is_not_taken_for_a_poor_split(give, tmp_path, monkeypatch):
     hashes = {"a": 0.1, "b": 0.2, "c": 0.3, "d": 0.7, "e": 0.85, "f": 0.86, "g": 0.95, "h": 0.4}
     monkeypatch.setattr(splits, "hash_name", hashes.get)
     known = dict.fromkeys("abcd", "train") | dict.fromkeys("ef", "validation") | {"g": "test"}
     run = fingerprint(tmp_path / "run", classes=known | {"removed": "test"})
     files = folder(np.repeat(range(8), 2), hashes)
     found = assign_splits(give(files, split="classes", splits_of=run))[::2]
-    assert found.tolist() == [
-        0,
-        0,
-        0,
-        0,
-        1,
-        1,
-        2,
-        2,
-    ]  # d is nearer than h, which is new
+    assert found.tolist() == [0, 0, 0, 0, 1, 1, 2, 0]  # h, which is new, goes where its hash says
 
 
-def test_a_run_with_a_class_in_several_splits_gives_no_splits_of_classes(give, tmp_path):
+def test_a_run_whose_splits_keep_less_apart_is_refused(give, tmp_path):
     given = {"class1/9.png": "train", "class1/10.png": "test", "class2/18.png": "train"}
-    run, files = fingerprint(tmp_path / "run", images=given), folder(np.repeat(range(8), 9))
-    with pytest.raises(UserError, match=r"images of one class in several splits: class1; say data"):
-        assign_splits(give(files, split="classes", splits_of=run))
+    files = folder(np.repeat(range(8), 9))
+    for kept, asked in (("shared", "disjoint"), ("disjoint", "classes"), ("classes", "groups")):
+        run = fingerprint(tmp_path / "run", images=given, split=kept)
+        with pytest.raises(UserError, match=rf"data.split={kept} was all that run kept apart: say"):
+            assign_splits(give(files, split=asked, splits_of=run))
+    run = fingerprint(tmp_path / "run", images=given, split="disjoint")
     assert assign_splits(give(files, splits_of=run))[[9, 10, 18]].tolist() == [0, 2, 0]
 
 
-def test_a_run_whose_splits_share_their_images_is_refused(give, tmp_path):
-    run = fingerprint(tmp_path / "run", images={"class1/9.png": None})
-    with pytest.raises(UserError, match=r"that run had no splits \(data.split=shared\); leave"):
-        assign_splits(give(folder(np.repeat(range(6), 9)), splits_of=run))
+def test_an_image_that_was_moved_into_another_class_stays_in_its_split(give, tmp_path):
+    files = folder(np.repeat(range(8), 9))
+    known = {
+        name: "test" if k == 1 else "train"
+        for name, k in zip(files.names, files.classes, strict=True)
+    }
+    run = fingerprint(tmp_path / "run", images=known)
+    files.classes[0] = 1
+    found = assign_splits(give(files, split="classes", splits_of=run))
+    assert found.tolist() == [TEST if known[name] == "test" else TRAIN for name in files.names]
+
+
+def test_new_images_follow_their_class_and_new_classes_their_group(give, tmp_path):
+    names = [f"{group}/{k}" for group in "abc" for k in range(4)]
+    known = {name: "test" if name[0] == "b" else "train" for name in names if name[2] != "3"}
+    run = fingerprint(tmp_path / "run", classes=known)
+    files = folder(np.repeat(range(12), 3), names)  # 0.png of each class was there
+    found = assign_splits(give(files, split="groups", splits_of=run)).reshape(12, 3)
+    assert (found == found[:, :1]).all()
+    assert (found[:, 0] == TEST).tolist() == [name[0] == "b" for name in names]
 
 
 def test_a_run_without_a_fingerprint_is_refused(give, tmp_path):
@@ -331,8 +345,8 @@ def test_no_group_of_the_test_is_in_another_split(give, changes):
         assert 6 <= np.sum(found == VALIDATION) <= 30 and {*found} == {TRAIN, VALIDATION, TEST}
         assert {*ALPHABET[found == TRAIN]} == {*ALPHABETS} - groups  # all are learnt from
         named = ", ".join(sorted(groups))
-        text = f"the test is {len(groups)} of 5 groups of classes ({named}); validation is about a"
-        assert split_facts(asked)[1].startswith(text)
+        text = f"the test is {len(groups)} of 5 groups of classes ({named})"
+        assert split_facts(asked)[1] == text
         tested.append(groups)
     if changes:
         of_group = dict(zip(ALPHABET, fold_of(ALPHABET.tolist(), changes["folds"]), strict=True))
@@ -384,42 +398,42 @@ def test_a_run_of_a_fold_keeps_its_test_where_images_were_added(give, tmp_path):
     less = folder(np.repeat(range(6), 2), LETTERS[:6])  # of one group: too few for a new run
     found = assign_splits(give(less, split="groups", folds=5, splits_of=run))[::2]
     assert found.tolist() == before[:6]
-    one = {"Greek/0": "train", "Greek/1": "test"}
-    run = fingerprint(tmp_path / "mixed", classes=one)
-    with pytest.raises(UserError, match=r"run had one group in the test and in another .*: Greek;"):
-        assign_splits(give(grown, split="groups", splits_of=run))
 
 
 @pytest.mark.parametrize(
-    "names, changes, text",
+    "names, changes, remedy",
     [
-        (["a", "b", "c"] * 2, {}, "6 classes of two images or more in 1 groups (.); the test "
-         "takes two or more, of whole groups, and leaves 4 or more: add classes, or say data.split"
-         "=classes"),
-        (["a/0", "a/1", "b/0", "b/1", "b/2"], {}, "5 classes of two images or more in 2 groups ("),
-        (["a/0", "a/1", "b/0", "b/1", "c/0"], {"folds": 3}, "5 classes of two images or more "
-         "in 3 groups (a, b, c); each of 3 folds takes two or more, and leaves 4 or more: add "
-         "classes, or say fewer data.folds"),
-        (["a/0", "b/1", "c/0"] * 3, {"folds": 4}, "9 classes of two images or more in 3 groups"),
-        (range(9), {"folds": 5, "split": "classes"}, "9 classes of two images or more; each of 5"),
-        (range(6), {"folds": 2, "split": "classes"}, "6 classes of two images or more; each of 2"),
+        (["a", "b", "c"] * 2, {}, "data.split=classes"),
+        (["a/0", "a/1", "b/0", "b/1", "b/2"], {}, "data.split=classes"),
+        (["a/0", "a/1", "b/0", "b/1", "c/0"], {"folds": 3}, "fewer data.folds"),
+        (["a/0", "b/1", "c/0"] * 3, {"folds": 4}, "fewer data.folds"),
+        (["a/0"] * 3 + ["b/1"] * 20, {"folds": 2}, "fewer data.folds"),
+        (range(9), {"folds": 5, "split": "classes"}, "fewer data.folds"),
+        (range(6), {"folds": 2, "split": "classes"}, "fewer data.folds"),
     ],
-)  # fmt: skip
-def test_too_few_groups_or_classes_for_folds_are_refused(give, names, changes, text):
-    names = [f"{name}{k}" for k, name in enumerate(names)]
-    asked = give(folder(np.repeat(range(len(names)), 2), names), **{"split": "groups"} | changes)
-    with pytest.raises(UserError) as raised:
-        assign_splits(asked)
-    assert str(raised.value).startswith(f"data.path=given: {text}")
+)
+def test_too_few_groups_or_classes_for_folds_are_refused_in_every_fold(
+    give, names, changes, remedy
+):
+    names, asked = [f"{name}{k}" for k, name in enumerate(names)], {"split": "groups"} | changes
+    text = f"data.split={asked['split']} leaves a split, or a fold, fewer than two of {len(names)}"
+    text += f" classes of two images or more: add classes, or say {remedy}"
+    for fold in range(asked.get("folds", 1)):
+        files = folder(np.repeat(range(len(names)), 2), names)
+        with pytest.raises(UserError) as raised:
+            assign_splits(give(files, **asked, fold=fold))
+        assert str(raised.value) == f"data.path=given: {text}"
 
 
 def test_folds_are_refused_where_something_else_says_the_test(give):
     files = folder(np.repeat(range(9), 2), image_splits=[0, 2] * 9)
-    with pytest.raises(UserError, match=r"^data.folds=3: the set itself says which images are its"):
+    with pytest.raises(UserError, match=r"^data.folds=3: the set itself has 0 folds: leave the"):
         assign_splits(give(files, folds=3))
     given = listed([(0, 1, 1), (1, 2, 0)] * 3, pair_splits=np.array([0, 0, 1, 1, 2, 2]))
-    for pairs in (given, given._replace(pair_splits=None)):
-        with pytest.raises(UserError, match=r"^data.folds=3: the list has 0 folds; say so, or giv"):
+    for pairs in (given, given._replace(given=None)):
+        with pytest.raises(
+            UserError, match=r"^data.folds=3: the set itself has 0 folds: leave the"
+        ):
             assign_splits(give(pairs, folds=3))
 
 
@@ -458,7 +472,7 @@ def test_each_fold_of_a_list_is_the_test_once(give, count):
         test, validation = splits_of_folds
         text = f"{count} folds (fold {test} is the test, fold {validation} the validation): "
         assert f"pairs are split by the list's {text}" in split_facts(asked)[0]
-    with pytest.raises(UserError, match=f"^data.folds=7: the list has {count} folds; say so, or"):
+    with pytest.raises(UserError, match=f"^data.folds=7: the set itself has {count} folds: "):
         assign_splits(give(files, folds=7))
 
 
@@ -552,7 +566,7 @@ def test_a_list_keeps_its_own_splits_or_has_none_where_all_are_shared(give):
         assert assign_splits(asked).tolist() == np.where(bad, -1, own).tolist()
         text = f"{bad.sum()} of {len(pairs)} pairs have an image that cannot be read"
         assert split_facts(asked)[1:] == (f"{text} and are left out",)
-    asked = give(files._replace(pair_splits=None), split="shared")
+    asked = give(files._replace(given=None), split="shared")
     assert assign_splits(asked) is None
     assert len(open_split(asked, "test").pairs) == (~bad).sum()
 
