@@ -68,7 +68,7 @@ def write_export(config, workdir, which, for_numpy):
         "platforms": PLATFORMS,
         "jax": jax.__version__,
         "step": step,
-        "trained_on": kept and fingerprint.summarize(kept),
+        "trained_on": kept and fingerprint.identity(kept),
         "config": config.to_dict(),
     }
     folder = workdir / "export"

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import json
 import sys
-from collections import Counter
 
 import images
 from errors import UserError, bad_set, first_five
@@ -51,13 +50,6 @@ def identity(found):
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
-def summarize(found):
-    """A fingerprint in short: {"sha256", "images", "pairs", "splits"}; numbers."""
-    splits = Counter(row[1] for row in (found["pairs"] or found["images"]).values() if row[1])
-    counts = {kind: len(names) for kind, names in found.items()}
-    return {"sha256": identity(found), **counts, "splits": dict(splits)}
-
-
 def seal(data):
     """{what: SHA-256} of a set of files, which must be alike on all hosts; {} of drawn shapes."""
     if data.source == "shapes":
@@ -67,21 +59,33 @@ def seal(data):
 
 def check(data, workdir):
     """Raises UserError unless the data are those that the run in `workdir` was trained on."""
-    before = read_fingerprint(workdir)
-    if before is None:
+    if read_fingerprint(workdir) is None:
         text = "has no fingerprint of its data: whether they have changed is not known"
         print(f"warning: --workdir={workdir} {text}", file=sys.stderr)
-    elif changed := changes(before, take(data)):
+    elif changed := changes(data, workdir):
         raise UserError(
             f"--workdir={workdir} was trained on other data than {data.path} is now: {changed}; "
             "put them back, or name another --workdir (data.splits_of keeps the splits there)"
         )
 
 
-def changes(before, now):
-    """What differs between two fingerprints, in words; "" if nothing does."""
-    if identity(before) == identity(now):
+def news(data):
+    """What has changed since the run that data.splits_of names was trained: list of str."""
+    changed = changes(data, data.splits_of) if data.splits_of else ""
+    return [f"the data have changed since {data.splits_of} was trained: {changed}"] * bool(changed)
+
+
+def changes(data, workdir):
+    """What differs from the fingerprint of a run, in words; "" if nothing does, or it has none.
+
+    Raises UserError where the data have no image of that run.
+    """
+    before = read_fingerprint(workdir)
+    if before is None or identity(before) == identity(now := take(data)):
         return ""
+    if not (known := before["images"]).keys() & now["images"].keys():
+        text = f"has none of the {len(known):,} images that {workdir} was trained on"
+        raise bad_set(data.path, f"{text} ({first_five([*known])})")
     texts = []
     for kind, old in before.items():
         new = now[kind]
@@ -95,20 +99,3 @@ def changes(before, now):
         if len(groups["changed"]) == len(old) > 0:
             texts[-1] += ", all that there are: other options of the images, or another Pillow?"
     return ", ".join(texts) or "another order of its images or pairs"
-
-
-def news(data):
-    """What has changed since the training of the run that data.splits_of names: list of str.
-
-    Raises UserError where the data are quite others.
-    """
-    before = read_fingerprint(data.splits_of) if data.splits_of else None
-    if before is None:
-        return []
-    now, run = take(data), data.splits_of
-    old, new = before["images"], now["images"]
-    if not old.keys() & new.keys():
-        text = f"has none of the {len(old):,} images that {run} was trained on"
-        raise bad_set(data.path, f"{text} ({first_five([*old])})")
-    changed = changes(before, now)
-    return [f"the data have changed since {run} was trained: {changed}"] if changed else []

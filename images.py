@@ -33,8 +33,7 @@ PLAIN = "of a single colour"  # what is remarked about an image that is not left
 def load(data):
     """Reads the whole set that config.data names: listings.Files; raises UserError.
 
-    An image that cannot be read is left out, and named in the facts. The result is remembered by
-    the keys that it depends on: no other key of config.data has the images decoded again.
+    The result is remembered: only keys that it depends on have the images decoded again.
     """
     return load_set(data.source, data.path, data.class_level, form_of(data))
 
@@ -69,10 +68,10 @@ def load_set(source, path, class_level, form):
     shape = (len(files.items), form.image_size, form.image_size, form.channels)
     fill = partial(decode_set, files.names, files.items, form)
     images, notes = kept_images.fetch(key, content, shape, fill)
-    fields = {"images": images, "split_hash": notes["split_hash"], "white": int(notes["white"])}
-    fields["classes"] = np.where(is_read(notes), files.classes, -1)
-    facts = (*files.facts, *describe(files.names, notes))
-    return files._replace(items=None, facts=facts, **fields)
+    is_read, facts = describe(files.names, notes)
+    decoded = {"images": images, "split_hash": notes["split_hash"], "white": int(notes["white"])}
+    decoded |= {"classes": np.where(is_read, files.classes, -1), "facts": (*files.facts, *facts)}
+    return files._replace(items=None, **decoded)
 
 
 def digest(*parts):
@@ -115,15 +114,11 @@ def decode_set(names, items, form, store):
     return {"split_hash": split_hash, "remarks": np.array(remarks, str), "white": white}
 
 
-def is_read(notes):
-    """Which images could be read: bool [n]."""
-    return np.isin(notes["remarks"], ["", PLAIN])
-
-
 def describe(names, notes):
-    """What is to be said about decoded images: list of str."""
+    """(Which images could be read, bool [n]; what is to be said about them, list of str)."""
     facts, white, remarks = [], int(notes["white"]), notes["remarks"]
-    both = zip(names[~is_read(notes)], remarks[~is_read(notes)], strict=True)
+    is_read = np.isin(remarks, ["", PLAIN])
+    both = zip(names[~is_read], remarks[~is_read], strict=True)
     if bad := [f"{name} ({why})" for name, why in both]:
         text = f"{len(bad):,} of {len(names):,} images cannot be read and are left out"
         facts.append(f"{text}: {first_five(bad)}")
@@ -132,14 +127,14 @@ def describe(names, notes):
     if white:
         text = f"images of over 8 bits have values of {white.bit_length()} bits"
         facts.append(f"{text}: white is {white:,}")
-    return facts
+    return is_read, facts
 
 
 def open_images(names, form):
     """The images that --images names: two files or more, or one folder.
 
-    Returns (paths [n], uint8 [n, image_size, image_size, channels]). A file that cannot be read is
-    left out with a warning. Raises UserError where fewer than two images are left.
+    Returns (paths [n], uint8 [n, image_size, image_size, channels]) of those that can be read;
+    raises UserError where these are fewer than two.
     """
     paths, facts = names, []
     if missing := [name for name in names if not os.path.exists(name)]:
@@ -150,7 +145,8 @@ def open_images(names, form):
     images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
     items, paths = [file_item(path) for path in paths], np.array(paths, str)
     notes = decode_set(paths, items, form, images.__setitem__)
-    facts, kept = facts + describe(paths, notes), is_read(notes)
+    kept, more = describe(paths, notes)
+    facts += more
     if kept.sum() < 2:
         wanted = "wanted are two files, or a folder of two images or more"
         raise UserError("; ".join([f"--images={','.join(names)}: {wanted}", *facts]))

@@ -53,8 +53,9 @@ def assign(data):
     if data.source == "shapes":
         return None, []
     files, facts, more = images.load(data), [], []
-    names, usable = unit_names(files), files.classes >= 0
+    names, usable, what = unit_names(files), files.classes >= 0, "images"
     if files.pairs is not None:
+        what = "pairs"
         usable = usable[files.pairs[:, :2]].all(axis=1)
         text = f"{(~usable).sum():,} of {len(names):,} pairs have an image that cannot be read"
         facts += [f"{text} and are left out"] * (not usable.all())
@@ -71,7 +72,6 @@ def assign(data):
     splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
-    what = "images" if files.pairs is None else "pairs"
     facts = [f"{what} are split by {how}: {counts}", *facts, *more]
     if lost := (splits[usable] < 0).sum():
         text = f"{lost:,} of {len(names):,} pairs join images of two splits and are left out"
