@@ -200,19 +200,24 @@ def divide_images(data, files, given, usable, known, before):
     """
     own = np.zeros(len(usable), np.int8) if given is None else given
     made, free = [0, *({1, 2} - {*own})], usable & (own == 0)
-    whole, before, facts = data.split in WHOLE, np.where(free, before, -1), []
+    facts, whole, before = [], data.split in WHOLE, np.where(free, before, -1)
     unit, units = np.arange(len(own)), Units(files.names, files.split_hash, free)
     if whole:
         unit, names = files.classes, files.class_names
         weights = np.bincount(unit[free], minlength=len(names)) > 1
         units = Units(np.array(names), np.array([*map(hash_name, names)]), weights)
-        of_class = np.array([known.get(name, -1) for name in names])
-        of_class[unit[before >= 0]] = before[before >= 0]  # it may have another name now
+        of_class = np.full(len(names), -1)
+        of_class[unit[before >= 0]] = before[before >= 0]  # where the class has another name now
+        of_class = np.array([known.get(name, k) for name, k in zip(names, of_class, strict=True)])
+        apart = files.names[(before >= 0) & (before != of_class[unit])]
+        text = f"{len(apart):,} images stay in a split where their class is not"
+        facts = [f"{text}: {first_five(apart)}"] * (len(apart) > 0)
         before = np.where(free & (before < 0), of_class[unit], before)
     least, rest, in_test, smallest = (2, 2, 2), made, np.zeros(len(units.names), bool), 2
     if data.folds or data.split == "groups":
         if 2 in made:
-            in_test, smallest, facts = choose_test(data, units, made, unit, before)
+            in_test, smallest, more = choose_test(data, units, made, unit, before)
+            facts += more
         rest = [split for split in made if split != 2]
         # The lower bits: independent of the order of the hashes, which has chosen the test.
         units = units._replace(hashes=units.hashes * 2.0**20 % 1)

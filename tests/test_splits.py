@@ -261,8 +261,11 @@ def test_an_image_that_was_moved_into_another_class_stays_in_its_split(give, tmp
     }
     run = fingerprint(tmp_path / "run", images=known)
     files.classes[0] = 1
-    found = assign_splits(give(files, split="classes", splits_of=run))
-    assert found.tolist() == [TEST if known[name] == "test" else TRAIN for name in files.names]
+    asked = give(files, split="classes", splits_of=run)
+    wanted = [TEST if known[name] == "test" else TRAIN for name in files.names]
+    assert assign_splits(asked).tolist() == wanted
+    text = "1 images stay in a split where their class is not: class0/0.png"
+    assert text in split_facts(asked)
 
 
 def test_new_images_follow_their_class_and_new_classes_their_group(give, tmp_path):
