@@ -41,9 +41,8 @@ def decode(open_image, form):
 
     `open_image` is a function without arguments that returns a Pillow image. `white` is the value
     that became 255 in a grey image of over 8 bits, and 0 for others: of 16 bits a colour Pillow
-    reads the upper 8. What is transparent becomes white, or black where the image would have next
-    to no contrast on white. A JPEG is decoded at a half, a quarter or an eighth of its size, if
-    that is still twice the wanted one.
+    reads the upper 8. A JPEG is decoded at a half, a quarter or an eighth of its size, if that is
+    still twice the wanted one.
     """
     with open_image() as image:
         image.draft(None, (2 * form.image_size, 2 * form.image_size))

@@ -91,10 +91,10 @@ def list_folder(path, class_level=0):
 
 
 def find_splits(folders):
-    """The splits that folders mean: (int8 [n] or None, the parts below them [n], facts).
+    """The splits that the parts of n paths mean: (int8 [n] or None, the parts below [n], facts).
 
-    `folders` are the parts of n paths. They mean splits where all names of the first level are
-    names of splits, train and another; a level of one folder does not count.
+    All names of the first level must be names of splits, train and another; a level of one folder
+    does not count.
     """
     depth = len(os.path.commonprefix([parts for parts in folders if parts]))  # noqa: RUF071  parts
     below = [parts[depth:] for parts in folders]
@@ -149,7 +149,7 @@ def list_tfds(path):
         features, splits = dict(builder.info.features.items()), list(builder.info.splits)
         if "image" not in features or getattr(features.get("label"), "shape", None) != ():
             text = "wanted is a set of image and label, which is one number or text; it has"
-            raise ValueError(f"{text} {', '.join(features)}")
+            raise ValueError(f"{text} {', '.join(sorted(features))}")
         if not splits:  # as of a set in another format
             raise ValueError("it is not prepared")
         encoded = [k for k, kind in features.items() if isinstance(kind, tfds.features.Image)]

@@ -263,7 +263,7 @@ def test_a_prepared_set_that_cannot_be_read_says_why(kind, tmp_path):
     if kind == "gone":
         next(Path(path).glob("*.array_record*")).unlink()
     text = {
-        "vector": "wanted is a set of image and label, which is one number or text; it has image, ",
+        "vector": "wanted is a set of image and label.* number or text; it has image, label, ",
         "format": "TFRECORD is not supported.*; configs/omniglot.py says how to prepare a set",
         "gone": "cannot be read by tensorflow_datasets: ",
     }[kind]
