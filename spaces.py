@@ -16,7 +16,6 @@ index into the names of the classes. A local class is an index into the class id
 """
 
 from functools import lru_cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -26,18 +25,14 @@ import images
 import settings
 from errors import UserError, bad_set
 from listings import SPLITS
-from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
+from shapes import LATENT_NUMBERS, Latents, draw_latents, list_latents, render
 from splits import SHARES, assign_splits, by_hash, count_classes
 
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
-# The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.
+# The uniform numbers of a pair that is drawn anew: two for its classes, ten for each image (of
+# which LATENT_NUMBERS are the first), two spare ones. Another order would change every batch.
 PAIR_WIDTH = 24
-CLASS_COLUMNS = slice(0, 2)  # decide the classes of image 1 and image 2
-LATENT_COLUMNS = slice(2, 22)  # LATENT_NUMBERS of image 1, then those of image 2
-COPY_COLUMN = 22  # decides whether image 2 is a copy of image 1, with same_as=pixels
 MOST_ATTEMPTS = 1000  # a tenth of them succeeds where there is an image at all
-NOISE_ATTEMPT = 2**32  # beyond every attempt: random numbers of their own
-NOISE_LEVELS = 2**12  # quantiles of the normal distribution
 
 
 class Pairs(NamedTuple):
@@ -139,50 +134,30 @@ class DrawnImages(NamedTuple):
     names = None  # images are no files here
 
     def draw(self, uniform, classes=None):
-        """Two images for each pair, in turn; latents is None with same_as=pixels.
+        """Two images for each pair, in turn, by rejection: again until they are the split's.
 
         Raises UserError where no image of some class is found in the split.
         """
         u = uniform(PAIR_WIDTH)
-        pixels = self.data.same_as == "pixels"
-        p_same = 0 if pixels else self.data.p_same
-        both = classes or draw_classes(self.edges, p_same, *u[:, CLASS_COLUMNS].T)
+        both = classes or draw_classes(self.edges, self.data.p_same, *u[:, :2].T)
         local_classes = np.stack(both, axis=1).astype(np.int32)
-        drawn, latents = self.draw_images(self.class_ids[local_classes.ravel()], u, uniform)
-        image1, image2 = drawn[::2], drawn[1::2]  # views
-        if pixels:
-            copied = u[:, COPY_COLUMN] < self.data.p_same
-            image2[copied] = image1[copied]
-            same, latents = (image1 == image2).all(axis=(1, 2, 3)), None
-        else:
-            same = local_classes[:, 0] == local_classes[:, 1]
-        if self.data.noise:
-            for i, side in enumerate((image1, image2)):
-                side[:] = add_noise(side, self.data.noise, uniform, NOISE_ATTEMPT + i)
-        label, first, second = same.astype(np.float32), slice(0, None, 2), slice(1, None, 2)
-        return DrawnPairs(drawn, first, second, label, local_classes, latents)
-
-    def draw_images(self, class_ids, u, uniform):
-        """Draws an image of each class by rejection: again until it is one of the split's.
-
-        `u` are the uniform numbers of the first attempt. Returns (images uint8 [n, image_size,
-        image_size, 1], Latents [n]).
-        """
-        drawn = np.empty((len(class_ids), self.data.image_size, self.data.image_size, 1), np.uint8)
-        missing, latents = np.arange(len(class_ids)), None
+        class_ids, data = self.class_ids[local_classes.ravel()], self.data
+        missing = np.arange(len(class_ids))
         for attempt in range(MOST_ATTEMPTS):
-            if attempt:
-                u = uniform(PAIR_WIDTH, attempt)
-            tried = draw_latents(self.data, latent_numbers(u)[missing], class_ids[missing])
-            drawn[missing] = fresh = render(self.data, tried)
-            latents = tried if latents is None else latents
+            u = uniform(PAIR_WIDTH, attempt) if attempt else u
+            tried = draw_latents(data, latent_numbers(u)[missing], class_ids[missing])
+            fresh = render(data, tried)
+            if not attempt:
+                drawn, latents = fresh, Latents(*map(np.copy, tried))
+            drawn[missing] = fresh
             for kept, values in zip(latents, tried, strict=True):
                 kept[missing] = values
-            missing = missing[~in_split(self.data, self.split, fresh)]
+            missing = missing[~in_split(data, self.split, fresh)]
             if not len(missing):
-                return drawn, latents
-        text = f"no image of some class is in {self.split}; more sizes or places are needed"
-        raise UserError(f"data.split={self.data.split}: {text}")
+                label = (both[0] == both[1]).astype(np.float32)
+                first, second = slice(0, None, 2), slice(1, None, 2)
+                return DrawnPairs(drawn, first, second, label, local_classes, latents)
+        raise too_few(data, f"no image of some class is in {self.split}")
 
     def enumerate_pairs(self, most, ordered):
         return None
@@ -223,8 +198,13 @@ class GivenPairs(NamedTuple):
 
 
 def latent_numbers(u):
-    """The numbers of both images of m pairs, in turn: float64 [2 * m, 10] of [m, PAIR_WIDTH]."""
-    return u[:, LATENT_COLUMNS].reshape(-1, len(LATENT_NUMBERS))
+    """The LATENT_NUMBERS of both images of m pairs, in turn: float64 [2 * m, 6] of [m, 24]."""
+    return u[:, 2:22].reshape(-1, 10)[:, : len(LATENT_NUMBERS)]
+
+
+def too_few(data, text):
+    """The UserError to raise about a split of shapes."""
+    return UserError(f"data.split={data.split}: {text}; more sizes or places are needed")
 
 
 def draw_classes(edges, p_same, u1, u2):
@@ -262,28 +242,6 @@ def draw_index(edges, u, first, last, without=None):
     return i.clip(first, last - 1)  # points are rounded, too
 
 
-def add_noise(drawn, deviation, uniform, attempt):
-    """Adds normal noise to each pixel, with a standard deviation in grey levels: uint8 as `drawn`.
-
-    A uniform number has 53 random bits: each of four blocks of 12 bits chooses a quantile of the
-    normal distribution, for one pixel. The bits are the same everywhere, which a generator of
-    normal numbers cannot promise.
-    """
-    pixels = drawn[0].size
-    width = -(-pixels // 16) * 4  # four pixels a number, and a multiple of four numbers
-    u = uniform(width, attempt)
-    shifts = 2.0 ** np.array([12, 24, 36, 48])
-    levels = (u[..., None] * shifts).astype(np.int64) % NOISE_LEVELS  # [n, width, 4]
-    noise = deviation * normal_quantiles()[levels.reshape(len(drawn), -1)[:, :pixels]]
-    return np.rint(np.clip(drawn + noise.reshape(drawn.shape), 0, 255)).astype(np.uint8)
-
-
-@lru_cache
-def normal_quantiles():
-    levels = (np.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
-    return np.array([NormalDist().inv_cdf(level) for level in levels])
-
-
 def open_split(data, split):
     """What the pairs of a split are drawn from: ListedImages, DrawnImages or GivenPairs.
 
@@ -304,28 +262,25 @@ def open_frozen(data, split):
 def open_shapes(data, split):
     """A split of shapes: ListedImages where all of its images can be listed, else DrawnImages."""
     class_ids = split_class_ids(data, split)
-    most = TABLE_BYTES // data.image_size**2
-    latents = None
-    if not is_continuous(data):
-        latents, probability = list_latents(data, class_ids, most)
-    if latents is None:
+    listed = list_latents(data, class_ids, TABLE_BYTES // data.image_size**2)
+    if listed is None:
+        if data.same_as == "pixels":
+            raise UserError("data.same_as=pixels: only of shapes whose images can all be listed")
         edges = np.append(0, np.cumsum(class_shares(data, class_ids)))
         return DrawnImages(class_ids, edges, data, split)
+    latents, probability = listed
     drawn = render(data, latents)
     kept = in_split(data, split, drawn)
     drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
-    classes = shape = latents.shape
-    if data.same_as == "pixels":  # each image is a class; latents that look alike are one image
-        probability /= np.bincount(shape, probability)[shape]
-        drawn, place = np.unique(drawn, axis=0, return_inverse=True)
-        probability = np.bincount(place.ravel(), probability)
-        return list_images(data, drawn, np.arange(len(drawn)), probability)
-    if data.same_as == "identity":
-        is_blob = np.array(data.shapes)[shape] == "blob"
-        classes = np.where(is_blob, len(data.shapes) + latents.identity, shape)
-    found, place = np.unique(classes, return_inverse=True)
-    share = probability * (class_shares(data, found) / np.bincount(place, probability))[place]
-    return list_images(data, drawn, classes, share, latents=latents)
+    of_class = np.bincount(latents.shape, probability, len(data.shapes))
+    if not of_class[class_ids].all():
+        raise too_few(data, f"{split} has no image of some class")
+    probability *= 1 / len(class_ids) / of_class[latents.shape]
+    if data.same_as == "class":
+        return list_images(data, drawn, latents.shape, probability, latents=latents)
+    drawn, place = np.unique(drawn, axis=0, return_inverse=True)  # each image is a class
+    probability = np.bincount(place.ravel(), probability)
+    return list_images(data, drawn, np.arange(len(drawn)), probability)
 
 
 def open_pairs(data, split, files):
