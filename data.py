@@ -19,9 +19,9 @@ import numpy as np
 
 import fingerprint
 import images
-from errors import UserError
+from errors import UserError, bad_set
 from listings import SPLITS
-from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
+from spaces import ListedImages, Pairs, open_split
 from splits import split_facts
 
 GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
@@ -104,10 +104,9 @@ def enumerate_images(data, split):
 
 
 def enumerate_pairs(data, split, most, ordered=True):
-    """Every pair that a split can draw, with its probability, if these are at most `most`.
+    """Every pair that a split can draw: Pairs, or None if they are over `most` or not listed.
 
     Ordered, or each two images once, with the probability of both orders (given ones as they are).
-    Returns Pairs, or None where they are more or the images are not listed.
     """
     return open_split(data, split).enumerate_pairs(most, ordered)
 
@@ -119,15 +118,16 @@ def sample_pairs(config, split, count):
     every = np.arange(len(drawn.images))
     rows = np.concatenate([every[drawn.first], every[drawn.second]])
     used, place, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    class_ids = latents = None
+    label, weight = drawn.label.astype(float), np.full(count, 1 / count)
+    class_ids = latents = names = None
     if space.class_ids is not None:
         class_ids = space.class_ids[drawn.local_classes.T.ravel()[place]]
     if drawn.latents is not None:
         latents = drawn.latents.take(used)
-    label, weight = drawn.label.astype(float), np.full(count, 1 / count)
-    pairs = (drawn.images[used], *inverse.reshape(2, count), label, weight)
-    names = None if space.names is None else space.names[used]
-    return Pairs(*pairs, False, True, class_ids, latents, names)
+    if space.names is not None:
+        names = space.names[used]
+    both = inverse.reshape(2, count)
+    return Pairs(drawn.images[used], *both, label, weight, False, True, class_ids, latents, names)
 
 
 def class_names(data, class_ids):
@@ -138,47 +138,35 @@ def class_names(data, class_ids):
     return np.array(images.load(data).class_names)[class_ids]
 
 
-def check_path(data):
-    """Raises UserError where data.path is not of the kind that data.source reads."""
-    path = data.path
-    wanted = {"folder": "a folder of images in folders", "pairs": "a CSV file or a pairs.txt"}
-    is_right = {"folder": os.path.isdir, "pairs": os.path.isfile}.get(data.source)
-    if is_right and not is_right(path):
-        what = "is something else" if os.path.exists(path) else "does not exist"
-        text = f"{what}; wanted is {wanted[data.source]}; have your images moved? name their place"
-        raise UserError(f"data.path={path}: {text} by --config.data.path=PATH")
-
-
 def check_splits(config):
-    """Opens each split; raises UserError where no pairs can be made of its images.
+    """Draws from each split; raises UserError where no pairs can be made of its images.
 
     It first sets what config.data leaves to the images (`images.resolve`).
     """
-    check_path(config.data)
-    if config.data.source != "shapes":
-        images.resolve(config.data)
+    data = config.data
+    if data.source != "shapes":
+        check_path(data.source, data.path)
+        images.resolve(data)
     try:
-        check_each_split(config)
+        for split in SPLITS:
+            sample_pairs(config, split, 64)
     except UserError:
-        if config.data.source != "shapes":  # which may be why
-            for fact in images.load(config.data).facts:
+        if data.source != "shapes":  # which may be why
+            for fact in images.load(data).facts:
                 print(f"warning: {fact}", file=sys.stderr)
         raise
 
 
-def check_each_split(config):
-    """As `check_splits`, without the path and without a word about the images."""
-    data = config.data
-    for split in SPLITS:
-        space = open_split(data, split)
-        if isinstance(space, DrawnImages):
-            sample_pairs(config, split, 64)  # raises where a class has no image
-        elif data.source == "shapes" and data.same_as != "pixels":
-            wanted, found = len(split_class_ids(data, split)), len(space.class_ids)
-            if found < wanted:
-                text = f"{split} has images of {found} of {wanted} classes only"
-                text += "; more sizes or places are needed"
-                raise UserError(f"data.split={data.split}: {text}")
+def check_path(source, path):
+    """Raises UserError where the path is not of the kind that the source reads."""
+    wanted, fits = {
+        "folder": ("a folder of images in folders", os.path.isdir),
+        "pairs": ("a CSV file or a pairs.txt", os.path.isfile),
+    }.get(source, ("", lambda _: True))
+    if not fits(path):
+        what = "is something else" if os.path.exists(path) else "does not exist"
+        text = f"{what}; wanted is {wanted}; have your images moved? name their place"
+        raise bad_set(path, f"{text} by --config.data.path=PATH")
 
 
 def prefetch(function, items, workers=2):

@@ -62,7 +62,7 @@ def spread(data, u, low, high):
 
 
 def traits(data):
-    """The traits of each of the config's shapes: `Shape` of float64 [shapes] in place of numbers."""
+    """What SHAPES says of the config's shapes: a Shape of arrays [shapes]."""
     return Shape(*map(np.array, zip(*(SHAPES[name] for name in data.shapes), strict=True)))
 
 

@@ -98,30 +98,26 @@ class ListedImages(NamedTuple):
         if (n**2 if ordered else n * (n + 1) // 2) > most:
             return None
         shown, classes, p = self.enumerate_images()
-        first, second = np.indices((n, n)).reshape(2, -1) if ordered else np.triu_indices(n)
-        weight = self.pair_probability(classes, p, first, second)
+        weight = self.pair_probability(classes, p)
         if not ordered:
-            reverse = self.pair_probability(classes, p, second, first)
-            weight += np.where(first == second, 0, reverse)
-        can = weight > 0
-        first, second, weight = first[can], second[can], weight[can]
+            weight = np.triu(weight) + np.triu(weight.T, 1)
+        first, second = np.nonzero(weight)
         label = (classes[first] == classes[second]).astype(float)
-        ids = self.class_ids[classes]
+        pairs = shown, first, second, label, weight[first, second], True, ordered
         names = None if self.names is None else self.names[self.rows]
-        return Pairs(shown, first, second, label, weight, True, ordered, ids, self.latents, names)
+        return Pairs(*pairs, self.class_ids[classes], self.latents, names)
 
-    def pair_probability(self, classes, p, first, second):
-        """The probability of ordered pairs, float64 [m]; p is that of the images, [n]."""
-        p1, p2 = p[first], p[second]
-        share1, share2 = (np.bincount(classes, p)[classes[i]] for i in (first, second))
-        same = classes[first] == classes[second]
-        weight = p1 * share2  # of image 1 and the class of image 2, which follows
+    def pair_probability(self, classes, p):
+        """The probability of image 1 (row) with image 2 (column): float64 [n, n]."""
+        same, share = classes[:, None] == classes, np.bincount(classes, p)[classes]
+        weight = p[:, None] * share  # of image 1 and the class of image 2, which follows
         if self.p_same:
-            different = (1 - self.p_same) * share2 / np.maximum(1 - share1, 1e-300)
-            weight = p1 * np.where(same, self.p_same, different)
+            different = (1 - self.p_same) * share / np.maximum(1 - share[:, None], 1e-300)
+            weight = p[:, None] * np.where(same, self.p_same, different)
         if self.repeats:
-            return weight * p2 / share2
-        return weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
+            return weight * p / share
+        others = np.where(np.eye(len(p)), 0, p)
+        return weight * others / (share - np.where(same, p[:, None], 0))
 
 
 class DrawnImages(NamedTuple):
@@ -138,26 +134,25 @@ class DrawnImages(NamedTuple):
 
         Raises UserError where no image of some class is found in the split.
         """
-        u = uniform(PAIR_WIDTH)
-        both = classes or draw_classes(self.edges, self.data.p_same, *u[:, :2].T)
+        u, data = uniform(PAIR_WIDTH), self.data
+        both = classes or draw_classes(self.edges, data.p_same, *u[:, :2].T)
         local_classes = np.stack(both, axis=1).astype(np.int32)
-        class_ids, data = self.class_ids[local_classes.ravel()], self.data
+        class_ids = self.class_ids[local_classes.ravel()]
         missing = np.arange(len(class_ids))
         for attempt in range(MOST_ATTEMPTS):
             u = uniform(PAIR_WIDTH, attempt) if attempt else u
             tried = draw_latents(data, latent_numbers(u)[missing], class_ids[missing])
-            fresh = render(data, tried)
-            if not attempt:
-                drawn, latents = fresh, Latents(*map(np.copy, tried))
-            drawn[missing] = fresh
-            for kept, values in zip(latents, tried, strict=True):
+            shown = render(data, tried)
+            if attempt == 0:
+                drawn, latents = shown, tried
+            for kept, values in zip((drawn, *latents), (shown, *tried), strict=True):
                 kept[missing] = values
-            missing = missing[~in_split(data, self.split, fresh)]
+            missing = missing[~in_split(data, self.split, shown)]
             if not len(missing):
                 label = (both[0] == both[1]).astype(np.float32)
                 first, second = slice(0, None, 2), slice(1, None, 2)
                 return DrawnPairs(drawn, first, second, label, local_classes, latents)
-        raise too_few(data, f"no image of some class is in {self.split}")
+        raise too_few(data, self.split)
 
     def enumerate_pairs(self, most, ordered):
         return None
@@ -202,9 +197,10 @@ def latent_numbers(u):
     return u[:, 2:22].reshape(-1, 10)[:, : len(LATENT_NUMBERS)]
 
 
-def too_few(data, text):
-    """The UserError to raise about a split of shapes."""
-    return UserError(f"data.split={data.split}: {text}; more sizes or places are needed")
+def too_few(data, split):
+    """The UserError to raise where a split of shapes lacks a class."""
+    text = f"no image of some class is in {split}; more sizes or places are needed"
+    return UserError(f"data.split={data.split}: {text}")
 
 
 def draw_classes(edges, p_same, u1, u2):
@@ -266,7 +262,9 @@ def open_shapes(data, split):
     if listed is None:
         if data.same_as == "pixels":
             raise UserError("data.same_as=pixels: only of shapes whose images can all be listed")
-        edges = np.append(0, np.cumsum(class_shares(data, class_ids)))
+        blobs = class_ids >= len(data.shapes)  # half of the images show one, of both if any
+        counts = np.where(blobs, blobs.sum(), (~blobs).sum())
+        edges = np.append(0, np.cumsum(1 / (1 + (blobs.any() and not blobs.all())) / counts))
         return DrawnImages(class_ids, edges, data, split)
     latents, probability = listed
     drawn = render(data, latents)
@@ -274,7 +272,7 @@ def open_shapes(data, split):
     drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
     of_class = np.bincount(latents.shape, probability, len(data.shapes))
     if not of_class[class_ids].all():
-        raise too_few(data, f"{split} has no image of some class")
+        raise too_few(data, split)
     probability *= 1 / len(class_ids) / of_class[latents.shape]
     if data.same_as == "class":
         return list_images(data, drawn, latents.shape, probability, latents=latents)
@@ -286,16 +284,14 @@ def open_shapes(data, split):
 def open_pairs(data, split, files):
     """The pairs of a split of a list."""
     splits, usable = assign_splits(data), (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
-    pairs = files.pairs[usable if splits is None else splits == SPLITS.index(split)]
-    same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
+    splits = np.where(usable, SPLITS.index(split), -1) if splits is None else splits
+    pairs = files.pairs[splits == SPLITS.index(split)]
+    different, same = np.bincount(pairs[:, 2], minlength=2)
     if not (same and different):
         text = f"{split} has {same} pairs of the same and {different} different: too few"
-        dropped = int((~usable if splits is None else splits < 0).sum())
-        text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
-        remedy = "more lines, or a column split (train, validation, test), are needed"
-        if files.pair_splits is not None:
-            remedy = f"more lines whose split is {split} are needed"
-        raise bad_set(data.path, f"{text}; {remedy}")
+        text += f" ({(splits < 0).sum():,} of {len(splits):,} are in none)"
+        text += f"; more lines are needed, or a column split that gives {split} some"
+        raise bad_set(data.path, text)
     order = np.argsort(pairs[:, 2], kind="stable")
     return GivenPairs(files.images, pairs[order], data.p_same, files.names)
 
@@ -305,12 +301,8 @@ def open_classes(data, split, files):
     kept, counts = count_classes(data, files, split)
     if (counts > 1).sum() < 2:
         text = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
-        text += "; pairs of same and different take two such classes"
-        usable = np.bincount(files.classes[files.classes >= 0]) > 1
-        if data.split == "disjoint" and files.image_splits is None and usable.sum() >= 6:
-            text += ": data.split=classes, which leaves each class whole, would do"
-        else:
-            text += ": more images are needed"
+        text += "; pairs of same and different take two such classes: more images are needed"
+        text += ", or data.split=classes, which leaves classes whole" * (data.split == "disjoint")
         raise bad_set(data.path, text)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
@@ -333,7 +325,8 @@ def split_class_ids(data, split):
     """The class ids of a split of shapes, int [k]: see `shapes.shape_and_identity`.
 
     With same_as=identity each blob is a class beside the kinds of shape; the test has no blobs if
-    it has held-out kinds.
+    it has held-out kinds. With split=classes no blob is in two splits: validation and test have a
+    tenth each, at least two.
     """
     held_out = np.isin(data.shapes, data.held_out_shapes)
     chosen = held_out == (split == "test" and held_out.any())
@@ -342,30 +335,13 @@ def split_class_ids(data, split):
     kinds = np.flatnonzero(chosen & (np.array(data.shapes) != "blob"))
     if held_out.any() and split == "test":
         return kinds
-    every = np.arange(data.num_identities)
-    blobs = class_split(data.num_identities, split) if data.split == "classes" else every
+    blobs = np.arange(data.num_identities)
+    if data.split == "classes":
+        order = np.random.Generator(np.random.Philox(key=2)).permutation(len(blobs))
+        share = max(2, round(SHARES[2] * len(blobs)))
+        parts = {"test": order[:share], "validation": order[share : 2 * share]}
+        blobs = np.sort(parts.get(split, order[2 * share :]))
     return np.append(kinds, len(data.shapes) + blobs)
-
-
-def class_shares(data, class_ids):
-    """The probability of each class, float64 [k]: equal within kinds of shape and within blobs.
-
-    Where a split has both, half of its images show blobs.
-    """
-    blobs = class_ids >= len(data.shapes)
-    groups = [group.sum() for group in (blobs, ~blobs) if group.any()]
-    return 1 / len(groups) / np.where(blobs, groups[0], groups[-1])
-
-
-def class_split(count, split):
-    """The classes 0 ... count - 1 of a split where no class is in two splits: int, sorted.
-
-    Validation and test have a tenth each, at least two.
-    """
-    order = np.random.Generator(np.random.Philox(key=2)).permutation(count)
-    share = max(2, round(SHARES[2] * count))
-    parts = {"test": order[:share], "validation": order[share : 2 * share]}
-    return np.sort(parts.get(split, order[2 * share :]))
 
 
 def in_split(data, split, shown):
