@@ -202,6 +202,7 @@ def shape_rules(data):
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
     yield "data.min_sizes", len(data.min_sizes) == len(data.shapes) and whole, text
     yield "data.match_area", data.continuous or not data.match_area, "False unless data.continuous"
+    yield "data.p_rotation", data.p_rotation <= 1, "from 0 to 1"
     low, high = shapes.size_range(data)
     fits = bool((low < high).all())
     yield "data.max_size", fits, "larger: no area is left that all shapes of data.min_sizes have"
@@ -210,7 +211,6 @@ def shape_rules(data):
     yield "data.max_size", needed <= data.image_size, text
     places = ("margin", "inside")
     yield "data.placement", data.placement in places, f"one of {places}"
-    yield "data.p_rotation", data.p_rotation <= 1, "from 0 to 1"
 
 
 def augment_rules(augment, data):

@@ -96,22 +96,18 @@ def pixel_scores(pairs):
 
     The sums are of whole numbers, so they are exact and equal images tie.
     """
+    first, second, products = pairs.first, pairs.second, np.zeros(len(pairs.first))
     flat = pairs.images.reshape(len(pairs.images), -1)
-    first, second, (n, size) = pairs.first, pairs.second, flat.shape
-    if n**2 <= 4 * len(first):  # all images with each other is faster than pair by pair
-        products = np.zeros((n, n))
-        for start in range(0, size, 4096):
-            part = flat[:, start : start + 4096].astype(float)
-            products += part @ part.T
-        products = products[first, second]
-    else:
-        blocks = ((first[i : i + 256], second[i : i + 256]) for i in range(0, len(first), 256))
-        products = [np.einsum("ij,ij->i", *flat[np.array(two)].astype(float)) for two in blocks]
-        products = np.concatenate(products)
+    order = np.argsort(first, kind="stable")
+    starts = np.unique(first[order], return_index=True)[1]  # of the pairs of each image 1
+    for some in np.split(order, starts[64::64]):
+        both = [np.unique(one[some], return_inverse=True) for one in (first, second)]
+        one, other = (flat[rows].astype(float) for rows, _ in both)
+        products[some] = (one @ other.T)[both[0][1], both[1][1]]
     total = flat.sum(axis=1, dtype=float)
     square = np.array([np.square(row, dtype=float).sum() for row in flat])
     distance = np.sqrt(square[first] + square[second] - 2 * products)
-    spread = np.sqrt(np.maximum(square - total**2 / size, 0))
-    correlation = products - total[first] * total[second] / size
+    spread = np.sqrt(np.maximum(square - total**2 / flat.shape[1], 0))
+    correlation = products - total[first] * total[second] / flat.shape[1]
     correlation /= np.maximum(spread[first] * spread[second], 1)
     return {"L2 distance of pixels": -distance, "correlation of pixels": correlation}
