@@ -21,7 +21,7 @@ import fingerprint
 import images
 from errors import UserError, bad_set
 from listings import SPLITS
-from spaces import ListedImages, Pairs, open_split
+from spaces import ListedImages, Pairs, open_split  # noqa: F401  Pairs: for other files
 from splits import split_facts
 
 GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
@@ -43,20 +43,24 @@ def make_batch(config, split, step, host=0, hosts=1):
     UserError where the split has no such image or pair: `check_splits` finds that at the start. In
     a thread of `prefetch` the error is raised later, to whoever asks for the batch.
     """
-    count = config.batch_size // hosts
+    count, turns = config.batch_size // hosts, config.data.turned_classes
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
     space = open_split(config.data, split)
-    if config.data.images_per_class == 0:
-        drawn = space.draw(uniform)
-        image1, image2 = drawn.images[drawn.first], drawn.images[drawn.second]
-        return Batch(image1, image2, drawn.label, drawn.local_classes)
-    own, turns = slice(host * count, (host + 1) * count), config.data.turned_classes
-    classes = group_classes(config, split, step, turns * len(space.class_ids))[:, own]
-    drawn = space.draw(uniform, tuple(classes // turns))
-    both = (drawn.images[rows] for rows in (drawn.first, drawn.second))
-    both = (turn(shown, side % turns) for shown, side in zip(both, classes, strict=True))
-    label = (classes[0] == classes[1]).astype(np.float32)
-    return Batch(*both, label, classes.T.astype(np.int32))
+    if config.data.images_per_class:
+        classes = group_classes(config, split, step, turns * len(space.class_ids))
+        classes = classes[:, host * count : (host + 1) * count]
+        pairs = space.draw(uniform, tuple(classes // turns))
+        label = classes[0] == classes[1]
+    else:
+        pairs = space.draw(uniform)
+        label, classes = pairs.label, np.full((2, count), -1)
+        if pairs.class_ids is not None:
+            ids = pairs.class_ids[np.stack([pairs.first, pairs.second])]
+            classes = space.class_ids.searchsorted(ids)
+    both = pairs.images[pairs.first], pairs.images[pairs.second]
+    for shown, of_shown in zip(both, classes, strict=True):
+        turn(shown, of_shown % turns)
+    return Batch(*both, label.astype(np.float32), classes.T.astype(np.int32))
 
 
 def group_classes(config, split, step, number):
@@ -77,13 +81,11 @@ def group_classes(config, split, step, number):
 
 
 def turn(shown, turns):
-    """Images [n, side, side, channels], each turned by quarters: by 4 to 7 its mirror image is."""
-    for number in range(1, 8):
+    """Turns each of images [n, side, side, channels] by quarters; 4 to 7: its mirror image."""
+    for number in np.unique(turns[turns > 0]):
         chosen = turns == number
-        if chosen.any():
-            picked = shown[chosen][:, :, :: -1 if number >= 4 else 1]
-            shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
-    return shown
+        picked = shown[chosen][:, :, :: -1 if number >= 4 else 1]
+        shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
 
 
 def uniforms(seed, split, step, first, count, width, attempt=0):
@@ -113,21 +115,8 @@ def enumerate_pairs(data, split, most, ordered=True):
 
 def sample_pairs(config, split, count):
     """So many pairs as a step would draw, each image once: Pairs of equal weight."""
-    space = open_split(config.data, split)
-    drawn = space.draw(partial(uniforms, config.seed, split, 0, 0, count))
-    every = np.arange(len(drawn.images))
-    rows = np.concatenate([every[drawn.first], every[drawn.second]])
-    used, place, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    label, weight = drawn.label.astype(float), np.full(count, 1 / count)
-    class_ids = latents = names = None
-    if space.class_ids is not None:
-        class_ids = space.class_ids[drawn.local_classes.T.ravel()[place]]
-    if drawn.latents is not None:
-        latents = drawn.latents.take(used)
-    if space.names is not None:
-        names = space.names[used]
-    both = inverse.reshape(2, count)
-    return Pairs(drawn.images[used], *both, label, weight, False, True, class_ids, latents, names)
+    uniform = partial(uniforms, config.seed, split, 0, 0, count)
+    return open_split(config.data, split).draw(uniform).compact()
 
 
 def class_names(data, class_ids):

@@ -6,8 +6,8 @@
     DrawnImages     images are too many, or continuous: each is rendered anew from random latents
     GivenPairs      the pairs themselves are listed in a file
 
-Each type has draw(uniform, classes=None) -> DrawnPairs, and enumerate_pairs(most, ordered) -> Pairs
-or None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
+Each type has draw(uniform, classes=None) -> Pairs, and enumerate_pairs(most, ordered) -> Pairs or
+None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
 `uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
 width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
 
@@ -49,30 +49,38 @@ class Pairs(NamedTuple):
     latents: Latents  # of the n images; None where they are not drawn
     names: np.ndarray = None  # str [n], of the images; None where they are drawn
 
+    def compact(self):
+        """The same pairs without the images that are in none."""
+        used, places = np.unique([self.first, self.second], return_inverse=True)
+        first, second = places.reshape(2, -1)
+        shown, class_ids, names = (
+            None if field is None else field[used]
+            for field in (self.images, self.class_ids, self.names)
+        )
+        latents = None if self.latents is None else self.latents.take(used)
+        pairs = shown, first, second, *self[3:7]
+        return Pairs(*pairs, class_ids, latents, names)
 
-class DrawnPairs(NamedTuple):
-    """m random pairs, as indices into n images; not every image need be in a pair."""
 
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    first: np.ndarray  # int [m], or a slice: where image 1 of each pair is among the images
-    second: np.ndarray  # the same of image 2
-    label: np.ndarray  # float32 [m], 1 if both show the same, else 0
-    local_classes: np.ndarray  # int32 [m, 2], of both images; -1 where pairs are given
-    latents: Latents  # of the n images; None where they are not drawn
+def sample(shown, first, second, label, *of_images):
+    """Pairs that were drawn, of equal weight. of_images: class_ids, latents and names."""
+    weight = np.full(len(label), 1 / len(label))
+    return Pairs(shown, first, second, label.astype(float), weight, False, True, *of_images)
 
 
 class ListedImages(NamedTuple):
     """A split of n images of k classes, all of them known."""
 
     images: np.ndarray  # uint8 [all, height, width, channels], of files those of every split
+    classes: np.ndarray  # int [all], the class id of each
+    latents: Latents  # of all images, where they are drawn; else None
+    names: np.ndarray  # str [all], of the images, where they are files; else None
     rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
     class_ids: np.ndarray  # int [k]
     starts: np.ndarray  # int [k + 1], where among the rows each class begins
     edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the rows
     p_same: float  # probability of "same"; 0: images are independent
     repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
-    latents: Latents  # of the n images, where they are drawn; else None
-    names: np.ndarray  # str [all], of the images, where they are files; else None
 
     def draw(self, uniform, classes=None):
         u = uniform(4)
@@ -83,10 +91,8 @@ class ListedImages(NamedTuple):
         without = None if self.repeats else np.where(class1 == class2, place1, -1)
         bounds = self.starts[class2], self.starts[class2 + 1]
         place2 = draw_index(self.edges, u[:, 3], *bounds, without)
-        label = (class1 == class2).astype(np.float32)
-        local_classes = np.stack([class1, class2], axis=1).astype(np.int32)
-        first, second = self.rows[place1], self.rows[place2]
-        return DrawnPairs(self.images, first, second, label, local_classes, self.latents)
+        pairs = self.images, self.rows[place1], self.rows[place2], class1 == class2
+        return sample(*pairs, self.classes, self.latents, self.names)
 
     def enumerate_images(self):
         """(images uint8 [n, ...], local classes int [n], probabilities float64 [n], sum 1)."""
@@ -127,7 +133,6 @@ class DrawnImages(NamedTuple):
     edges: np.ndarray  # float64 [k + 1], 0 ... 1, cumulated probabilities of the classes
     data: FrozenConfigDict  # config.data
     split: str
-    names = None  # images are no files here
 
     def draw(self, uniform, classes=None):
         """Two images for each pair, in turn, by rejection: again until they are the split's.
@@ -136,8 +141,7 @@ class DrawnImages(NamedTuple):
         """
         u, data = uniform(PAIR_WIDTH), self.data
         both = classes or draw_classes(self.edges, data.p_same, *u[:, :2].T)
-        local_classes = np.stack(both, axis=1).astype(np.int32)
-        class_ids = self.class_ids[local_classes.ravel()]
+        class_ids = self.class_ids[np.stack(both, axis=1).ravel()]
         missing = np.arange(len(class_ids))
         for attempt in range(MOST_ATTEMPTS):
             u = uniform(PAIR_WIDTH, attempt) if attempt else u
@@ -149,9 +153,8 @@ class DrawnImages(NamedTuple):
                 kept[missing] = values
             missing = missing[~in_split(data, self.split, shown)]
             if not len(missing):
-                label = (both[0] == both[1]).astype(np.float32)
-                first, second = slice(0, None, 2), slice(1, None, 2)
-                return DrawnPairs(drawn, first, second, label, local_classes, latents)
+                first, second = np.arange(len(class_ids)).reshape(-1, 2).T
+                return sample(drawn, first, second, both[0] == both[1], class_ids, latents, None)
         raise too_few(data, self.split)
 
     def enumerate_pairs(self, most, ordered):
@@ -174,22 +177,17 @@ class GivenPairs(NamedTuple):
             different = int((self.pairs[:, 2] == 0).sum())
             same = u_label < self.p_same
             first, last = np.where(same, different, 0), np.where(same, last, different)
-        chosen = self.pairs[(first + u_pair * (last - first)).astype(int)]
-        image1, image2, label = chosen.T
-        unknown = np.full((len(label), 2), -1, np.int32)
-        return DrawnPairs(self.images, image1, image2, label.astype(np.float32), unknown, None)
+        image1, image2, label = self.pairs[(first + u_pair * (last - first)).astype(int)].T
+        return sample(self.images, image1, image2, label, None, None, self.names)
 
     def enumerate_pairs(self, most, ordered):
         """The pairs as they are given: `ordered` changes nothing."""
         if len(self.pairs) > most:
             return None
-        used, inverse = np.unique(self.pairs[:, :2], return_inverse=True)
-        first, second = inverse.reshape(-1, 2).T
-        label = self.pairs[:, 2]
+        *both, label = self.pairs.T
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
-        weight = share if self.p_same else np.full(len(label), 1 / len(label))
-        shown, label, names = self.images[used], label.astype(float), self.names[used]
-        return Pairs(shown, first, second, label, weight, True, True, None, None, names)
+        pairs = sample(self.images, *both, label, None, None, self.names)._replace(exact=True)
+        return (pairs._replace(weight=share) if self.p_same else pairs).compact()
 
 
 def latent_numbers(u):
@@ -274,11 +272,12 @@ def open_shapes(data, split):
     if not of_class[class_ids].all():
         raise too_few(data, split)
     probability *= 1 / len(class_ids) / of_class[latents.shape]
-    if data.same_as == "class":
-        return list_images(data, drawn, latents.shape, probability, latents=latents)
-    drawn, place = np.unique(drawn, axis=0, return_inverse=True)  # each image is a class
-    probability = np.bincount(place.ravel(), probability)
-    return list_images(data, drawn, np.arange(len(drawn)), probability)
+    classes = latents.shape
+    if data.same_as == "pixels":  # each image is a class
+        drawn, place = np.unique(drawn, axis=0, return_inverse=True)
+        probability, classes = np.bincount(place.ravel(), probability), np.arange(len(drawn))
+        latents = None
+    return list_images(data, (drawn, classes, latents, None), np.arange(len(drawn)), probability)
 
 
 def open_pairs(data, split, files):
@@ -306,19 +305,19 @@ def open_classes(data, split, files):
         raise bad_set(data.path, text)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
-    classes = files.classes[rows]
-    return list_images(data, files.images, classes, 1 / counts[classes], rows, names=files.names)
+    known = files.images, files.classes, None, files.names
+    return list_images(data, known, rows, 1 / counts[files.classes[rows]])
 
 
-def list_images(data, every, classes, probability, rows=None, latents=None, names=None):
-    """ListedImages of images sorted by class id, with probabilities up to a common factor."""
-    class_ids, starts = np.unique(classes, return_index=True)
+def list_images(data, known, rows, probability):
+    """ListedImages of the rows, sorted by class; probabilities: theirs, up to a common factor.
+
+    known: the first four fields of ListedImages.
+    """
+    class_ids, starts = np.unique(known[1][rows], return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])
-    rows = np.arange(len(classes)) if rows is None else rows
-    starts, edges = np.append(starts, len(classes)), edges / edges[-1]
-    repeats = data.source == "shapes"
-    fields = every, rows, class_ids, starts, edges, data.p_same, repeats, latents, names
-    return ListedImages(*fields)
+    split = rows, class_ids, np.append(starts, len(rows)), edges / edges[-1]
+    return ListedImages(*known, *split, data.p_same, data.source == "shapes")
 
 
 def split_class_ids(data, split):
