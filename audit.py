@@ -170,9 +170,8 @@ def tile_pairs(test, columns=5, most=2):
     for kind, name in ((1, "same"), (0, "different")):
         chosen = order[test.label[order] == kind][: columns * most]
         both = [framed(test.images[place[chosen]]) for place in (test.first, test.second)]
-        both = np.concatenate(both, axis=2)
-        gap = both.shape[1] // 10
-        both = np.pad(both, ((0, 0), (gap, gap), (0, 2 * gap), (0, 0)), constant_values=255)
+        both = np.concatenate([*both, np.full_like(both[0][:, :, :6], 255)], axis=2)  # and a gap
+        both = np.pad(both, ((0, 0), (3, 3), (0, 0), (0, 0)), constant_values=255)
         rows += [both[start:][:columns] for start in range(0, len(both), columns)]
         names += [name] * (len(rows) - len(names))
     return names, tile(rows)

@@ -148,14 +148,10 @@ def check_splits(config):
 
 def check_path(source, path):
     """Raises UserError where the path is not of the kind that the source reads."""
-    wanted, fits = {
-        "folder": ("a folder of images in folders", os.path.isdir),
-        "pairs": ("a CSV file or a pairs.txt", os.path.isfile),
-    }.get(source, ("", lambda _: True))
-    if not fits(path):
-        what = "is something else" if os.path.exists(path) else "does not exist"
-        text = f"{what}; wanted is {wanted}; have your images moved? name their place"
-        raise bad_set(path, f"{text} by --config.data.path=PATH")
+    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
+    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(path):
+        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
+        raise bad_set(path, f"{text}PATH")
 
 
 def prefetch(function, items, workers=2):

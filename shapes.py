@@ -34,26 +34,20 @@ class Latents(NamedTuple):
 
 
 def draw_latents(data, u, class_ids):
-    """Latents of n images from uniform numbers [n, 6] (LATENT_NUMBERS) and class ids, int [n]."""
+    """Latents of n images from uniform numbers [n, 6] (LATENT_NUMBERS) and class ids, int [n].
+
+    A class id is the index of a kind in data.shapes, or len(data.shapes) + i: the i-th blob, where
+    each blob is a class of its own. Else any blob is drawn.
+    """
     u_identity, u_size, u_row, u_column, u_turn, u_angle = u.T
-    any_blob = (u_identity * data.num_identities).astype(int)
-    shape, identity = shape_and_identity(data, class_ids, any_blob)
+    blob, any_blob = class_ids - len(data.shapes), (u_identity * data.num_identities).astype(int)
+    shape = np.where(blob < 0, class_ids, [*data.shapes, "blob"].index("blob"))
+    identity = np.where(blob < 0, any_blob, blob)
     low, high = size_range(data)[:, shape]
     size = spread(data, u_size, low, high - (not data.continuous))
     angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * 180, 0)
     row, column = (spread(data, u, *centres(data, shape, size)) for u in (u_row, u_column))
     return Latents(shape, identity, size, row, column, angle)
-
-
-def shape_and_identity(data, class_ids, identity=0):
-    """The index of the shape, and which blob: int [n] each, of class ids int [n].
-
-    A class id is the index of a kind in data.shapes, or len(data.shapes) + i: the i-th blob, where
-    each blob is a class of its own. Else a blob has the `identity` given.
-    """
-    blob = np.asarray(class_ids) - len(data.shapes)
-    kind = data.shapes.index("blob") if "blob" in data.shapes else -1
-    return np.where(blob < 0, class_ids, kind), np.where(blob < 0, identity, blob)
 
 
 def spread(data, u, low, high):
@@ -161,7 +155,7 @@ def render(data, latents):
 
 
 def paint(shape, size, distance, antialias):
-    """Grey levels from signed distances, [n, height, width] of one kind of shape.
+    """Grey levels [n, height, width] from the signed distances of one kind of shape.
 
     A linear ramp of one pixel is the exact share of a pixel at level edges, but errs by 1 % of a
     small square's area at 45 degrees; smoothstep over the diagonal is within 0.3 % at any angle.

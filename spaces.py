@@ -11,8 +11,8 @@ None. classes: the local classes of both images of each pair, two int [pairs], i
 `uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
 width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
 
-A class id names a class in all splits: of shapes see `shapes.shape_and_identity`, of files it is an
-index into the names of the classes. A local class is an index into the class ids of one split.
+A class id names a class in all splits: of shapes see `shapes.draw_latents`, of files it is an index
+into the names of the classes. A local class is an index into the class ids of one split.
 """
 
 from functools import lru_cache
@@ -53,13 +53,9 @@ class Pairs(NamedTuple):
         """The same pairs without the images that are in none."""
         used, places = np.unique([self.first, self.second], return_inverse=True)
         first, second = places.reshape(2, -1)
-        shown, class_ids, names = (
-            None if field is None else field[used]
-            for field in (self.images, self.class_ids, self.names)
-        )
+        class_ids, names = (x if x is None else x[used] for x in (self.class_ids, self.names))
         latents = None if self.latents is None else self.latents.take(used)
-        pairs = shown, first, second, *self[3:7]
-        return Pairs(*pairs, class_ids, latents, names)
+        return Pairs(self.images[used], first, second, *self[3:7], class_ids, latents, names)
 
 
 def sample(shown, first, second, label, *of_images):
@@ -321,7 +317,7 @@ def list_images(data, known, rows, probability):
 
 
 def split_class_ids(data, split):
-    """The class ids of a split of shapes, int [k]: see `shapes.shape_and_identity`.
+    """The class ids of a split of shapes, int [k]: see `shapes.draw_latents`.
 
     With same_as=identity each blob is a class beside the kinds of shape; the test has no blobs if
     it has held-out kinds. With split=classes no blob is in two splits: validation and test have a
