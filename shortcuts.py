@@ -23,7 +23,7 @@ def blind_rules(config, train, test):
 
     share = test.label @ test.weight
     rules, notes = {CONSTANT: float(max(share, 1 - share))}, {}
-    asked, known = (forest_questions(p, config.data.source == "shapes") for p in (test, train))
+    asked, known = (questions(pairs, config.data.source == "shapes") for pairs in (test, train))
     for name, numbers in known.items():
         model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
         model.fit(numbers, train.label, train.weight)
@@ -60,30 +60,26 @@ def accuracy(answers, pairs):
     return float((answers == pairs.label) @ pairs.weight)
 
 
-def forest_questions(pairs, drawn):
-    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}."""
-    result = {}
-    for name, numbers in measures(pairs.images, drawn).items():
-        low, high = np.sort([numbers[pairs.first], numbers[pairs.second]], axis=0)
-        result[name] = np.concatenate([low, high, high - low], axis=1)
-    return result
+def questions(pairs, drawn):
+    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}.
 
-
-def measures(shown, drawn):
-    """Numbers of each image, of a drawn shape or of a picture: {name: [n, k]}."""
-    light = grey(shown)
-    if not drawn:
-        name = "mean colour of both" if shown.shape[-1] > 1 else "brightness of both"
-        colors = shown.mean(axis=(1, 2), dtype=np.float32)
-        return {name: colors, "contrast of both": light.std(axis=(1, 2))[:, None]}
-    middle = (light.max(axis=(1, 2), keepdims=True) + light.min(axis=(1, 2), keepdims=True)) / 2
-    area, bright = light.sum(axis=(1, 2)), light > middle
-    box = bright.any(axis=1).sum(axis=1) * bright.any(axis=2).sum(axis=1)
-    return {
-        "lit area of both": area[:, None],
-        "parity of the area": np.rint(area)[:, None] % 2,
-        "area of the bounding box": box[:, None],
-    }
+    Of drawn shapes, or of pictures.
+    """
+    light = grey(pairs.images)
+    if drawn:
+        area, lit = light.sum(axis=(1, 2)), light > 0.5
+        box = lit.any(axis=1).sum(axis=1) * lit.any(axis=2).sum(axis=1)
+        found = {"lit area of both": area, "parity of the area": np.rint(area) % 2}
+        found["area of the bounding box"] = box
+    else:
+        name = "mean colour of both" if pairs.images.shape[-1] > 1 else "brightness of both"
+        found = {name: pairs.images.mean(axis=(1, 2), dtype=np.float32)}
+        found["contrast of both"] = light.std(axis=(1, 2))
+    for name, numbers in found.items():
+        two = numbers.reshape(len(light), -1)[np.stack([pairs.first, pairs.second])]
+        low, high = np.sort(two, axis=0)
+        found[name] = np.concatenate([low, high, high - low], axis=1)
+    return found
 
 
 def grey(shown):

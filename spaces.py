@@ -65,7 +65,7 @@ def sample(shown, first, second, label, *of_images):
 
 
 class ListedImages(NamedTuple):
-    """A split of n images of k classes, all of them known."""
+    """A split of n images of k classes, all of them known; no file is paired with itself."""
 
     images: np.ndarray  # uint8 [all, height, width, channels], of files those of every split
     classes: np.ndarray  # int [all], the class id of each
@@ -76,7 +76,6 @@ class ListedImages(NamedTuple):
     starts: np.ndarray  # int [k + 1], where among the rows each class begins
     edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the rows
     p_same: float  # probability of "same"; 0: images are independent
-    repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
 
     def draw(self, uniform, classes=None):
         u = uniform(4)
@@ -84,7 +83,7 @@ class ListedImages(NamedTuple):
             classes = draw_classes(self.edges[self.starts], self.p_same, u[:, 0], u[:, 1])
         class1, class2 = classes
         place1 = draw_index(self.edges, u[:, 2], self.starts[class1], self.starts[class1 + 1])
-        without = None if self.repeats else np.where(class1 == class2, place1, -1)
+        without = None if self.names is None else np.where(class1 == class2, place1, -1)
         bounds = self.starts[class2], self.starts[class2 + 1]
         place2 = draw_index(self.edges, u[:, 3], *bounds, without)
         pairs = self.images, self.rows[place1], self.rows[place2], class1 == class2
@@ -116,7 +115,7 @@ class ListedImages(NamedTuple):
         if self.p_same:
             different = (1 - self.p_same) * share / np.maximum(1 - share[:, None], 1e-300)
             weight = p[:, None] * np.where(same, self.p_same, different)
-        if self.repeats:
+        if self.names is None:
             return weight * p / share
         others = np.where(np.eye(len(p)), 0, p)
         return weight * others / (share - np.where(same, p[:, None], 0))
@@ -164,7 +163,6 @@ class GivenPairs(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
     p_same: float  # probability of "same"; 0: each pair is as probable as any other
     names: np.ndarray  # str [all], of the images
-    class_ids = None  # images have no classes here
 
     def draw(self, uniform, classes=None):
         u_label, u_pair = uniform(4)[:, :2].T
@@ -312,8 +310,8 @@ def list_images(data, known, rows, probability):
     """
     class_ids, starts = np.unique(known[1][rows], return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])
-    split = rows, class_ids, np.append(starts, len(rows)), edges / edges[-1]
-    return ListedImages(*known, *split, data.p_same, data.source == "shapes")
+    starts, edges = np.append(starts, len(rows)), edges / edges[-1]
+    return ListedImages(*known, rows, class_ids, starts, edges, data.p_same)
 
 
 def split_class_ids(data, split):
