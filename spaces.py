@@ -233,8 +233,8 @@ def draw_index(edges, u, first, last, without=None):
 def open_split(data, split):
     """What the pairs of a split are drawn from: ListedImages, DrawnImages or GivenPairs.
 
-    `data` is config.data, frozen or not; every batch is looked up in what is remembered here, and a
-    frozen one is found faster. Raises UserError where no pairs can be made of the split.
+    The result is remembered; with config.data frozen it is found faster. Raises UserError where no
+    pairs can be made of the split.
     """
     return open_frozen(settings.frozen(data), split)
 
