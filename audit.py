@@ -21,10 +21,9 @@ import duplicates
 import runtime
 import shortcuts
 from figures import new_figure, short
-from images import hash_pixels
+from images import hash_pixels, load
 from listings import SPLITS
 from settings import check_writable, frozen
-from shapes import is_continuous
 from spaces import DrawnImages, GivenPairs, open_split
 
 SEEN_PAIRS = 100_000  # of training, at most
@@ -71,26 +70,21 @@ def format_rules(train, test, rules, notes):
 
 def count(config):
     """How many images and ordered pairs each split has: yields (what, text)."""
+    files = config.data.source != "shapes"
     for split in SPLITS:
         space = open_split(config.data, split)
         if isinstance(space, DrawnImages):
-            kind = "continuous" if is_continuous(config.data) else "too many to list"
-            yield split, f"images of {len(space.class_ids):,} classes, {kind}"
+            yield split, f"images of {len(space.class_ids):,} classes, too many to list"
             continue
         rows = duplicates.used_rows(space)
-        n, different = len(rows), len(np.unique(hash_rows(space.images, rows)))
+        hashes = load(config.data).split_hash if files else hash_pixels(space.images)
+        n, different = len(rows), len(np.unique(hashes[rows]))
         text = f"{n:,} images" + (f" ({different:,} different)" if different < n else "")
         if isinstance(space, GivenPairs):
             yield split, f"{text} in {len(space.pairs):,} given pairs"
         else:
-            pairs = n * (n if space.repeats else n - 1)
+            pairs = n * (n - files)  # no file is paired with itself
             yield split, f"{text} of {len(space.class_ids):,} classes, {pairs:,} ordered pairs"
-
-
-def hash_rows(images, rows):
-    """The hash of each of these images, by blocks: of some sets the images are not in memory."""
-    blocks = (rows[start : start + 4096] for start in range(0, len(rows), 4096))
-    return np.concatenate([hash_pixels(images[block]) for block in blocks])
 
 
 def seen(config, test):
@@ -101,8 +95,7 @@ def seen(config, test):
     steps = min(config.num_steps, -(-SEEN_PAIRS // config.batch_size))
     batches = (data.make_batch(config, "train", step)[:2] for step in range(steps))
     known = np.concatenate([np.stack([*map(hash_pixels, both)], axis=1) for both in batches])
-    of_image = hash_rows(test.images, np.arange(len(test.images)))
-    asked = np.stack([of_image[test.first], of_image[test.second]], axis=1)
+    asked = hash_pixels(test.images)[np.stack([test.first, test.second], axis=1)]
     known_pairs, pairs = (np.sort(both, axis=1) @ [1, 1j] for both in (known, asked))
     shares = {"images": np.isin(asked, known).mean(axis=1), "pairs": np.isin(pairs, known_pairs)}
     first = "the first " if steps < config.num_steps else ""
@@ -121,7 +114,7 @@ def changes(config):
 def plot_audit(config, facts, train, test, rules, notes):
     """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
     sheets = {"samples of training": tile_samples(config, train)}
-    if any(changes(config)):
+    if any(config.augment.values()):
         title = "training images, and what the network sees of them in ten steps"
         sheets[title] = tile_changes(config, train)
     sheets["pairs of the test"] = tile_pairs(test)
@@ -177,9 +170,8 @@ def tile_pairs(test, columns=5, most=2):
     for kind, name in ((1, "same"), (0, "different")):
         chosen = order[test.label[order] == kind][: columns * most]
         both = [framed(test.images[place[chosen]]) for place in (test.first, test.second)]
-        both = np.concatenate(both, axis=2)
-        gap = both.shape[1] // 10
-        both = np.pad(both, ((0, 0), (gap, gap), (0, 2 * gap), (0, 0)), constant_values=255)
+        both = np.concatenate([*both, np.full_like(both[0][:, :, :6], 255)], axis=2)  # and a gap
+        both = np.pad(both, ((0, 0), (3, 3), (0, 0), (0, 0)), constant_values=255)
         rows += [both[start:][:columns] for start in range(0, len(both), columns)]
         names += [name] * (len(rows) - len(names))
     return names, tile(rows)

@@ -19,9 +19,9 @@ import numpy as np
 
 import fingerprint
 import images
-from errors import UserError
+from errors import UserError, bad_set
 from listings import SPLITS
-from spaces import DrawnImages, ListedImages, Pairs, open_split, split_class_ids
+from spaces import ListedImages, Pairs, open_split  # noqa: F401  Pairs: for other files
 from splits import split_facts
 
 GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
@@ -43,20 +43,24 @@ def make_batch(config, split, step, host=0, hosts=1):
     UserError where the split has no such image or pair: `check_splits` finds that at the start. In
     a thread of `prefetch` the error is raised later, to whoever asks for the batch.
     """
-    count = config.batch_size // hosts
+    count, turns = config.batch_size // hosts, config.data.turned_classes
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
     space = open_split(config.data, split)
-    if config.data.images_per_class == 0:
-        drawn = space.draw(uniform)
-        image1, image2 = drawn.images[drawn.first], drawn.images[drawn.second]
-        return Batch(image1, image2, drawn.label, drawn.local_classes)
-    own, turns = slice(host * count, (host + 1) * count), config.data.turned_classes
-    classes = group_classes(config, split, step, turns * len(space.class_ids))[:, own]
-    drawn = space.draw(uniform, tuple(classes // turns))
-    both = (drawn.images[rows] for rows in (drawn.first, drawn.second))
-    both = (turn(shown, side % turns) for shown, side in zip(both, classes, strict=True))
-    label = (classes[0] == classes[1]).astype(np.float32)
-    return Batch(*both, label, classes.T.astype(np.int32))
+    if config.data.images_per_class:
+        classes = group_classes(config, split, step, turns * len(space.class_ids))
+        classes = classes[:, host * count : (host + 1) * count]
+        pairs = space.draw(uniform, tuple(classes // turns))
+        label = classes[0] == classes[1]
+    else:
+        pairs = space.draw(uniform)
+        label, classes = pairs.label, np.full((2, count), -1)
+        if pairs.class_ids is not None:
+            ids = pairs.class_ids[np.stack([pairs.first, pairs.second])]
+            classes = space.class_ids.searchsorted(ids)
+    both = pairs.images[pairs.first], pairs.images[pairs.second]
+    for shown, of_shown in zip(both, classes, strict=True):
+        turn(shown, of_shown % turns)
+    return Batch(*both, label.astype(np.float32), classes.T.astype(np.int32))
 
 
 def group_classes(config, split, step, number):
@@ -77,13 +81,11 @@ def group_classes(config, split, step, number):
 
 
 def turn(shown, turns):
-    """Images [n, side, side, channels], each turned by quarters: by 4 to 7 its mirror image is."""
-    for number in range(1, 8):
+    """Turns each of images [n, side, side, channels] by quarters; 4 to 7: its mirror image."""
+    for number in np.unique(turns[turns > 0]):
         chosen = turns == number
-        if chosen.any():
-            picked = shown[chosen][:, :, :: -1 if number >= 4 else 1]
-            shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
-    return shown
+        picked = shown[chosen][:, :, :: -1 if number >= 4 else 1]
+        shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
 
 
 def uniforms(seed, split, step, first, count, width, attempt=0):
@@ -104,30 +106,17 @@ def enumerate_images(data, split):
 
 
 def enumerate_pairs(data, split, most, ordered=True):
-    """Every pair that a split can draw, with its probability, if these are at most `most`.
+    """Every pair that a split can draw: Pairs, or None if they are over `most` or not listed.
 
     Ordered, or each two images once, with the probability of both orders (given ones as they are).
-    Returns Pairs, or None where they are more or the images are not listed.
     """
     return open_split(data, split).enumerate_pairs(most, ordered)
 
 
 def sample_pairs(config, split, count):
     """So many pairs as a step would draw, each image once: Pairs of equal weight."""
-    space = open_split(config.data, split)
-    drawn = space.draw(partial(uniforms, config.seed, split, 0, 0, count))
-    every = np.arange(len(drawn.images))
-    rows = np.concatenate([every[drawn.first], every[drawn.second]])
-    used, place, inverse = np.unique(rows, return_index=True, return_inverse=True)
-    class_ids = latents = None
-    if space.class_ids is not None:
-        class_ids = space.class_ids[drawn.local_classes.T.ravel()[place]]
-    if drawn.latents is not None:
-        latents = drawn.latents.take(used)
-    label, weight = drawn.label.astype(float), np.full(count, 1 / count)
-    pairs = (drawn.images[used], *inverse.reshape(2, count), label, weight)
-    names = None if space.names is None else space.names[used]
-    return Pairs(*pairs, False, True, class_ids, latents, names)
+    uniform = partial(uniforms, config.seed, split, 0, 0, count)
+    return open_split(config.data, split).draw(uniform).compact()
 
 
 def class_names(data, class_ids):
@@ -138,47 +127,31 @@ def class_names(data, class_ids):
     return np.array(images.load(data).class_names)[class_ids]
 
 
-def check_path(data):
-    """Raises UserError where data.path is not of the kind that data.source reads."""
-    path = data.path
-    wanted = {"folder": "a folder of images in folders", "pairs": "a CSV file or a pairs.txt"}
-    is_right = {"folder": os.path.isdir, "pairs": os.path.isfile}.get(data.source)
-    if is_right and not is_right(path):
-        what = "is something else" if os.path.exists(path) else "does not exist"
-        text = f"{what}; wanted is {wanted[data.source]}; have your images moved? name their place"
-        raise UserError(f"data.path={path}: {text} by --config.data.path=PATH")
-
-
 def check_splits(config):
-    """Opens each split; raises UserError where no pairs can be made of its images.
+    """Draws from each split; raises UserError where no pairs can be made of its images.
 
     It first sets what config.data leaves to the images (`images.resolve`).
     """
-    check_path(config.data)
-    if config.data.source != "shapes":
-        images.resolve(config.data)
+    data = config.data
+    if data.source != "shapes":
+        check_path(data.source, data.path)
+        images.resolve(data)
     try:
-        check_each_split(config)
+        for split in SPLITS:
+            sample_pairs(config, split, 64)
     except UserError:
-        if config.data.source != "shapes":  # which may be why
-            for fact in images.load(config.data).facts:
+        if data.source != "shapes":  # which may be why
+            for fact in images.load(data).facts:
                 print(f"warning: {fact}", file=sys.stderr)
         raise
 
 
-def check_each_split(config):
-    """As `check_splits`, without the path and without a word about the images."""
-    data = config.data
-    for split in SPLITS:
-        space = open_split(data, split)
-        if isinstance(space, DrawnImages):
-            sample_pairs(config, split, 64)  # raises where a class has no image
-        elif data.source == "shapes" and data.same_as != "pixels":
-            wanted, found = len(split_class_ids(data, split)), len(space.class_ids)
-            if found < wanted:
-                text = f"{split} has images of {found} of {wanted} classes only"
-                text += "; more sizes or places are needed"
-                raise UserError(f"data.split={data.split}: {text}")
+def check_path(source, path):
+    """Raises UserError where the path is not of the kind that the source reads."""
+    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
+    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(path):
+        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
+        raise bad_set(path, f"{text}PATH")
 
 
 def prefetch(function, items, workers=2):

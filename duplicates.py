@@ -60,9 +60,12 @@ def across_splits(data):
     names, small = spaces["train"].names, thumbnails(spaces["train"].images)
     for asked, known in (("validation", "train"), ("test", "train"), ("test", "validation")):
         both = rows[asked], np.setdiff1d(rows[known], rows[asked])  # what is in both is no news
-        one, other = find_near(*([part[r] for part in small] for r in both))
-        what = f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known} images"
-        yield named(what, names, both[0][one], both[1][other])
+        if len(both[1]):
+            one, other = find_near(*([part[r] for part in small] for r in both))
+            what = (
+                f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known} images"
+            )
+            yield named(what, names, both[0][one], both[1][other])
 
 
 def used_rows(space):
@@ -85,14 +88,14 @@ def thumbnails(shown):
 
 
 def find_near(asked, known):
-    """Which asked images have a near-duplicate among the known ones, and which: int [2, k].
+    """Which asked images have a near-duplicate among the known ones, and the nearest: int [2, k].
 
-    Both are `thumbnails`. Of several known ones the first is named.
+    Both are `thumbnails`.
     """
-    found = [np.zeros((2, 0), int)]
-    for start in range(0, len(asked[0]), 256):
-        one, other = np.nonzero(asked[0][start : start + 256] @ known[0].T >= ALIKE)
-        shift = np.abs(asked[1][start + one] - known[1][other]).max(axis=1, initial=0)
-        near = np.stack([start + one, other])[:, shift <= SHIFT]
-        found.append(near[:, np.unique(near[0], return_index=True)[1]])
-    return np.concatenate(found, axis=1)
+    from sklearn.metrics import pairwise_distances_argmin
+
+    nearest = pairwise_distances_argmin(asked[0], known[0])
+    alike = (asked[0] * known[0][nearest]).sum(axis=1) >= ALIKE
+    shift = np.abs(asked[1] - known[1][nearest]).max(axis=1)
+    near = np.flatnonzero(alike & (shift <= SHIFT))
+    return np.stack([near, nearest[near]])

@@ -5,18 +5,14 @@ from ml_collections import ConfigDict
 
 from data import uniforms
 from shapes import LATENT_NUMBERS, SHAPES, draw_latents, margin, render
-from spaces import CLASS_COLUMNS, PAIR_WIDTH, Pairs, latent_numbers, split_class_ids
+from spaces import PAIR_WIDTH, Pairs, latent_numbers, split_class_ids
 
 # Which of the uniform numbers of `shapes.draw_latents` draw each nuisance.
 NUISANCES = {
     "translation": ("row", "column"),
     "scale": ("size",),
     "rotation": ("turn", "angle"),
-    "mirror": ("mirror",),
-    "outline": ("outline",),
 }
-NEVER = 1 - 1e-9  # not below a probability such as data.p_mirror, unless that is 1
-PLAIN = dict.fromkeys(LATENT_NUMBERS, 0.5) | dict.fromkeys(("turn", "mirror", "outline"), NEVER)
 
 
 def sweep(config):
@@ -27,15 +23,13 @@ def sweep(config):
     turn in the image.
     """
     options = ConfigDict(config.data)
-    options.update({"placement": "inside", "noise": 0.0, "max_angle": 180.0, "p_rotation": 1.0})
-    options.update({"p_mirror": 0.5, "p_outline": 0.0 if options.match_area else 0.5})
+    options.update({"placement": "inside", "p_rotation": 1.0})
     fit(options)
     class_ids, varied = split_class_ids(options, "train"), []
     yield "identical", draw_pairs(config, options, class_ids, varied)
     for name, numbers in NUISANCES.items():
         varied = [*varied, *numbers]
-        if name != "outline" or options.p_outline:
-            yield f"+ {name}", draw_pairs(config, options, class_ids, varied)
+        yield f"+ {name}", draw_pairs(config, options, class_ids, varied)
     seen = {options.shapes[i] for i in class_ids if i < len(options.shapes)}
     unseen = tuple(name for name in SHAPES if name not in {*seen, "blob"})
     if seen and len(unseen) > 1:
@@ -58,8 +52,8 @@ def draw_pairs(config, options, class_ids, varied):
     n = config.eval.num_pairs
     u = uniforms(config.seed, "test", 0, 0, n, PAIR_WIDTH)
     is_varied = [name in varied for name in LATENT_NUMBERS]
-    numbers = np.where(is_varied, latent_numbers(u), [PLAIN[name] for name in LATENT_NUMBERS])
-    u1, u2 = u[:, CLASS_COLUMNS].T
+    numbers = np.where(is_varied, latent_numbers(u), 0.5)  # of angles the middle is 0
+    u1, u2 = u[:, :2].T
     one, same = (u1 * len(class_ids)).astype(int), np.arange(n) % 2 == 0
     other = (one + 1 + (u2 * (len(class_ids) - 1)).astype(int)) % len(class_ids)
     of_images = class_ids[np.stack([one, np.where(same, one, other)], axis=1).ravel()]

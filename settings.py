@@ -182,8 +182,7 @@ def shape_rules(data):
     yield "data.path", data.path == "", "empty with data.source=shapes"
     yield "data.channels", data.channels == 1, "1 with data.source=shapes"
     yield "data.same_as", data.same_as in meanings, f"one of {meanings}"
-    identity, pixels = (data.same_as == name for name in ("identity", "pixels"))
-    if identity:
+    if identity := data.same_as == "identity":
         fits = "blob" in data.shapes and "blob" not in data.held_out_shapes
         yield "data.shapes", fits, "with blob among them, not held out, for data.same_as=identity"
     distinct = len([name for name in known if name in data.shapes])
@@ -202,28 +201,16 @@ def shape_rules(data):
     whole = all(isinstance(s, int) and 1 <= s < data.max_size for s in data.min_sizes)
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
     yield "data.min_sizes", len(data.min_sizes) == len(data.shapes) and whole, text
-    fits = not data.match_area or (data.continuous and not data.p_outline)
-    yield "data.match_area", fits, "False unless data.continuous and data.p_outline=0"
+    yield "data.match_area", data.continuous or not data.match_area, "False unless data.continuous"
+    yield "data.p_rotation", data.p_rotation <= 1, "from 0 to 1"
     low, high = shapes.size_range(data)
     fits = bool((low < high).all())
     yield "data.max_size", fits, "larger: no area is left that all shapes of data.min_sizes have"
     needed = 2 * shapes.margin(data) + 1
     text = f"smaller: the farthest shape needs data.image_size={needed}"
     yield "data.max_size", needed <= data.image_size, text
-    places = ("margin", "inside", "centre")
+    places = ("margin", "inside")
     yield "data.placement", data.placement in places, f"one of {places}"
-    for key in ("p_rotation", "p_mirror", "p_outline"):
-        yield f"data.{key}", data[key] <= 1, "from 0 to 1"
-    yield "data.max_angle", data.max_angle <= 180, "from 0 to 180"
-    yield "data.outline_width", data.outline_width > 0, "above 0"
-    for key in ("foreground_greys", "background_greys"):
-        levels = data[key]
-        whole = len(levels) == 2 and all(isinstance(level, int) for level in levels)
-        fits = whole and levels[0] <= levels[1] <= 255
-        yield f"data.{key}", fits, "two whole numbers from 0 to 255, the lower first"
-    yield "data.noise", not (pixels and data.noise), "0 with data.same_as=pixels"
-    fits = not pixels or data.p_same > 0 or not shapes.is_continuous(data)
-    yield "data.p_same", fits, "above 0: of independent images no two are the same here"
 
 
 def augment_rules(augment, data):

@@ -2,8 +2,8 @@
 
 A shape is a function of coordinates in its own frame, where its centre is the origin, y points down
 and nothing is turned. It returns the distance to the contour in pixels, negative inside; near the
-contour this is exact but for rounded corners. One threshold of it draws the shape, a band of it the
-outline, and how far it is below half a pixel is the share of a pixel that the shape covers.
+contour this is exact but for rounded corners. One threshold of it draws the shape, and how far it
+is below half a pixel is the share of a pixel that the shape covers.
 """
 
 from functools import lru_cache, partial, reduce
@@ -12,15 +12,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-IMAGES_AT_ONCE = 256  # rendered together: their temporaries stay in the cache of one core
+IMAGES_AT_ONCE = 64  # rendered together: their temporaries stay in the cache of one core
 DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from background to foreground
-# What each of the ten uniform numbers of `draw_latents` decides: "turn" whether, "angle" how far.
-LATENT_NUMBERS = ("identity", "size", "row", "column", "turn", "angle", "mirror", "outline",
-                  "foreground", "background")  # fmt: skip
+# What each uniform number of `draw_latents` decides: "turn" whether, "angle" how far.
+LATENT_NUMBERS = ("identity", "size", "row", "column", "turn", "angle")
 
 
 class Latents(NamedTuple):
-    """All that determines n images, but for noise."""
+    """All that determines n images."""
 
     shape: np.ndarray  # int [n], index into the names that `render` is given
     identity: np.ndarray  # int [n], which blob; nothing to other shapes
@@ -28,10 +27,6 @@ class Latents(NamedTuple):
     row: np.ndarray  # float [n], pixels: of the centre
     column: np.ndarray  # float [n]
     angle: np.ndarray  # float [n], degrees clockwise about the centre
-    mirror: np.ndarray  # bool [n], left and right exchanged, before the turn
-    outline: np.ndarray  # bool [n], only the contour, drawn inside it
-    foreground: np.ndarray  # int [n], grey level 0 ... 255
-    background: np.ndarray  # int [n], grey level 0 ... 255
 
     def take(self, rows):
         """The Latents of some of the images: an index, slice or mask of numpy."""
@@ -39,43 +34,30 @@ class Latents(NamedTuple):
 
 
 def draw_latents(data, u, class_ids):
-    """Latents of n images from uniform numbers [n, 10] (LATENT_NUMBERS) and class ids, int [n]."""
-    u_identity, u_size, u_row, u_column, u_turn, u_angle, u_mirror, u_outline, *u_grey = u.T
-    any_blob = (u_identity * data.num_identities).astype(int)
-    shape, identity = shape_and_identity(data, class_ids, any_blob)
-    low, high = size_range(data)[:, shape]
-    size = spread(data, u_size, low, high - (not data.continuous))
-    angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * data.max_angle, 0)
-    mirror, outline = u_mirror < data.p_mirror, u_outline < data.p_outline
-    greys = data.foreground_greys, data.background_greys
-    foreground, background = (
-        (low + u * (high - low + 1)).astype(int)
-        for u, (low, high) in zip(u_grey, greys, strict=True)
-    )
-    nowhere = np.zeros(len(u))
-    latents = Latents(
-        shape, identity, size, nowhere, nowhere, angle, mirror, outline, foreground, background
-    )
-    (top, left), (bottom, right) = centres(data, latents)
-    return latents._replace(
-        row=spread(data, u_row, top, bottom), column=spread(data, u_column, left, right)
-    )
-
-
-def shape_and_identity(data, class_ids, identity=0):
-    """The index of the shape, and which blob: int [n] each, of class ids int [n].
+    """Latents of n images from uniform numbers [n, 6] (LATENT_NUMBERS) and class ids, int [n].
 
     A class id is the index of a kind in data.shapes, or len(data.shapes) + i: the i-th blob, where
-    each blob is a class of its own. Else a blob has the `identity` given.
+    each blob is a class of its own. Else any blob is drawn.
     """
-    blob = np.asarray(class_ids) - len(data.shapes)
-    kind = data.shapes.index("blob") if "blob" in data.shapes else -1
-    return np.where(blob < 0, class_ids, kind), np.where(blob < 0, identity, blob)
+    u_identity, u_size, u_row, u_column, u_turn, u_angle = u.T
+    blob, any_blob = class_ids - len(data.shapes), (u_identity * data.num_identities).astype(int)
+    shape = np.where(blob < 0, class_ids, [*data.shapes, "blob"].index("blob"))
+    identity = np.where(blob < 0, any_blob, blob)
+    low, high = size_range(data)[:, shape]
+    size = spread(data, u_size, low, high - (not data.continuous))
+    angle = np.where(u_turn < data.p_rotation, (2 * u_angle - 1) * 180, 0)
+    row, column = (spread(data, u, *centres(data, shape, size)) for u in (u_row, u_column))
+    return Latents(shape, identity, size, row, column, angle)
 
 
 def spread(data, u, low, high):
     """Uniform between low and high: real numbers, or whole ones from the first to the last."""
     return low + (u * (high - low) if data.continuous else np.floor(u * (high - low + 1)))
+
+
+def traits(data):
+    """What SHAPES says of the config's shapes: a Shape of arrays [shapes]."""
+    return Shape(*map(np.array, zip(*(SHAPES[name] for name in data.shapes), strict=True)))
 
 
 def size_range(data):
@@ -85,198 +67,122 @@ def size_range(data):
     """
     low, high = np.array(data.min_sizes, float), np.full(len(data.shapes), float(data.max_size))
     if data.match_area:
-        roots = traits(data, lambda shape: shape.area**0.5)
+        roots = traits(data).area ** 0.5
         low, high = (low * roots).max() / roots, (high * roots).min() / roots
     return np.stack([low, high])
 
 
-def traits(data, function):
-    """A number of each of the config's shapes: float64 [shapes]."""
-    return np.array([function(SHAPES[name]) for name in data.shapes])
+def reach(data):
+    """(How far each shape of size 1 reaches, what of this in pixels need not be in the image).
+
+    float64 [shapes] each. Along the axes shapes reach their size, but for blobs and what turns. The
+    second is one pixel, the space beyond the centres of the outermost ones, less by how far
+    anti-aliasing goes, which is farthest at the tip of a corner.
+    """
+    far = [SHAPES[name].radius if data.p_rotation or name == "blob" else 1 for name in data.shapes]
+    return np.array(far), 1 - data.antialias * DIAGONAL / 2 / np.sin(traits(data).tip)
 
 
 def margin(data):
     """How far off the border every shape of every size is whole, in pixels; at least max_size."""
-    largest = size_range(data)[1] - (not data.continuous)
-    far = [radius(name) if data.p_rotation or name == "blob" else 1 for name in data.shapes]
-    needed = largest * far - traits(data, lambda shape: shape.offset) - dark(data)
+    far, dark = reach(data)
+    needed = (size_range(data)[1] - (not data.continuous)) * far - traits(data).offset - dark
     return max(data.max_size, int(np.ceil(needed.max())))
 
 
-def dark(data):
-    """How far beyond the centres of the outermost pixels each shape may reach and be whole: pixels.
-
-    One pixel; less by how far anti-aliasing goes, which is farthest at the tip of a corner.
-    """
-    return 1 - data.antialias * DIAGONAL / 2 / traits(data, lambda shape: np.sin(shape.tip))
-
-
-def centres(data, latents):
-    """The lowest and the highest coordinates of centres, float64 [2, n] each: row and column.
+def centres(data, shape, size):
+    """The lowest and the highest row and column of the centre: float64 [n] each.
 
     With placement "inside" these are all around which the whole shape is inside the image. With
     match_area the room is that of the widest shape of this area, so that it tells nothing either.
     """
-    if data.placement == "centre":
-        return np.full((2, 2, len(latents.size)), (data.image_size - 1) // 2)
     if data.placement == "margin":
         low, high = margin(data), data.image_size - 1 - margin(data)
-        low, high = (np.full((2, len(latents.size)), float(bound)) for bound in (low, high))
+        return np.full(len(size), float(low)), np.full(len(size), float(high))
+    far, dark = reach(data)
+    if data.match_area:
+        roots = traits(data).area ** 0.5
+        room = size * roots[shape] * (far / roots).max() - dark.min()
     else:
-        if data.match_area:
-            roots = traits(data, lambda shape: shape.area**0.5)
-            widest = max(radius(name) / root for name, root in zip(data.shapes, roots, strict=True))
-            farthest = latents.size * roots[latents.shape] * widest - dark(data).min()
-            up = down = left = right = farthest
-        else:
-            up, down, left, right = reach(data.shapes, latents) - dark(data)[latents.shape]
-        offset = traits(data, lambda shape: shape.offset)[latents.shape]
-        low = np.stack([up, left]) - offset
-        high = data.image_size - 1 - np.stack([down, right]) - offset
-    if data.continuous:
-        return low, high
-    return np.ceil(low - 1e-6), np.floor(high + 1e-6)
+        room = size * far[shape] - dark[shape]
+    offset = traits(data).offset[shape]
+    low, high = room - offset, data.image_size - 1 - room - offset
+    return (low, high) if data.continuous else (np.ceil(low - 1e-6), np.floor(high + 1e-6))
 
 
-def is_continuous(data):
-    """Whether there is no list of all images: some latent is continuous or drawn, or noise is."""
-    chances = data.p_rotation, data.p_mirror, data.p_outline % 1, data.noise, data.continuous
-    return any(chances) or any(a < b for a, b in (data.foreground_greys, data.background_greys))
+def list_latents(data, kinds, most):
+    """(Latents of every image of these kinds of shape, in turn; probabilities, float64 [n]).
 
-
-def list_latents(data, class_ids, most):
-    """(Latents of every image of these classes, sorted by class; probabilities, float64 [n]).
-
-    The probabilities are relative, within a shape or identity. For data that are not continuous;
-    (None, None) where there are more than `most` images.
+    The probabilities are relative, within a kind. None where there are more than `most` images, or
+    no list: shapes turn, sizes are real numbers, or there are blobs.
     """
-    combinations = []
-    for class_id in class_ids:
-        shape, identity = map(int, shape_and_identity(data, class_id))
-        any_blob = data.shapes[shape] == "blob" and class_id < len(data.shapes)
-        identities = range(data.num_identities) if any_blob else [identity]
-        sizes = np.arange(*size_range(data)[:, shape])
-        combinations += [(shape, identity, size) for identity in identities for size in sizes]
-        if len(combinations) > most:
-            return None, None
-    shape, identity, size = map(np.array, zip(*combinations, strict=True))
-    zero, none = np.zeros(len(size)), np.zeros(len(size), bool)
-    greys = data.foreground_greys, data.background_greys
-    lowest = (np.full(len(size), low) for low, _ in greys)
-    base = Latents(
-        shape, identity, size, zero, zero, zero, none, none | (data.p_outline == 1), *lowest
-    )
-    (top, left), (bottom, right) = centres(data, base)
-    rows, columns = (bottom - top + 1).astype(int), (right - left + 1).astype(int)
-    counts = rows * columns
+    if data.continuous or data.p_rotation or "blob" in data.shapes:
+        return None
+    sizes = [np.arange(*size_range(data)[:, kind]) for kind in kinds]
+    shape, size = np.repeat(kinds, [*map(len, sizes)]), np.concatenate(sizes)
+    low, high = centres(data, shape, size)
+    places = (high - low + 1).astype(int)  # along one axis
+    counts = places**2
     if counts.sum() > most:
-        return None, None
+        return None
     of = np.repeat(np.arange(len(counts)), counts)
-    down, along = np.divmod(np.arange(len(of)) - (np.cumsum(counts) - counts)[of], columns[of])
-    latents = base.take(of)
-    return latents._replace(row=top[of] + down, column=left[of] + along), 1 / counts[of]
+    row, column = np.divmod(np.arange(len(of)) - (np.cumsum(counts) - counts)[of], places[of])
+    none = np.zeros(len(of), int)
+    latents = Latents(shape[of], none, size[of], low[of] + row, low[of] + column, none)
+    return latents, 1 / counts[of]
 
 
 def render(data, latents):
-    """Draws latents as config.data says: uint8 [n, image_size, image_size, 1].
+    """Draws latents as config.data says, white on black: uint8 [n, image_size, image_size, 1].
 
     Without antialias a pixel is lit where its centre is inside. Only a window around each shape is
     computed, the same for shapes of like size.
     """
-    image_size = data.image_size
-    background = latents.background.astype(np.uint8)
-    images = np.repeat(background, image_size**2).reshape(-1, image_size, image_size)
-    turned = bool(latents.angle.any() or latents.mirror.any())
+    images = np.zeros((len(latents.size), data.image_size, data.image_size), np.uint8)
+    by_size = np.argsort(latents.size, kind="stable")
     for index, name in enumerate(data.shapes):
-        chosen = np.flatnonzero(latents.shape == index)
-        chosen = chosen[np.argsort(latents.size[chosen], kind="stable")]
-        ordered = latents.take(chosen)
+        chosen, shape = by_size[latents.shape[by_size] == index], SHAPES[name]
         for start in range(0, len(chosen), IMAGES_AT_ONCE):
-            some = slice(start, start + IMAGES_AT_ONCE)
-            one = ordered.take(some)
-            side = int(min(image_size, 2 * radius(name) * one.size[-1] + 6))  # 6 for soft edges
-            top, left = (
-                np.clip(np.rint(centre - side / 2), 0, image_size - side).astype(int)
-                for centre in (one.row, one.column)
-            )
-            distance = measure(SHAPES[name], one, top, left, side, turned)
-            levels = paint(SHAPES[name], one, distance, data)
+            some = chosen[start : start + IMAGES_AT_ONCE]
+            one = latents.take(some)
+            side = int(min(data.image_size, 2 * shape.radius * one.size[-1] + 6))  # 6: soft edges
+            corner = np.rint(np.stack([one.row, one.column]) - side / 2)
+            corner = corner.clip(0, data.image_size - side).astype(int)
+            levels = paint(shape, one.size, measure(shape, one, corner, side), data.antialias)
             windows = sliding_window_view(images, (side, side), axis=(1, 2), writeable=True)
-            windows[chosen[some], top, left] = levels
+            windows[some, *corner] = levels
     return images[..., None]
 
 
-def paint(shape, latents, distance, data):
-    """Grey levels from signed distances, [n, height, width] of one kind of shape.
+def paint(shape, size, distance, antialias):
+    """Grey levels [n, height, width] from the signed distances of one kind of shape.
 
     A linear ramp of one pixel is the exact share of a pixel at level edges, but errs by 1 % of a
     small square's area at 45 degrees; smoothstep over the diagonal is within 0.3 % at any angle.
     """
-    size, outline, foreground, background = (
-        field.astype(np.float32)[:, None, None]
-        for field in (latents.size, latents.outline, latents.foreground, latents.background)
-    )
-    if outline.any():
-        inside = np.abs(distance + data.outline_width / 2) - data.outline_width / 2
-        distance += outline * (inside - distance)
-    contrast = foreground - background
-    if not data.antialias:
-        return background + (distance < 0) * contrast
-    t = np.multiply(distance, np.float32(-1 / DIAGONAL), out=distance)
-    t += np.float32(0.5) - np.float32(shape.inset / DIAGONAL) / size
-    np.clip(t, 0, 1, out=t)
-    levels = t * (-2 * contrast)
-    levels += 3 * contrast
-    levels *= t
-    levels *= t
-    levels += background
-    return np.rint(levels, out=levels)
+    if not antialias:
+        return 255 * (distance < 0)
+    middle = np.float32(0.5) - np.float32(shape.inset / DIAGONAL) / size.astype(np.float32)
+    t = np.clip(distance * np.float32(-1 / DIAGONAL) + middle[:, None, None], 0, 1)
+    return np.rint((765 - 510 * t) * t * t)
 
 
-def measure(shape, latents, top, left, side, turned):
+def measure(shape, latents, corner, side):
     """Signed distances in a window of each image, float32 [n, side, side]; one kind of shape.
 
-    Offsets from the centre are rounded last, so that they do not depend on the window.
+    corner: rows and columns, int [2, n]. Offsets from the centre are rounded last, so that they do
+    not depend on the window.
     """
-    x, y = (
+    y, x = (
         (start[:, None] + np.arange(side) - (centre + shape.offset)[:, None]).astype(np.float32)
-        for start, centre in ((left, latents.column), (top, latents.row))
+        for start, centre in zip(corner, (latents.row, latents.column), strict=True)
     )
     x, y, size = x[:, None, :], y[:, :, None], latents.size.astype(np.float32)[:, None, None]
-    if turned and shape.symmetry < ROUND:
-        cos, sin, flip = (
-            field.astype(np.float32)[:, None, None] for field in own_axes(shape, latents)
-        )
-        x, y = flip * cos * x + flip * sin * y, cos * y - sin * x
+    if shape.symmetry < ROUND and latents.angle.any():
+        angle = np.radians(latents.angle % (360 / shape.symmetry))  # less full turns of it
+        cos, sin = (f(angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
+        x, y = cos * x + sin * y, cos * y - sin * x
     return shape.distance(x, y, size, latents.identity)
-
-
-def own_axes(shape, latents):
-    """Cosine and sine of the angle, less full turns of the symmetry, and -1 where mirrored."""
-    angle = np.radians(latents.angle % (360 / shape.symmetry))
-    return np.cos(angle), np.sin(angle), np.where(latents.mirror, -1.0, 1.0)
-
-
-def reach(names, latents):
-    """How far shapes reach from their own centre: pixels float64 [4, n], up, down, left, right."""
-    result = np.empty((4, len(latents.shape)))
-    for index, name in enumerate(names):
-        rows = latents.shape == index
-        one = latents.take(rows)
-        cos, sin, flip = own_axes(SHAPES[name], one)
-        for side, (x, y) in enumerate([(0, -1), (0, 1), (-1, 0), (1, 0)]):
-            own = flip * (cos * x + sin * y), cos * y - sin * x
-            result[side, rows] = one.size * SHAPES[name].support(*own, one.identity)
-    return result
-
-
-@lru_cache
-def radius(name):
-    """How far a shape of size 1, or the farthest blob, reaches in any direction."""
-    if name == "blob":
-        return 1.5
-    angle = np.radians(np.arange(0, 360, 0.01))
-    return float(SHAPES[name].support(np.cos(angle), np.sin(angle), None).max())
 
 
 class Shape(NamedTuple):
@@ -285,13 +191,10 @@ class Shape(NamedTuple):
     distance(x, y, size, identity) returns the signed distance of points to the contour, in pixels,
     negative inside: float32 [n, height, width]. It takes coordinates in the shape's own frame, in
     pixels, float32 that broadcast to this shape; sizes, float32 [n, 1, 1]; identities, int [n].
-
-    support(x, y, identity) returns how far the shape of size 1 reaches in the directions of the
-    unit vectors (x, y), float64 [n].
     """
 
     distance: object
-    support: object
+    radius: float  # how far size 1 reaches in any direction
     area: float  # of size 1
     symmetry: int  # turned by 360 degrees / symmetry it is itself
     # Pixels: a pixel at a sharp corner is covered less than its distance says. The ramp of `paint`
@@ -303,16 +206,11 @@ class Shape(NamedTuple):
 
 
 def circle(x, y, size, _):
-    rho = x * x + y * y
-    np.sqrt(rho, out=rho)
-    rho -= size
-    return rho
+    return np.sqrt(x * x + y * y) - size
 
 
 def square(x, y, size, _):
-    distance = np.maximum(np.abs(x), np.abs(y))
-    distance -= size
-    return distance
+    return np.maximum(np.abs(x), np.abs(y)) - size
 
 
 def ring(x, y, size, _):
@@ -388,32 +286,11 @@ def all_blobs(count):
     return a0.astype(np.float32), a.astype(np.float32), b.astype(np.float32)
 
 
-def blob_support(x, y, identity):
-    a0, a, b = blob_coefficients(identity)
-    angle = np.radians(np.arange(0, 360, 4))
-    waves = HARMONICS[:, None] * angle
-    radius = a0[:, None] + sum(
-        np.outer(a[:, i], np.cos(wave)) + np.outer(b[:, i], np.sin(wave))
-        for i, wave in enumerate(waves)
-    )
-    return (radius * (x[:, None] * np.cos(angle) + y[:, None] * np.sin(angle))).max(axis=1)
-
-
-def corners_support(x, y, _, corners):
-    """Of the convex hull of corners, [k, 2]. No matrix product: its bits depend on all rows."""
-    return np.max([x * right + y * down for right, down in corners], axis=0)
-
-
 def regular(corners):
-    """All but the distance of a polygon with corners at distance 1, one of them up."""
-    angle = 2 * np.pi * np.arange(corners) / corners
-    support = partial(corners_support, corners=np.stack([np.sin(angle), -np.cos(angle)], axis=1))
-    area = corners * np.sin(2 * np.pi / corners) / 2
-    return support, area, corners, 1 / (20 * np.cos(np.pi / corners)), np.pi / 2 - np.pi / corners
-
-
-def round_support(x, y, _):
-    return np.ones_like(x)
+    """A regular polygon with corners at distance 1, one of them up."""
+    half = np.pi / corners
+    area, inset = corners * np.sin(2 * half) / 2, 1 / (20 * np.cos(half))
+    return Shape(partial(polygon, corners=corners), 1, area, corners, inset, np.pi / 2 - half)
 
 
 # A star's inner corners lie at half the radius. TIP is half the angle of its points.
@@ -421,21 +298,15 @@ TIP = np.arctan2(0.5 * np.sin(np.pi / 5), 1 - 0.5 * np.cos(np.pi / 5))
 SIDE = 0.5 * np.sin(np.pi / 5) / np.sin(TIP)
 STAR_INSET = (1 / np.tan(TIP) - 1 / np.tan(TIP + np.pi / 5)) / (20 * SIDE)
 ROUND = 360  # the symmetry of what no turn changes
-SQUARE = [(x, y) for x in (-1, 1) for y in (-1, 1)]
-CROSS = [(x, y / 3) for x, y in SQUARE] + [(x / 3, y) for x, y in SQUARE]
 SHAPES = {
-    "circle": Shape(circle, round_support, np.pi, ROUND),  # size: its radius
+    "circle": Shape(circle, 1, np.pi, ROUND),  # size: its radius
     # Half the side. The seed's covers 2 * size pixels: its own centre lies between four of them.
-    "square": Shape(
-        square, partial(corners_support, corners=SQUARE), 4.0, 4, tip=np.pi / 4, offset=-0.5
-    ),
-    "triangle": Shape(partial(polygon, corners=3), *regular(3)),  # radius of its corners
-    "pentagon": Shape(partial(polygon, corners=5), *regular(5)),
-    "star": Shape(star, regular(5)[0], 2.5 * np.sin(np.pi / 5), 5, STAR_INSET, TIP),
-    "cross": Shape(  # half its length
-        cross, partial(corners_support, corners=CROSS), 20 / 9, 4, tip=np.pi / 4
-    ),
-    "ellipse": Shape(ellipse, lambda x, y, _: np.sqrt(x**2 + (0.6 * y) ** 2), 0.6 * np.pi, 2),
-    "ring": Shape(ring, round_support, 0.75 * np.pi, ROUND),  # its outer radius
-    "blob": Shape(blob, blob_support, np.pi, 1),  # radius of the circle of the same area
+    "square": Shape(square, 2**0.5, 4, 4, tip=np.pi / 4, offset=-0.5),
+    "triangle": regular(3),  # radius of its corners
+    "pentagon": regular(5),
+    "star": Shape(star, 1, 2.5 * np.sin(np.pi / 5), 5, STAR_INSET, TIP),
+    "cross": Shape(cross, 10**0.5 / 3, 20 / 9, 4, tip=np.pi / 4),  # half its length
+    "ellipse": Shape(ellipse, 1, 0.6 * np.pi, 2),
+    "ring": Shape(ring, 1, 0.75 * np.pi, ROUND),  # its outer radius
+    "blob": Shape(blob, 1.5, np.pi, 1),  # radius of the circle of the same area
 }

@@ -23,7 +23,7 @@ def blind_rules(config, train, test):
 
     share = test.label @ test.weight
     rules, notes = {CONSTANT: float(max(share, 1 - share))}, {}
-    asked, known = (forest_questions(p, config.data.source == "shapes") for p in (test, train))
+    asked, known = (questions(pairs, config.data.source == "shapes") for pairs in (test, train))
     for name, numbers in known.items():
         model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
         model.fit(numbers, train.label, train.weight)
@@ -60,30 +60,26 @@ def accuracy(answers, pairs):
     return float((answers == pairs.label) @ pairs.weight)
 
 
-def forest_questions(pairs, drawn):
-    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}."""
-    result = {}
-    for name, numbers in measures(pairs.images, drawn).items():
-        low, high = np.sort([numbers[pairs.first], numbers[pairs.second]], axis=0)
-        result[name] = np.concatenate([low, high, high - low], axis=1)
-    return result
+def questions(pairs, drawn):
+    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}.
 
-
-def measures(shown, drawn):
-    """Numbers of each image, of a drawn shape or of a picture: {name: [n, k]}."""
-    light = grey(shown)
-    if not drawn:
-        name = "mean colour of both" if shown.shape[-1] > 1 else "brightness of both"
-        colors = shown.mean(axis=(1, 2), dtype=np.float32)
-        return {name: colors, "contrast of both": light.std(axis=(1, 2))[:, None]}
-    middle = (light.max(axis=(1, 2), keepdims=True) + light.min(axis=(1, 2), keepdims=True)) / 2
-    area, bright = light.sum(axis=(1, 2)), light > middle
-    box = bright.any(axis=1).sum(axis=1) * bright.any(axis=2).sum(axis=1)
-    return {
-        "lit area of both": area[:, None],
-        "parity of the area": np.rint(area)[:, None] % 2,
-        "area of the bounding box": box[:, None],
-    }
+    Of drawn shapes, or of pictures.
+    """
+    light = grey(pairs.images)
+    if drawn:
+        area, lit = light.sum(axis=(1, 2)), light > 0.5
+        box = lit.any(axis=1).sum(axis=1) * lit.any(axis=2).sum(axis=1)
+        found = {"lit area of both": area, "parity of the area": np.rint(area) % 2}
+        found["area of the bounding box"] = box
+    else:
+        name = "mean colour of both" if pairs.images.shape[-1] > 1 else "brightness of both"
+        found = {name: pairs.images.mean(axis=(1, 2), dtype=np.float32)}
+        found["contrast of both"] = light.std(axis=(1, 2))
+    for name, numbers in found.items():
+        two = numbers.reshape(len(light), -1)[np.stack([pairs.first, pairs.second])]
+        low, high = np.sort(two, axis=0)
+        found[name] = np.concatenate([low, high, high - low], axis=1)
+    return found
 
 
 def grey(shown):
@@ -96,22 +92,18 @@ def pixel_scores(pairs):
 
     The sums are of whole numbers, so they are exact and equal images tie.
     """
+    first, second, products = pairs.first, pairs.second, np.zeros(len(pairs.first))
     flat = pairs.images.reshape(len(pairs.images), -1)
-    first, second, (n, size) = pairs.first, pairs.second, flat.shape
-    if n**2 <= 4 * len(first):  # all images with each other is faster than pair by pair
-        products = np.zeros((n, n))
-        for start in range(0, size, 4096):
-            part = flat[:, start : start + 4096].astype(float)
-            products += part @ part.T
-        products = products[first, second]
-    else:
-        blocks = ((first[i : i + 256], second[i : i + 256]) for i in range(0, len(first), 256))
-        products = [np.einsum("ij,ij->i", *flat[np.array(two)].astype(float)) for two in blocks]
-        products = np.concatenate(products)
+    order = np.argsort(first, kind="stable")
+    starts = np.unique(first[order], return_index=True)[1]  # of the pairs of each image 1
+    for some in np.split(order, starts[64::64]):
+        both = [np.unique(one[some], return_inverse=True) for one in (first, second)]
+        one, other = (flat[rows].astype(float) for rows, _ in both)
+        products[some] = (one @ other.T)[both[0][1], both[1][1]]
     total = flat.sum(axis=1, dtype=float)
     square = np.array([np.square(row, dtype=float).sum() for row in flat])
     distance = np.sqrt(square[first] + square[second] - 2 * products)
-    spread = np.sqrt(np.maximum(square - total**2 / size, 0))
-    correlation = products - total[first] * total[second] / size
+    spread = np.sqrt(np.maximum(square - total**2 / flat.shape[1], 0))
+    correlation = products - total[first] * total[second] / flat.shape[1]
     correlation /= np.maximum(spread[first] * spread[second], 1)
     return {"L2 distance of pixels": -distance, "correlation of pixels": correlation}

@@ -6,17 +6,16 @@
     DrawnImages     images are too many, or continuous: each is rendered anew from random latents
     GivenPairs      the pairs themselves are listed in a file
 
-Each type has draw(uniform, classes=None) -> DrawnPairs, and enumerate_pairs(most, ordered) -> Pairs
-or None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
+Each type has draw(uniform, classes=None) -> Pairs, and enumerate_pairs(most, ordered) -> Pairs or
+None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
 `uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
 width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
 
-A class id names a class in all splits: of shapes see `shapes.shape_and_identity`, of files it is an
-index into the names of the classes. A local class is an index into the class ids of one split.
+A class id names a class in all splits: of shapes see `shapes.draw_latents`, of files it is an index
+into the names of the classes. A local class is an index into the class ids of one split.
 """
 
 from functools import lru_cache
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -26,18 +25,14 @@ import images
 import settings
 from errors import UserError, bad_set
 from listings import SPLITS
-from shapes import LATENT_NUMBERS, Latents, draw_latents, is_continuous, list_latents, render
+from shapes import LATENT_NUMBERS, Latents, draw_latents, list_latents, render
 from splits import SHARES, assign_splits, by_hash, count_classes
 
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
-# The uniform numbers of a pair that is drawn anew, by column. They are 24 with a spare one.
+# The uniform numbers of a pair that is drawn anew: two for its classes, ten for each image (of
+# which LATENT_NUMBERS are the first), two spare ones. Another order would change every batch.
 PAIR_WIDTH = 24
-CLASS_COLUMNS = slice(0, 2)  # decide the classes of image 1 and image 2
-LATENT_COLUMNS = slice(2, 22)  # LATENT_NUMBERS of image 1, then those of image 2
-COPY_COLUMN = 22  # decides whether image 2 is a copy of image 1, with same_as=pixels
 MOST_ATTEMPTS = 1000  # a tenth of them succeeds where there is an image at all
-NOISE_ATTEMPT = 2**32  # beyond every attempt: random numbers of their own
-NOISE_LEVELS = 2**12  # quantiles of the normal distribution
 
 
 class Pairs(NamedTuple):
@@ -54,30 +49,33 @@ class Pairs(NamedTuple):
     latents: Latents  # of the n images; None where they are not drawn
     names: np.ndarray = None  # str [n], of the images; None where they are drawn
 
+    def compact(self):
+        """The same pairs without the images that are in none."""
+        used, places = np.unique([self.first, self.second], return_inverse=True)
+        first, second = places.reshape(2, -1)
+        class_ids, names = (x if x is None else x[used] for x in (self.class_ids, self.names))
+        latents = None if self.latents is None else self.latents.take(used)
+        return Pairs(self.images[used], first, second, *self[3:7], class_ids, latents, names)
 
-class DrawnPairs(NamedTuple):
-    """m random pairs, as indices into n images; not every image need be in a pair."""
 
-    images: np.ndarray  # uint8 [n, height, width, channels]
-    first: np.ndarray  # int [m], or a slice: where image 1 of each pair is among the images
-    second: np.ndarray  # the same of image 2
-    label: np.ndarray  # float32 [m], 1 if both show the same, else 0
-    local_classes: np.ndarray  # int32 [m, 2], of both images; -1 where pairs are given
-    latents: Latents  # of the n images; None where they are not drawn
+def sample(shown, first, second, label, *of_images):
+    """Pairs that were drawn, of equal weight. of_images: class_ids, latents and names."""
+    weight = np.full(len(label), 1 / len(label))
+    return Pairs(shown, first, second, label.astype(float), weight, False, True, *of_images)
 
 
 class ListedImages(NamedTuple):
-    """A split of n images of k classes, all of them known."""
+    """A split of n images of k classes, all of them known; no file is paired with itself."""
 
     images: np.ndarray  # uint8 [all, height, width, channels], of files those of every split
+    classes: np.ndarray  # int [all], the class id of each
+    latents: Latents  # of all images, where they are drawn; else None
+    names: np.ndarray  # str [all], of the images, where they are files; else None
     rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
     class_ids: np.ndarray  # int [k]
     starts: np.ndarray  # int [k + 1], where among the rows each class begins
     edges: np.ndarray  # float64 [n + 1], 0 ... 1, cumulated probabilities of the rows
     p_same: float  # probability of "same"; 0: images are independent
-    repeats: bool  # whether an image may be paired with itself: not where a class is a set of files
-    latents: Latents  # of the n images, where they are drawn; else None
-    names: np.ndarray  # str [all], of the images, where they are files; else None
 
     def draw(self, uniform, classes=None):
         u = uniform(4)
@@ -85,13 +83,11 @@ class ListedImages(NamedTuple):
             classes = draw_classes(self.edges[self.starts], self.p_same, u[:, 0], u[:, 1])
         class1, class2 = classes
         place1 = draw_index(self.edges, u[:, 2], self.starts[class1], self.starts[class1 + 1])
-        without = None if self.repeats else np.where(class1 == class2, place1, -1)
+        without = None if self.names is None else np.where(class1 == class2, place1, -1)
         bounds = self.starts[class2], self.starts[class2 + 1]
         place2 = draw_index(self.edges, u[:, 3], *bounds, without)
-        label = (class1 == class2).astype(np.float32)
-        local_classes = np.stack([class1, class2], axis=1).astype(np.int32)
-        first, second = self.rows[place1], self.rows[place2]
-        return DrawnPairs(self.images, first, second, label, local_classes, self.latents)
+        pairs = self.images, self.rows[place1], self.rows[place2], class1 == class2
+        return sample(*pairs, self.classes, self.latents, self.names)
 
     def enumerate_images(self):
         """(images uint8 [n, ...], local classes int [n], probabilities float64 [n], sum 1)."""
@@ -103,30 +99,26 @@ class ListedImages(NamedTuple):
         if (n**2 if ordered else n * (n + 1) // 2) > most:
             return None
         shown, classes, p = self.enumerate_images()
-        first, second = np.indices((n, n)).reshape(2, -1) if ordered else np.triu_indices(n)
-        weight = self.pair_probability(classes, p, first, second)
+        weight = self.pair_probability(classes, p)
         if not ordered:
-            reverse = self.pair_probability(classes, p, second, first)
-            weight += np.where(first == second, 0, reverse)
-        can = weight > 0
-        first, second, weight = first[can], second[can], weight[can]
+            weight = np.triu(weight) + np.triu(weight.T, 1)
+        first, second = np.nonzero(weight)
         label = (classes[first] == classes[second]).astype(float)
-        ids = self.class_ids[classes]
+        pairs = shown, first, second, label, weight[first, second], True, ordered
         names = None if self.names is None else self.names[self.rows]
-        return Pairs(shown, first, second, label, weight, True, ordered, ids, self.latents, names)
+        return Pairs(*pairs, self.class_ids[classes], self.latents, names)
 
-    def pair_probability(self, classes, p, first, second):
-        """The probability of ordered pairs, float64 [m]; p is that of the images, [n]."""
-        p1, p2 = p[first], p[second]
-        share1, share2 = (np.bincount(classes, p)[classes[i]] for i in (first, second))
-        same = classes[first] == classes[second]
-        weight = p1 * share2  # of image 1 and the class of image 2, which follows
+    def pair_probability(self, classes, p):
+        """The probability of image 1 (row) with image 2 (column): float64 [n, n]."""
+        same, share = classes[:, None] == classes, np.bincount(classes, p)[classes]
+        weight = p[:, None] * share  # of image 1 and the class of image 2, which follows
         if self.p_same:
-            different = (1 - self.p_same) * share2 / np.maximum(1 - share1, 1e-300)
-            weight = p1 * np.where(same, self.p_same, different)
-        if self.repeats:
-            return weight * p2 / share2
-        return weight * np.where(first == second, 0, p2) / (share2 - np.where(same, p1, 0))
+            different = (1 - self.p_same) * share / np.maximum(1 - share[:, None], 1e-300)
+            weight = p[:, None] * np.where(same, self.p_same, different)
+        if self.names is None:
+            return weight * p / share
+        others = np.where(np.eye(len(p)), 0, p)
+        return weight * others / (share - np.where(same, p[:, None], 0))
 
 
 class DrawnImages(NamedTuple):
@@ -136,53 +128,29 @@ class DrawnImages(NamedTuple):
     edges: np.ndarray  # float64 [k + 1], 0 ... 1, cumulated probabilities of the classes
     data: FrozenConfigDict  # config.data
     split: str
-    names = None  # images are no files here
 
     def draw(self, uniform, classes=None):
-        """Two images for each pair, in turn; latents is None with same_as=pixels.
+        """Two images for each pair, in turn, by rejection: again until they are the split's.
 
         Raises UserError where no image of some class is found in the split.
         """
-        u = uniform(PAIR_WIDTH)
-        pixels = self.data.same_as == "pixels"
-        p_same = 0 if pixels else self.data.p_same
-        both = classes or draw_classes(self.edges, p_same, *u[:, CLASS_COLUMNS].T)
-        local_classes = np.stack(both, axis=1).astype(np.int32)
-        drawn, latents = self.draw_images(self.class_ids[local_classes.ravel()], u, uniform)
-        image1, image2 = drawn[::2], drawn[1::2]  # views
-        if pixels:
-            copied = u[:, COPY_COLUMN] < self.data.p_same
-            image2[copied] = image1[copied]
-            same, latents = (image1 == image2).all(axis=(1, 2, 3)), None
-        else:
-            same = local_classes[:, 0] == local_classes[:, 1]
-        if self.data.noise:
-            for i, side in enumerate((image1, image2)):
-                side[:] = add_noise(side, self.data.noise, uniform, NOISE_ATTEMPT + i)
-        label, first, second = same.astype(np.float32), slice(0, None, 2), slice(1, None, 2)
-        return DrawnPairs(drawn, first, second, label, local_classes, latents)
-
-    def draw_images(self, class_ids, u, uniform):
-        """Draws an image of each class by rejection: again until it is one of the split's.
-
-        `u` are the uniform numbers of the first attempt. Returns (images uint8 [n, image_size,
-        image_size, 1], Latents [n]).
-        """
-        drawn = np.empty((len(class_ids), self.data.image_size, self.data.image_size, 1), np.uint8)
-        missing, latents = np.arange(len(class_ids)), None
+        u, data = uniform(PAIR_WIDTH), self.data
+        both = classes or draw_classes(self.edges, data.p_same, *u[:, :2].T)
+        class_ids = self.class_ids[np.stack(both, axis=1).ravel()]
+        missing = np.arange(len(class_ids))
         for attempt in range(MOST_ATTEMPTS):
-            if attempt:
-                u = uniform(PAIR_WIDTH, attempt)
-            tried = draw_latents(self.data, latent_numbers(u)[missing], class_ids[missing])
-            drawn[missing] = fresh = render(self.data, tried)
-            latents = tried if latents is None else latents
-            for kept, values in zip(latents, tried, strict=True):
+            u = uniform(PAIR_WIDTH, attempt) if attempt else u
+            tried = draw_latents(data, latent_numbers(u)[missing], class_ids[missing])
+            shown = render(data, tried)
+            if attempt == 0:
+                drawn, latents = shown, tried
+            for kept, values in zip((drawn, *latents), (shown, *tried), strict=True):
                 kept[missing] = values
-            missing = missing[~in_split(self.data, self.split, fresh)]
+            missing = missing[~in_split(data, self.split, shown)]
             if not len(missing):
-                return drawn, latents
-        text = f"no image of some class is in {self.split}; more sizes or places are needed"
-        raise UserError(f"data.split={self.data.split}: {text}")
+                first, second = np.arange(len(class_ids)).reshape(-1, 2).T
+                return sample(drawn, first, second, both[0] == both[1], class_ids, latents, None)
+        raise too_few(data, self.split)
 
     def enumerate_pairs(self, most, ordered):
         return None
@@ -195,7 +163,6 @@ class GivenPairs(NamedTuple):
     pairs: np.ndarray  # int [m, 3], two images and a label, sorted by label
     p_same: float  # probability of "same"; 0: each pair is as probable as any other
     names: np.ndarray  # str [all], of the images
-    class_ids = None  # images have no classes here
 
     def draw(self, uniform, classes=None):
         u_label, u_pair = uniform(4)[:, :2].T
@@ -204,27 +171,28 @@ class GivenPairs(NamedTuple):
             different = int((self.pairs[:, 2] == 0).sum())
             same = u_label < self.p_same
             first, last = np.where(same, different, 0), np.where(same, last, different)
-        chosen = self.pairs[(first + u_pair * (last - first)).astype(int)]
-        image1, image2, label = chosen.T
-        unknown = np.full((len(label), 2), -1, np.int32)
-        return DrawnPairs(self.images, image1, image2, label.astype(np.float32), unknown, None)
+        image1, image2, label = self.pairs[(first + u_pair * (last - first)).astype(int)].T
+        return sample(self.images, image1, image2, label, None, None, self.names)
 
     def enumerate_pairs(self, most, ordered):
         """The pairs as they are given: `ordered` changes nothing."""
         if len(self.pairs) > most:
             return None
-        used, inverse = np.unique(self.pairs[:, :2], return_inverse=True)
-        first, second = inverse.reshape(-1, 2).T
-        label = self.pairs[:, 2]
+        *both, label = self.pairs.T
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
-        weight = share if self.p_same else np.full(len(label), 1 / len(label))
-        shown, label, names = self.images[used], label.astype(float), self.names[used]
-        return Pairs(shown, first, second, label, weight, True, True, None, None, names)
+        pairs = sample(self.images, *both, label, None, None, self.names)._replace(exact=True)
+        return (pairs._replace(weight=share) if self.p_same else pairs).compact()
 
 
 def latent_numbers(u):
-    """The numbers of both images of m pairs, in turn: float64 [2 * m, 10] of [m, PAIR_WIDTH]."""
-    return u[:, LATENT_COLUMNS].reshape(-1, len(LATENT_NUMBERS))
+    """The LATENT_NUMBERS of both images of m pairs, in turn: float64 [2 * m, 6] of [m, 24]."""
+    return u[:, 2:22].reshape(-1, 10)[:, : len(LATENT_NUMBERS)]
+
+
+def too_few(data, split):
+    """The UserError to raise where a split of shapes lacks a class."""
+    text = f"no image of some class is in {split}; more sizes or places are needed"
+    return UserError(f"data.split={data.split}: {text}")
 
 
 def draw_classes(edges, p_same, u1, u2):
@@ -262,33 +230,11 @@ def draw_index(edges, u, first, last, without=None):
     return i.clip(first, last - 1)  # points are rounded, too
 
 
-def add_noise(drawn, deviation, uniform, attempt):
-    """Adds normal noise to each pixel, with a standard deviation in grey levels: uint8 as `drawn`.
-
-    A uniform number has 53 random bits: each of four blocks of 12 bits chooses a quantile of the
-    normal distribution, for one pixel. The bits are the same everywhere, which a generator of
-    normal numbers cannot promise.
-    """
-    pixels = drawn[0].size
-    width = -(-pixels // 16) * 4  # four pixels a number, and a multiple of four numbers
-    u = uniform(width, attempt)
-    shifts = 2.0 ** np.array([12, 24, 36, 48])
-    levels = (u[..., None] * shifts).astype(np.int64) % NOISE_LEVELS  # [n, width, 4]
-    noise = deviation * normal_quantiles()[levels.reshape(len(drawn), -1)[:, :pixels]]
-    return np.rint(np.clip(drawn + noise.reshape(drawn.shape), 0, 255)).astype(np.uint8)
-
-
-@lru_cache
-def normal_quantiles():
-    levels = (np.arange(NOISE_LEVELS) + 0.5) / NOISE_LEVELS
-    return np.array([NormalDist().inv_cdf(level) for level in levels])
-
-
 def open_split(data, split):
     """What the pairs of a split are drawn from: ListedImages, DrawnImages or GivenPairs.
 
-    `data` is config.data, frozen or not; every batch is looked up in what is remembered here, and a
-    frozen one is found faster. Raises UserError where no pairs can be made of the split.
+    The result is remembered; with config.data frozen it is found faster. Raises UserError where no
+    pairs can be made of the split.
     """
     return open_frozen(settings.frozen(data), split)
 
@@ -304,43 +250,41 @@ def open_frozen(data, split):
 def open_shapes(data, split):
     """A split of shapes: ListedImages where all of its images can be listed, else DrawnImages."""
     class_ids = split_class_ids(data, split)
-    most = TABLE_BYTES // data.image_size**2
-    latents = None
-    if not is_continuous(data):
-        latents, probability = list_latents(data, class_ids, most)
-    if latents is None:
-        edges = np.append(0, np.cumsum(class_shares(data, class_ids)))
+    listed = list_latents(data, class_ids, TABLE_BYTES // data.image_size**2)
+    if listed is None:
+        if data.same_as == "pixels":
+            raise UserError("data.same_as=pixels: only of shapes whose images can all be listed")
+        blobs = class_ids >= len(data.shapes)  # half of the images show one, of both if any
+        counts = np.where(blobs, blobs.sum(), (~blobs).sum())
+        edges = np.append(0, np.cumsum(1 / (1 + (blobs.any() and not blobs.all())) / counts))
         return DrawnImages(class_ids, edges, data, split)
+    latents, probability = listed
     drawn = render(data, latents)
     kept = in_split(data, split, drawn)
     drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
-    classes = shape = latents.shape
-    if data.same_as == "pixels":  # each image is a class; latents that look alike are one image
-        probability /= np.bincount(shape, probability)[shape]
+    of_class = np.bincount(latents.shape, probability, len(data.shapes))
+    if not of_class[class_ids].all():
+        raise too_few(data, split)
+    probability *= 1 / len(class_ids) / of_class[latents.shape]
+    classes = latents.shape
+    if data.same_as == "pixels":  # each image is a class
         drawn, place = np.unique(drawn, axis=0, return_inverse=True)
-        probability = np.bincount(place.ravel(), probability)
-        return list_images(data, drawn, np.arange(len(drawn)), probability)
-    if data.same_as == "identity":
-        is_blob = np.array(data.shapes)[shape] == "blob"
-        classes = np.where(is_blob, len(data.shapes) + latents.identity, shape)
-    found, place = np.unique(classes, return_inverse=True)
-    share = probability * (class_shares(data, found) / np.bincount(place, probability))[place]
-    return list_images(data, drawn, classes, share, latents=latents)
+        probability, classes = np.bincount(place.ravel(), probability), np.arange(len(drawn))
+        latents = None
+    return list_images(data, (drawn, classes, latents, None), np.arange(len(drawn)), probability)
 
 
 def open_pairs(data, split, files):
     """The pairs of a split of a list."""
     splits, usable = assign_splits(data), (files.classes[files.pairs[:, :2]] >= 0).all(axis=1)
-    pairs = files.pairs[usable if splits is None else splits == SPLITS.index(split)]
-    same, different = (int((pairs[:, 2] == label).sum()) for label in (1, 0))
+    splits = np.where(usable, SPLITS.index(split), -1) if splits is None else splits
+    pairs = files.pairs[splits == SPLITS.index(split)]
+    different, same = np.bincount(pairs[:, 2], minlength=2)
     if not (same and different):
         text = f"{split} has {same} pairs of the same and {different} different: too few"
-        dropped = int((~usable if splits is None else splits < 0).sum())
-        text += f" ({dropped:,} of {len(files.pairs):,} are in none)" if dropped else ""
-        remedy = "more lines, or a column split (train, validation, test), are needed"
-        if files.given is not None:
-            remedy = f"more lines whose split is {split} are needed"
-        raise bad_set(data.path, f"{text}; {remedy}")
+        text += f" ({(splits < 0).sum():,} of {len(splits):,} are in none)"
+        text += f"; more lines are needed, or a column split that gives {split} some"
+        raise bad_set(data.path, text)
     order = np.argsort(pairs[:, 2], kind="stable")
     return GivenPairs(files.images, pairs[order], data.p_same, files.names)
 
@@ -350,35 +294,32 @@ def open_classes(data, split, files):
     kept, counts = count_classes(data, files, split)
     if (counts > 1).sum() < 2:
         text = f"{(counts > 1).sum()} of {len(counts)} classes have two images or more in {split}"
-        text += "; pairs of same and different take two such classes"
-        usable = np.bincount(files.classes[files.classes >= 0]) > 1
-        if data.split == "disjoint" and files.given is None and usable.sum() >= 6:
-            text += ": data.split=classes, which leaves each class whole, would do"
-        else:
-            text += ": more images are needed"
+        text += "; pairs of same and different take two such classes: more images are needed"
+        text += ", or data.split=classes, which leaves classes whole" * (data.split == "disjoint")
         raise bad_set(data.path, text)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
-    classes = files.classes[rows]
-    return list_images(data, files.images, classes, 1 / counts[classes], rows, names=files.names)
+    known = files.images, files.classes, None, files.names
+    return list_images(data, known, rows, 1 / counts[files.classes[rows]])
 
 
-def list_images(data, every, classes, probability, rows=None, latents=None, names=None):
-    """ListedImages of images sorted by class id, with probabilities up to a common factor."""
-    class_ids, starts = np.unique(classes, return_index=True)
+def list_images(data, known, rows, probability):
+    """ListedImages of the rows, sorted by class; probabilities: theirs, up to a common factor.
+
+    known: the first four fields of ListedImages.
+    """
+    class_ids, starts = np.unique(known[1][rows], return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])
-    rows = np.arange(len(classes)) if rows is None else rows
-    starts, edges = np.append(starts, len(classes)), edges / edges[-1]
-    repeats = data.source == "shapes"
-    fields = every, rows, class_ids, starts, edges, data.p_same, repeats, latents, names
-    return ListedImages(*fields)
+    starts, edges = np.append(starts, len(rows)), edges / edges[-1]
+    return ListedImages(*known, rows, class_ids, starts, edges, data.p_same)
 
 
 def split_class_ids(data, split):
-    """The class ids of a split of shapes, int [k]: see `shapes.shape_and_identity`.
+    """The class ids of a split of shapes, int [k]: see `shapes.draw_latents`.
 
     With same_as=identity each blob is a class beside the kinds of shape; the test has no blobs if
-    it has held-out kinds.
+    it has held-out kinds. With split=classes no blob is in two splits: validation and test have a
+    tenth each, at least two.
     """
     held_out = np.isin(data.shapes, data.held_out_shapes)
     chosen = held_out == (split == "test" and held_out.any())
@@ -387,30 +328,13 @@ def split_class_ids(data, split):
     kinds = np.flatnonzero(chosen & (np.array(data.shapes) != "blob"))
     if held_out.any() and split == "test":
         return kinds
-    every = np.arange(data.num_identities)
-    blobs = class_split(data.num_identities, split) if data.split == "classes" else every
+    blobs = np.arange(data.num_identities)
+    if data.split == "classes":
+        order = np.random.Generator(np.random.Philox(key=2)).permutation(len(blobs))
+        share = max(2, round(SHARES[2] * len(blobs)))
+        parts = {"test": order[:share], "validation": order[share : 2 * share]}
+        blobs = np.sort(parts.get(split, order[2 * share :]))
     return np.append(kinds, len(data.shapes) + blobs)
-
-
-def class_shares(data, class_ids):
-    """The probability of each class, float64 [k]: equal within kinds of shape and within blobs.
-
-    Where a split has both, half of its images show blobs.
-    """
-    blobs = class_ids >= len(data.shapes)
-    groups = [group.sum() for group in (blobs, ~blobs) if group.any()]
-    return 1 / len(groups) / np.where(blobs, groups[0], groups[-1])
-
-
-def class_split(count, split):
-    """The classes 0 ... count - 1 of a split where no class is in two splits: int, sorted.
-
-    Validation and test have a tenth each, at least two.
-    """
-    order = np.random.Generator(np.random.Philox(key=2)).permutation(count)
-    share = max(2, round(SHARES[2] * count))
-    parts = {"test": order[:share], "validation": order[share : 2 * share]}
-    return np.sort(parts.get(split, order[2 * share :]))
 
 
 def in_split(data, split, shown):

@@ -100,18 +100,11 @@ def shape_keys():
     data.num_identities = 1  # number of different blobs
     data.min_sizes = (4, 2)  # pixels, for each shape: smallest radius or half side
     data.max_size = 15  # pixels: all sizes are below it
-    data.placement = "margin"  # centre >= max_size from the border; inside: where it fits; centre
+    data.placement = "margin"  # centre >= max_size from the border; inside: where it fits
     data.continuous = False  # True: sizes and centres are real numbers; False: whole numbers
     data.match_area = False  # True: all shapes have the same distribution of lit area
     data.antialias = False  # True: soft edges; False: a pixel is lit or not
-    data.p_rotation = 0.0  # probability that a shape is turned about its own centre
-    data.max_angle = 180.0  # degrees: angles are uniform from -max_angle to max_angle
-    data.p_mirror = 0.0  # probability that left and right are exchanged
-    data.p_outline = 0.0  # probability of an outline instead of a filled shape
-    data.outline_width = 2.0  # pixels
-    data.foreground_greys = (255, 255)  # lowest and highest grey level of the shape, 0 to 255
-    data.background_greys = (0, 0)  # lowest and highest grey level of the background, 0 to 255
-    data.noise = 0.0  # grey levels: standard deviation of the noise of each pixel
+    data.p_rotation = 0.0  # probability that a shape is turned about its own centre, by any angle
     return data
 
 

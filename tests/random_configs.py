@@ -48,7 +48,6 @@ WORDS += (
     "classes",
     "shared",
     "inside",
-    "centre",
     "sgd",
     "float32",
     "bfloat16",

@@ -133,15 +133,9 @@ def test_golden_batch(name):
     assert golden(name) == GOLDEN[name]
 
 
-def test_golden_batches_of_noise_and_of_pixels():
-    assert golden("rotation", noise=9.0) == "2af3c5f322e2a730"
-    assert golden("rotation", same_as="pixels", p_same=0.4) == "3a9b29fb9b821cfe"
-
-
 @pytest.mark.parametrize("name", GOLDEN)
 def test_the_hosts_parts_are_the_batch(name):
     config = importlib.import_module(f"configs.{name}").get_config()
-    config.data.noise = 5.0 if shapes.is_continuous(config.data) else 0.0
     whole = data.make_batch(config, "validation", 2)
     parts = [data.make_batch(config, "validation", 2, host, 4) for host in range(4)]
     for field, pieces in zip(whole, zip(*parts, strict=True), strict=True):
@@ -263,10 +257,12 @@ def test_sampled_images_have_the_latents_and_classes_that_come_with_them(name):
     pairs = data.sample_pairs(config, "test", 64)
     assert len(np.unique(np.stack([pairs.first, pairs.second]))) == len(pairs.images)
     np.testing.assert_array_equal(shapes.render(config.data, pairs.latents), pairs.images)
-    shape, identity = shapes.shape_and_identity(config.data, pairs.class_ids)
-    np.testing.assert_array_equal(pairs.latents.shape, shape)
-    if name == "identity":
-        np.testing.assert_array_equal(pairs.latents.identity, identity)
+    kinds, latents = len(config.data.shapes), pairs.latents
+    if name == "identity":  # its only kind are blobs
+        assert (latents.shape == 0).all() and (pairs.class_ids > 0).all()
+        np.testing.assert_array_equal(latents.identity, pairs.class_ids - kinds)
+    else:
+        np.testing.assert_array_equal(latents.shape, pairs.class_ids)
     same = pairs.class_ids[pairs.first] == pairs.class_ids[pairs.second]
     np.testing.assert_array_equal(pairs.label, same)
     config.batch_size = 64
@@ -297,7 +293,7 @@ def test_drawn_images_follow_the_enumerated_ones(name, listed, pairs, monkeypatc
     images, _, probabilities = data.enumerate_images(config.data, "test")
     index = {image.tobytes(): i for i, image in enumerate(images)}
     if not listed:
-        monkeypatch.setattr(spaces, "is_continuous", lambda _: True)
+        monkeypatch.setattr(spaces, "list_latents", lambda *_: None)
         spaces.open_frozen.cache_clear()
     counts = np.zeros(len(images))
     config.batch_size = 20_000
@@ -312,7 +308,7 @@ def test_drawn_images_follow_the_enumerated_ones(name, listed, pairs, monkeypatc
 
 
 def random_config(random):
-    """A config from all over the allowed ranges, of shapes drawn anew."""
+    """A config from all over the allowed ranges, of images that are not listed."""
     config = default.get_config()
     names = random.permutation([*SHAPES])[: random.integers(2, 6)]
     continuous = bool(random.random() < 0.7)
@@ -327,14 +323,8 @@ def random_config(random):
         "continuous": continuous,
         "antialias": bool(random.random() < 0.7),
         "p_rotation": float(random.choice([0, 0.5, 1])),
-        "max_angle": float(random.choice([20, 180])),
-        "p_mirror": float(random.choice([0, 0.5])),
-        "foreground_greys": (120, int(random.integers(120, 256))),
-        "background_greys": (0, int(random.integers(1, 100))),
     })  # fmt: skip
-    match_area = continuous and bool(random.random() < 0.4)
-    config.data.match_area = match_area
-    config.data.p_outline = 0.0 if match_area else float(random.choice([0, 0.5]))
+    config.data.match_area = continuous and bool(random.random() < 0.4)
     config.batch_size = 200
     settings.check(config)
     return config
@@ -350,6 +340,7 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
         return shapes.render(options, latents)
 
     monkeypatch.setattr(spaces, "render", render)
+    monkeypatch.setattr(spaces, "list_latents", lambda *_: None)
     batch = data.make_batch(config, "train", 1)
     (latents,) = drawn
     assert (batch.label == (latents.shape[::2] == latents.shape[1::2])).all()
@@ -359,20 +350,17 @@ def test_whatever_the_config_shapes_are_whole_and_labels_true(case, monkeypatch)
     config.data.image_size += 16  # the same shapes with 8 pixels more on every side
     moved = latents._replace(row=latents.row + 8, column=latents.column + 8)
     wide = shapes.render(config.data, moved).reshape(2 * n, -1).astype(int)
-    background = latents.background[:, None]
-    gap = (light - background).sum(axis=1) - (wide - background).sum(axis=1)
-    assert np.abs(gap).max() <= 1  # a level of grey, rounded another way
-    contrast = latents.foreground[:, None] - background
-    filled = ~latents.outline & (latents.size > 5)
-    area = ((light - background) / contrast).sum(axis=1)[filled]
+    assert np.abs(light.sum(axis=1) - wide.sum(axis=1)).max() <= 1  # rounded another way
+    large = latents.size > 5
+    area = light.sum(axis=1)[large] / 255
     true = np.array([SHAPES[name].area for name in config.data.shapes])[latents.shape]
-    assert area == pytest.approx((true * latents.size**2)[filled], rel=0.35)
+    assert area == pytest.approx((true * latents.size**2)[large], rel=0.35)
 
 
 def test_match_area_makes_area_and_place_tell_nothing():
     config = importlib.import_module("configs.unseen").get_config()
     config.data.held_out_shapes = ()
-    u = np.random.default_rng(0).random((4000, 10))
+    u = np.random.default_rng(0).random((4000, 6))
     per_shape = [
         shapes.draw_latents(config.data, u, np.full(4000, k))
         for k in range(len(config.data.shapes))
@@ -384,18 +372,25 @@ def test_match_area_makes_area_and_place_tell_nothing():
         assert one.row + offset == pytest.approx(per_shape[0].row)
 
 
-def test_images_are_the_same_pixels_or_not():
-    config = importlib.import_module("configs.heldout").get_config()
-    config.data.update({"same_as": "pixels", "p_same": 0.4})
-    config.batch_size = 3000
-    batch = data.make_batch(config, "train", 0)
+def test_pixels_are_compared_where_all_images_can_be_listed(tiny):
+    tiny.data.update({"same_as": "pixels", "p_same": 0.4})
+    tiny.batch_size = 3000
+    batch = data.make_batch(tiny, "train", 0)
     assert (batch.label == (batch.image1 == batch.image2).all(axis=(1, 2, 3))).all()
     assert batch.label.mean() == pytest.approx(0.4, abs=0.04)
+    tiny.data.continuous = True
+    with pytest.raises(
+        UserError, match=r"^data.same_as=pixels: only of shapes whose images can all"
+    ):
+        data.check_splits(tiny)
 
 
-@pytest.mark.parametrize("changes", [{"p_mirror": 0.5}, {"shapes": ("circle", "ring")}])
-def test_a_class_without_an_image_in_a_split_is_refused(tiny, changes):
-    tiny.data.update({"split": "disjoint", "min_sizes": (14, 14)} | changes)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_class_without_an_image_in_a_split_is_refused(tiny, listed, monkeypatch):
+    if not listed:
+        monkeypatch.setattr(spaces, "list_latents", lambda *_: None)
+    spaces.open_frozen.cache_clear()
+    tiny.data.update({"split": "disjoint", "min_sizes": (14, 14), "shapes": ("circle", "ring")})
     with pytest.raises(UserError, match="more sizes or places are needed"):
         data.check_splits(tiny)
 

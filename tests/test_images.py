@@ -156,7 +156,7 @@ def test_a_folder_without_pairs_says_why(photos, tmp_path):
     (root / "single").mkdir()
     photo(np.random.default_rng(9), 0).save(root / "single" / "0.png")
     assert "1 of 2 classes have two images or more" in refusal(folder_options(root), tmp_path)
-    assert "none: does not exist; wanted is a folder" in refusal(
+    assert "none: is no folder of images in folders" in refusal(
         folder_options(tmp_path / "none"), tmp_path
     )
 

@@ -145,7 +145,7 @@ def test_a_bad_list_of_pairs_says_what_is_wrong(photos, rows, header, text):
 def test_a_list_of_pairs_must_be_a_file(tmp_path):
     for path in (tmp_path, tmp_path / "none.csv"):
         with pytest.raises(
-            UserError, match=r"^data.path=.*: .*wanted is a CSV file or a pairs.txt"
+            UserError, match=r"^data.path=.*: is no CSV file or pairs.txt; have your"
         ):
             data.check_splits(config_of(path))
 
