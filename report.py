@@ -1,4 +1,4 @@
-"""What an evaluation writes: a table, metrics.json, figures, report.html, TensorBoard's copies.
+"""What an evaluation writes: a table, metrics.json, figures, report.html.
 
 Everything goes to workdir/evaluation. The page is one file that works offline.
 """
@@ -14,7 +14,6 @@ import numpy as np
 from scipy.special import expit
 
 import baselines
-import curves
 import data
 import figures
 import metrics
@@ -74,17 +73,11 @@ def write_files(config, workdir, step, evaluations, bounds):
     (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     plots = figures.plot_figures(config, workdir, evaluation)
     images = {name: figures.render(figure) for name, figure in plots.items()}
-    for name, (png, _) in images.items():
+    for name, png in images.items():
         (folder / f"{name}.png").write_bytes(png)
     page = format_page(config, workdir, split, evaluation, table, images)
     (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
-    write_embeddings(config, folder, evaluation)
     write_hardest(config, folder, evaluation)
-    pixels = {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
-    with curves.Writer(folder) as writer:
-        for name, one in evaluations.items():
-            writer.write("scalars", step, scalars(name, one))
-        writer.write("images", step, pixels)
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
     lines = evaluation.metrics.get("no_learning", {})
     if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
@@ -137,9 +130,6 @@ def format_table(step, evaluations, bounds):
         for name, count in metrics.unmeasured(m["different_pairs"]).items():
             text = f"needs {count:,} different pairs, each once there are {m['different_pairs']:,}"
             lines.append(f"  {name} {text}")
-        if not m["exact"] and not m["wrong"]:
-            most = 100 * metrics.most_wrong(m["pairs"])
-            lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
     return "\n".join(lines + format_more(one))
 
 
@@ -160,27 +150,6 @@ def format_more(one):
         text += f" {100 * few['error']:.2f} % (95 %: {low:.2f} to {high:.2f} %)"
         lines.append("; ".join([f"{text} of {few['episodes']:,} episodes", *few["facts"]]))
     return lines
-
-
-def write_table(path, rows):
-    """Prints and writes rows {column: text or numbers of all seeds} as a Markdown table."""
-    texts = [{k: v if isinstance(v, str) else spread(v) for k, v in row.items()} for row in rows]
-    lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    path.write_text(table)
-    print(f"{table}wrote {path}")
-
-
-def spread(values):
-    """Numbers as a text: mean, range if they differ, how many are known if some are None."""
-    n, values = len(values), [value for value in values if value is not None]
-    if not values:
-        return ""
-    if len(values) < n:
-        return f"{spread(values)}, {len(values)} of {n}"
-    form = "{:.4f}" if all(0 <= value <= 1 for value in values) else "{:,.0f}"
-    mean, low, high = (form.format(f(values)) for f in (np.mean, min, max))
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 PAGE = """<!doctype html>
@@ -228,12 +197,12 @@ CAPTIONS = {
 
 
 def format_page(config, workdir, split, evaluation, table, images):
-    """report.html as a text; images: {name: (PNG bytes, pixels)}."""
+    """report.html as a text; images: {name: PNG bytes}."""
     m = evaluation.metrics
     versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
     sections = [
         f'<section class="{name}"><h2>{caption}</h2><figure><img alt="{caption}" '
-        f'src="data:image/png;base64,{base64.b64encode(images[name][0]).decode()}">'
+        f'src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
         "</figure></section>"
         for name, caption in CAPTIONS.items()
         if name in images
@@ -251,22 +220,6 @@ def format_page(config, workdir, split, evaluation, table, images):
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
         versions=html.escape(versions),
-    )
-
-
-def write_embeddings(config, folder, evaluation):
-    """The embeddings of some images, for TensorBoard's projector, with their classes."""
-    names = figures.kind_names(config, evaluation.pairs)
-    if names is None or evaluation.embeddings is None:
-        return
-    step = -(-len(names) // figures.MOST_POINTS)
-    np.savetxt(folder / "embeddings.tsv", evaluation.embeddings[::step], "%.6g", "\t")
-    Path(folder, "classes.tsv").write_text(
-        "\n".join(names[::step]) + "\n", errors="backslashreplace"
-    )
-    Path(folder, "projector_config.pbtxt").write_text(
-        'embeddings { tensor_name: "embeddings" tensor_path: "embeddings.tsv" '
-        'metadata_path: "classes.tsv" }\n'
     )
 
 

@@ -130,7 +130,8 @@ def calibrate(config, workdir, step, score, variables):
     scores, weight = found.scores, found.pairs.weight
     scale, shift = calibration.fit(scores, weight)
     if jax.process_index() == 0:
-        calibration.keep(workdir, step, scale, shift)
+        numbers = {"scale": scale, "shift": shift}
+        calibration.keep(workdir / calibration.CALIBRATION, step, numbers)
     ece = calibration_error(expit(scale * scores.logits + shift), scores.label, weight)
     text = f"calibrated on validation: ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
     print(text, flush=True)

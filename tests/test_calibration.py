@@ -52,7 +52,7 @@ def test_pairs_that_are_all_right_have_a_finite_scale_and_bad_ones_none():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model.head": "cosine"}, {"model.head": "mlp"}, {"model.fusion": "two_channel"}],
+    [{"model.head": "cosine"}, {"model.head": "mlp"}],
 )
 def test_the_networks_own_logits_are_scaled_and_shifted(changes, tiny):
     tiny.update_from_flattened_dict(changes | {"model.encoder": "cnn"})

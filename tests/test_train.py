@@ -138,9 +138,8 @@ def test_another_config_is_refused_key_by_key(whole_run):
 CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.loss": "supcon"}
 CNN |= {"data.images_per_class": 4, "augment.rotation": 20.0, "augment.noise": 9.0}
 CNN |= {"optimizer.name": "adamw", "optimizer.warmup": 0.25}
-VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
 ACCUMULATED = {"batch_size": 4}  # of nominal 8
-MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, VIT, ACCUMULATED)]
+MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, ACCUMULATED)]
 
 
 @pytest.mark.parametrize("changes", [CNN, *MORE])
