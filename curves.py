@@ -1,112 +1,97 @@
-"""The curves of a run for TensorBoard: written in a thread (with CLU), and read.
+"""The curves of a run for TensorBoard: written and read.
 
-CLU and TensorBoard are imported in functions: they take seconds, and CLU loads TensorFlow.
+TensorBoard is imported in functions: without it only the curves are lost.
 """
 
-import importlib
-import os
+import platform
+import struct
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import time
 
 import jax
 
 
 class Writer:
-    """Writes for TensorBoard in a thread.
+    """Writes curves into the folder of a run; a context manager.
 
     If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
-    processes only the first writes. A context manager: on exit it waits for the thread.
+    processes only the first writes.
     """
 
-    def __init__(self, folder, start=None):
-        """start: the step from which a training starts or resumes; None for an evaluation."""
-        self.folder, self.start, self.writer = folder, start, None
-        self.thread = ThreadPoolExecutor(1, "curves")
-        self.failed = jax.process_index() > 0
-        self.submit(self.open)
+    def __init__(self, folder, start):
+        """start: the step from which a training starts or resumes; later points are dropped."""
+        self.folder, self.start, self.file = folder, start, None
 
     def __enter__(self):
+        if jax.process_index() == 0:
+            self.attempt(self.open)
         return self
 
     def __exit__(self, *error):
-        self.submit(lambda: self.writer.close())
-        self.thread.shutdown()
+        if self.file:
+            self.file.close()
 
-    def write(self, kind, step, values):
-        """Writes {tag: value} in the thread; kind: "scalars", "images" or "texts", as in CLU."""
+    def write(self, step, values):
+        """Writes {tag: number} of a step; a killed process loses nothing of it."""
+        if self.file:
+            self.attempt(self.write_scalars, step, values)
 
-        def write():
-            getattr(self.writer, f"write_{kind}")(step, values)
-            self.writer.flush()
-
-        self.submit(write)
-
-    def flush(self):
-        """Waits until everything is written."""
-        self.thread.submit(int).result()
-
-    def submit(self, function):
-        self.thread.submit(self.attempt, function)
-
-    def attempt(self, function):
-        """The thread's part: calls a function, unless one has failed before."""
-        if self.failed:
-            return
+    def attempt(self, function, *arguments):
         try:
-            function()
-        except Exception as error:  # of kinds that TensorFlow defines
-            self.failed = True
-            reason = " ".join(str(error).split())[:200]
-            print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
+            function(*arguments)
+        except (OSError, ImportError) as error:
+            self.file = None
+            print(f"warning: no more curves in {self.folder}: {error}", file=sys.stderr)
 
     def open(self):
-        if self.start is not None:
-            mark_start(self.folder, self.start)
-        create = import_metric_writers().create_default_writer
-        self.writer = create(self.folder, asynchronous=False)
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
+        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
+        self.file = RecordWriter(open(self.folder / name, "xb"))
+        self.add(Event(file_version="brain.Event:2"))
+        self.add(Event(step=self.start + 1, session_log=SessionLog(status=SessionLog.START)))
 
-def mark_start(folder, step):
-    """Tells TensorBoard to drop the points after this step, which a killed run wrote already."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    def write_scalars(self, step, values):
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 
-    writer = EventFileWriter(str(folder))
-    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    writer.close()
+        for tag, value in values.items():
+            self.add(Event(step=step, summary=scalar_pb(tag, float(value))))
 
-
-def import_slow():
-    """Imports in advance what takes seconds, for a thread while a program starts."""
-    # What fails here is raised again where the package is needed. SystemError: before Python 3.11.8
-    # two threads that parse Python code at once disturb each other (CPython's issue 106905).
-    with suppress(ImportError, SystemError):
-        import_metric_writers()
-    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        with suppress(ImportError, SystemError):
-            importlib.import_module(name)
-
-
-def import_metric_writers():
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
-    from clu import metric_writers
-
-    return metric_writers
+    def add(self, event):
+        event.wall_time = time.time()
+        self.file.write(event.SerializeToString())
+        self.file.flush()
 
 
 def read(workdir, *tags):
     """The curves of a run, for each tag a list of (step, value); none where TensorBoard lacks."""
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.util import tensor_util
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         print(f"warning: the curves in {workdir} cannot be read: {error}", file=sys.stderr)
         return [[] for _ in tags]
 
-    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
-    events.Reload()
-    known = events.Tags()["tensors"]
-    curves = [events.Tensors(tag) if tag in known else [] for tag in tags]
-    value = tensor_util.make_ndarray
-    return [[(p.step, float(value(p.tensor_proto))) for p in points] for points in curves]
+    found = {tag: [] for tag in tags}
+    for event in read_events(workdir):
+        if event.session_log.status == SessionLog.START:  # what a killed run wrote after this step
+            found = {tag: [p for p in found[tag] if p[0] < event.step] for tag in tags}
+        for value in event.summary.value:
+            if value.tag in found:
+                found[value.tag].append((event.step, float(make_ndarray(value.tensor))))
+    return list(found.values())
+
+
+def read_events(workdir):
+    """Yields the events of a run, of each file up to where a killed process cut it off."""
+    from tensorboard.compat.proto.event_pb2 import Event
+
+    for path in sorted(workdir.glob("events*")):
+        with open(path, "rb") as file:
+            while len(header := file.read(12)) == 12:  # the length, and its checksum
+                (length,) = struct.unpack("<Q", header[:8])
+                record = file.read(length + 4)  # with its checksum
+                if len(record) == length + 4:
+                    yield Event.FromString(record[:-4])

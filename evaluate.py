@@ -29,7 +29,6 @@ from scipy.special import expit, logit
 
 import calibration
 import command_line
-import curves
 import data
 import fingerprint
 import hosts
@@ -41,7 +40,7 @@ import settings
 from decoding import form_of
 from metrics import fit_threshold, fitting_pairs
 from model import create_model
-from report import write_report
+from report import import_slow, write_report
 from scoring import MOST_PAIRS, THRESHOLD, evaluate, make_scorer
 from splits import read_fingerprint
 
@@ -73,7 +72,7 @@ def main(options):
         if jax.process_index() == 0:
             for fact in asked.facts:
                 print(fact, flush=True)
-            Thread(target=curves.import_slow, daemon=True).start()
+            Thread(target=import_slow, daemon=True).start()
         try:
             evaluate_run(config, workdir, asked)
         except FloatingPointError as error:

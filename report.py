@@ -6,7 +6,9 @@ Everything goes to workdir/evaluation. The page is one file that works offline.
 import base64
 import csv
 import html
+import importlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -42,6 +44,16 @@ def write_report(config, workdir, step, evaluations, score):
         raise UserError(
             f"the report cannot be written: {error}; python evaluate.py writes it again"
         ) from None
+
+
+def import_slow():
+    """Imports in advance what takes seconds, for a thread while a program starts."""
+    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
+        # What fails here is raised again where the package is needed. SystemError: before Python
+        # 3.11.8 two threads that parse Python code at once disturb each other (CPython's issue
+        # 106905).
+        with suppress(ImportError, SystemError):
+            importlib.import_module(name)
 
 
 def complete(config, evaluation, lines):

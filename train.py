@@ -10,7 +10,6 @@ The step is the only clock: batches, learning rate and resume are functions of (
 from errors import UserError  # first: from here on a missing package is one line
 
 # isort: split
-import json
 import math
 import os
 import signal
@@ -42,7 +41,7 @@ import settings
 import train_step
 from metrics import calibration_error
 from model import create_model
-from report import describe, scalars, write_report
+from report import describe, import_slow, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
 
 SIGNALS = []  # numbers of the signals that came during training
@@ -103,10 +102,8 @@ def train_and_evaluate(config, workdir):
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = compile_programs(config, train_steps, state)
         if jax.process_index() == 0:  # not earlier: it would slow down tracing
-            Thread(target=curves.import_slow, daemon=True).start()
+            Thread(target=import_slow, daemon=True).start()
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
-            if int(state.step) == 0:
-                writer.write("texts", 0, texts(config, state.params))
             validate = partial(evaluate, config, score, split="validation")
             train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
             checkpoint.wait(checkpoints)
@@ -148,17 +145,16 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
             interrupted = bool(SIGNALS)  # read once: a signal may come at any moment
             update = (step - 1) // settings.accumulated_steps(config)
             metrics["learning_rate"] = float(schedule(update))
-            writer.write("scalars", step, {f"train/{name}": v for name, v in metrics.items()})
+            writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
             if due or interrupted:
                 host_state = train_step.to_host(current)
                 found = {"loss": math.inf}  # never the best
                 if due:
                     validation = validate(host_state.variables)
-                    writer.write("scalars", step, scalars("validation", validation))
+                    writer.write(step, scalars("validation", validation))
                     bar.write(describe(step, "validation", validation))
                     found = validation.metrics | {"rank": rank(config, validation.metrics)}
-                writer.flush()  # before the checkpoint: no gap in the curves after resuming
                 checkpoint.save(checkpoints, host_state, found)
             if interrupted or (due and SIGNALS):
                 checkpoint.wait(checkpoints)
@@ -327,17 +323,6 @@ def introduce(config, workdir, state):
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
         runtime.note_versions(workdir, step)
-
-
-def texts(config, params):
-    """The config and the table of parameters, for TensorBoard; {} where CLU is missing."""
-    try:
-        from clu import parameter_overview  # not at the top: what builds a step needs no CLU
-    except ImportError:  # then there are no curves either, as their `Writer` says
-        return {}
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
-    return {name: f"<pre>{text}</pre>" for name, text in found.items()}
 
 
 def signalled(call):

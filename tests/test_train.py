@@ -376,7 +376,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 
 
 def test_what_builds_the_step_needs_no_tensorflow():
-    code = "import sys, train; assert not {'tensorflow', 'clu'} & set(sys.modules)"
+    code = "import sys, train; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
