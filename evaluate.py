@@ -30,7 +30,6 @@ from scipy.special import expit, logit
 import calibration
 import command_line
 import data
-import fingerprint
 import hosts
 import images
 import retrieval

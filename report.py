@@ -26,26 +26,6 @@ from errors import UserError
 MOST_HARDEST = 200  # pairs in hardest.csv
 
 
-def write_report(config, workdir, step, evaluations, score):
-    """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError.
-
-    `score` (scoring.make_scorer) is called: with several processes by all; the first one writes.
-    """
-    split, evaluation = list(evaluations.items())[-1]
-    lines = baselines.measure(config, score, evaluation)
-    if jax.process_index():
-        return
-    evaluation, bounds = complete(config, evaluation, lines)
-    try:
-        write_files(config, workdir, step, evaluations | {split: evaluation}, bounds)
-    except BrokenPipeError:  # the reader of the output has gone: `command_line.run` exits
-        raise
-    except OSError as error:
-        raise UserError(
-            f"the report cannot be written: {error}; python evaluate.py writes it again"
-        ) from None
-
-
 def import_slow():
     """Imports in advance what takes seconds, for a thread while a program starts."""
     for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
@@ -56,8 +36,36 @@ def import_slow():
             importlib.import_module(name)
 
 
+def write_report(config, workdir, step, evaluations, score):
+    """Prints a table of {split: Evaluation}, writes the files of the last; raises UserError.
+
+    `score` (scoring.make_scorer) is called: with several processes by all; the first one writes.
+    """
+    split, evaluation = list(evaluations.items())[-1]
+    lines = baselines.measure(config, score, evaluation)
+    if jax.process_index():
+        return
+    bounds = complete(config, evaluation, lines)
+    table = format_table(step, evaluations, bounds)
+    print(table)
+    values = evaluation.metrics | {"step": step, "split": split}
+    values |= {"intervals": bounds} if bounds else {}
+    folder = workdir / "evaluation"
+    try:
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        write_page(config, workdir, split, evaluation, table)
+        write_hardest(config, folder, evaluation)
+    except OSError as error:
+        text = f"the report cannot be written: {error}; python evaluate.py writes it again"
+        raise UserError(text) from None
+    print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
+    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
+        print(warning)
+
+
 def complete(config, evaluation, lines):
-    """(the evaluation with what its metrics lack, 95 % intervals {name: (low, high)}).
+    """Adds to the metrics what they lack; returns 95 % intervals {name: (low, high)}.
 
     Of files that are retrieval, where every pair of classes is known, and `baselines.measure`.
     """
@@ -67,33 +75,9 @@ def complete(config, evaluation, lines):
     elif config.data.source != "shapes" and pairs.class_ids is not None:
         found, bounds = retrieval.measure(pairs, evaluation.scores.logits)
         bounds = metrics.class_intervals(evaluation.scores, pairs) | bounds
-        values = values | found | {"classes": len(np.unique(pairs.class_ids))}
-    bounds = {name: two for name, two in bounds.items() if values[name] is not None}
-    values = values | ({"no_learning": lines} if lines else {})
-    return evaluation._replace(metrics=values), bounds
-
-
-def write_files(config, workdir, step, evaluations, bounds):
-    """As `write_report`, but raises OSError; bounds: intervals of the last evaluation's metrics."""
-    split, evaluation = list(evaluations.items())[-1]
-    table = format_table(step, evaluations, bounds)
-    print(table)
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    values = evaluation.metrics | {"step": step, "split": split}
-    values |= {"intervals": bounds} if bounds else {}
-    (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    plots = figures.plot_figures(config, workdir, evaluation)
-    images = {name: figures.render(figure) for name, figure in plots.items()}
-    for name, png in images.items():
-        (folder / f"{name}.png").write_bytes(png)
-    page = format_page(config, workdir, split, evaluation, table, images)
-    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
-    write_hardest(config, folder, evaluation)
-    print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
-    lines = evaluation.metrics.get("no_learning", {})
-    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
-        print(warning)
+        values |= found | {"classes": len(np.unique(pairs.class_ids))}
+    values |= {"no_learning": lines} if lines else {}
+    return {name: two for name, two in bounds.items() if values[name] is not None}
 
 
 def scalars(split, evaluation):
@@ -174,13 +158,11 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; }}
 .headline {{ font-size: 2.2rem; font-weight: 600; margin: 0; }}
 main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
   grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); }}
-section {{ min-width: 0; }} .breakdown, .pairs {{ grid-column: 1 / -1; }}
+section {{ min-width: 0; }} .pairs {{ grid-column: 1 / -1; }}
 figure {{ margin: 0; overflow-x: auto; }}
 img {{ max-width: 100%; background: white; border-radius: 8px; }}
 pre {{ overflow-x: auto; font-size: 0.8rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-align: right; }}
-@media (prefers-color-scheme: dark) {{ img {{ box-sizing: border-box; padding: 0.5rem; }} }}
-@media (max-width: 40rem) {{ :is(.breakdown, .pairs) img {{ max-width: none; }}
+@media (max-width: 40rem) {{ .pairs img {{ max-width: none; }}
   pre {{ white-space: pre-wrap; font-size: min(0.8rem, 2.3vw); }} }}
 @media print {{ section {{ break-inside: avoid; }} }}
 </style>
@@ -188,11 +170,7 @@ table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-al
 <p class="headline">{headline}</p>
 <p>{summary}</p>
 <main>
-<section><h2>Metrics</h2><pre>{table}</pre>
-<h2>Confusion matrix</h2><table>
-<tr><th></th><th>said different</th><th>said same</th></tr>
-<tr><th>different</th><td>{c[0][0]:,}</td><td>{c[0][1]:,}</td></tr>
-<tr><th>same</th><td>{c[1][0]:,}</td><td>{c[1][1]:,}</td></tr></table></section>
+<section><h2>Metrics</h2><pre>{table}</pre></section>
 {figures}
 <section><h2>Trained with</h2><pre>{versions}</pre></section>
 </main>
@@ -208,31 +186,32 @@ CAPTIONS = {
 }
 
 
-def format_page(config, workdir, split, evaluation, table, images):
-    """report.html as a text; images: {name: PNG bytes}."""
-    m = evaluation.metrics
-    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
-    sections = [
-        f'<section class="{name}"><h2>{caption}</h2><figure><img alt="{caption}" '
-        f'src="data:image/png;base64,{base64.b64encode(images[name]).decode()}">'
-        "</figure></section>"
-        for name, caption in CAPTIONS.items()
-        if name in images
-    ]
+def write_page(config, workdir, split, evaluation, table):
+    """Writes the figures, and report.html with all of them inside."""
+    m, folder, sections = evaluation.metrics, workdir / "evaluation", []
+    plots = figures.plot_figures(config, workdir, evaluation)
+    for name, caption in CAPTIONS.items():
+        if name in plots:
+            png = figures.render(plots[name])
+            (folder / f"{name}.png").write_bytes(png)
+            source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+            figure = f'<figure><img alt="{caption}" src="{source}"></figure>'
+            sections.append(f'<section class="{name}"><h2>{caption}</h2>{figure}</section>')
     if facts := data.describe(config):
         lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
         sections.append(f"<section><h2>Data</h2>{lines}</section>")
-    return PAGE.format(
+    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
+    page = PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
         summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}), "
         f"called the same from a probability of {m['threshold']:.6g} on.",
         table=html.escape(table),
-        c=m["confusion"],
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
         versions=html.escape(versions),
     )
+    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
 
 
 def write_hardest(config, folder, evaluation):

@@ -116,24 +116,13 @@ def draw_episodes(classes, groups, way, shot, seed):
     if lost := (~usable).sum():
         facts.append(f"left out: {lost} classes of fewer than {shot + 1} images")
     random = np.random.Generator(np.random.Philox(key=[seed, len(SPLITS)]))  # not those of pairs
-    chosen = allowed[(random.random((EPISODES, 1)) * len(allowed)).astype(int)]
-    keys = np.where(usable & (group == chosen), random.random((EPISODES, len(counts))), 2)
-    drawn = np.argsort(keys, axis=1)[:, :way]
-    places = draw_distinct(counts[drawn], random.random((*drawn.shape, shot + 1)))
-    starts = np.cumsum(counts) - counts
-    images = np.argsort(classes, kind="stable")[starts[drawn][..., None] + places]
+    members = [np.flatnonzero(classes == k) for k in range(len(counts))]
+    drawn = []
+    for chosen in random.choice(allowed, EPISODES):
+        kinds = random.choice(np.flatnonzero(usable & (group == chosen)), way, replace=False)
+        drawn.append([random.choice(members[k], shot + 1, replace=False) for k in kinds])
+    images = np.array(drawn)
     return Episodes(images[..., 0], images[..., 1:], facts)
-
-
-def draw_distinct(counts, uniform):
-    """Different whole numbers below each count: int [..., k] of counts [...], uniform [..., k]."""
-    drawn = np.empty(uniform.shape, int)
-    for j in range(uniform.shape[-1]):
-        one = (uniform[..., j] * (counts - j)).astype(int)
-        for earlier in np.moveaxis(np.sort(drawn[..., :j]), -1, 0):
-            one += one >= earlier
-        drawn[..., j] = one
-    return drawn
 
 
 def few_shot(compare, episodes):

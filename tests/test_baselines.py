@@ -43,15 +43,13 @@ def test_the_same_pairs_are_judged_without_learning(scored):
 
 def test_of_too_many_pairs_some_are_drawn_by_their_weight_and_counted(scored, monkeypatch):
     config, score, found = scored
-    monkeypatch.setattr(baselines, "MOST_PRODUCTS", 0)
-    monkeypatch.setattr(baselines, "MOST_NUMBERS", 120 * 16 * 16)
-    monkeypatch.setattr(baselines, "MOST_ENCODED", 0)
-    monkeypatch.setattr(baselines, "FEW_PAIRS", 50)
+    monkeypatch.setattr(baselines, "MOST_IMAGES", 23)
+    monkeypatch.setattr(baselines, "FEW_PAIRS", 120)
     lines = baselines.measure(config, score, found)
-    assert [line["pairs"] for line in lines.values()] == [120, 120, 50]
+    assert [line["pairs"] for line in lines.values()] == [120, 120, 120]
     assert all("recall_at_1" not in line and 0 < line["eer"] < 1 for line in lines.values())
-    *rows, last = baselines.table(found.metrics, lines)
-    assert last.endswith("-  of 50 drawn pairs") and "drawn" not in rows[1]
+    _, own, *rows = baselines.table(found.metrics, lines)
+    assert "drawn" not in own and all(row.endswith("-  of 120 drawn pairs") for row in rows)
     pairs, shown = found.pairs, {image.tobytes(): i for i, image in enumerate(found.pairs.images)}
     some = baselines.take(pairs, 200)
     assert not some.exact and some.class_ids is None and len(some.label) == 200

@@ -3,13 +3,11 @@ import html.parser
 import json
 import re
 from types import SimpleNamespace
-from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 from conftest import photo, tiny_config
 
-import curves
 import data
 import figures
 import images
@@ -55,24 +53,9 @@ def test_the_column_of_intervals_says_whose_they_are():
     assert loss.endswith("0.500000  0.250000 to 0.750000") and accuracy.endswith("0.500000")
 
 
-@pytest.mark.parametrize(
-    "values, text",
-    [
-        ([None, None], ""),
-        ([None, 0.5, 1.0], "0.7500 (0.5000 to 1.0000), 2 of 3"),
-        ([0.5, 1.0, 0.75], "0.7500 (0.5000 to 1.0000)"),
-        ([1.0, 1.0], "1.0000"),
-        ([1200.0, 1400.4], "1,300 (1,200 to 1,400)"),
-        ([80], "80"),
-    ],
-)
-def test_the_mean_and_the_range_of_several_numbers(values, text):
-    assert report.spread(values) == text
-
-
 def evaluated(config, spread=1):
     """The evaluation of a split by made-up answers, of which some are wrong."""
-    pairs = scoring.evaluation_pairs(config, "test", 10**6)
+    pairs = data.enumerate_pairs(config.data, "test", 10**6, ordered=False)
     logits = np.random.default_rng(0).normal(pairs.label - 0.5, spread)
     return scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
 
@@ -131,7 +114,6 @@ def test_the_hardest_pairs_of_files_are_a_list_that_can_be_read(listed, set_of_f
 def no_figures(monkeypatch):
     """A report without what takes seconds."""
     monkeypatch.setattr(figures, "plot_figures", lambda *_: {})
-    monkeypatch.setattr(curves, "Writer", MagicMock())
 
 
 def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(

@@ -82,15 +82,6 @@ def test_of_pairs_every_image_is_asked_with_every_other(ordered):
     assert bounds["map"] == pytest.approx(np.quantile(repeated, (0.025, 0.975)))
 
 
-def test_different_numbers_are_drawn_and_each_row_of_them_as_often_as_another():
-    cells = [(np.arange(12) + 0.5) / 12, (np.arange(12) + 0.5) / 12, [0.25, 0.75]]
-    uniform = np.array(list(itertools.product(*cells)))
-    drawn = retrieval.draw_distinct(np.full(len(uniform), 4), uniform)
-    rows, counts = np.unique(drawn, axis=0, return_counts=True)
-    assert [*map(tuple, rows)] == [*itertools.permutations(range(4), 3)]
-    assert (counts == len(uniform) / 24).all()
-
-
 def test_few_shot_is_that_of_asking_one_query_after_the_other(monkeypatch):
     monkeypatch.setattr(retrieval, "EPISODES", 100)
     classes = np.random.default_rng(2).permutation(np.repeat(np.arange(14), 4))
