@@ -56,17 +56,16 @@ def verdict(split, values, interval, lines):
     values: its metrics; interval: of its EER, or None; lines: see `measure`.
     """
     eers = [line["eer"] for name, line in lines.items() if name != UNTRAINED]
-    eers = [eer for eer in (*eers, values["eer"]) if eer is not None]
-    if len(eers) < 3:  # there are no lines, or all pairs are of one kind
+    if not eers or None in (own := values["eer"], *eers):  # all pairs are of one kind
         return None
-    pixels, own = min(eers[:-1]), eers[-1]
-    if (interval[1] if interval else own) < pixels:
+    pixels, most = min(eers), interval[1] if interval else own
+    if most < pixels:
         return None
-    how = f"EER {100 * own:.1f} %"
-    how += f", 95 % interval to {100 * interval[1]:.1f} %" if interval and own < pixels else ""
-    better = "not clearly better" if own < pixels else "no better"
-    text = f"warning: on the {split} the network ({how}) is {better} than comparing pixels"
-    return f"{text} (EER {100 * pixels:.1f} %)"
+    bound = f", 95 % interval to {100 * most:.1f} %" if interval else ""
+    return (
+        f"warning: on the {split} the network (EER {100 * own:.1f} %{bound}) "
+        f"is not clearly better than comparing pixels (EER {100 * pixels:.1f} %)"
+    )
 
 
 def table(values, lines):

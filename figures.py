@@ -36,15 +36,16 @@ def render(figure):
 
 def plot_figures(config, workdir, evaluation):
     """{name: Figure} of all plots for which the evaluation has data."""
-    figures = {"pairs": plot_pairs(evaluation), "training": plot_training(workdir)}
+    figures = {}
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
+    figures["training"] = plot_training(workdir)
     names, embeddings = kind_names(config, evaluation.pairs), evaluation.embeddings
     if names is not None and min(embeddings.shape) > 1:
         figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
     if names is not None and len(np.unique(names)) <= MOST_KINDS:
         figures["breakdown"] = plot_breakdown(evaluation, names)
-    return figures
+    return figures | {"pairs": plot_pairs(evaluation)}
 
 
 def plot_decisions(evaluation):

@@ -82,9 +82,8 @@ def complete(config, evaluation, lines):
 
 def scalars(split, evaluation):
     """{tag: number} of an evaluation, for TensorBoard."""
-    others = ("pairs", "different_pairs", "exact", "threshold", "queries", "classes")
-    numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
-    return {f"{split}/{k}": v for k, v in numbers.items() if k not in others}
+    numbers = {name: evaluation.metrics[name] for name in (*metrics.NAMES, "wrong")}
+    return {f"{split}/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def which_pairs(evaluation):
@@ -177,26 +176,18 @@ pre {{ overflow-x: auto; font-size: 0.8rem; }}
 <details><summary>Config</summary><pre>{config}</pre></details>
 </html>
 """
-CAPTIONS = {
-    "decisions": "Decisions at every threshold",
-    "training": "Training",
-    "embeddings": "Embedding map",
-    "breakdown": "Where it is right",
-    "pairs": "Pairs, hardest first",
-}
 
 
 def write_page(config, workdir, split, evaluation, table):
     """Writes the figures, and report.html with all of them inside."""
     m, folder, sections = evaluation.metrics, workdir / "evaluation", []
-    plots = figures.plot_figures(config, workdir, evaluation)
-    for name, caption in CAPTIONS.items():
-        if name in plots:
-            png = figures.render(plots[name])
-            (folder / f"{name}.png").write_bytes(png)
-            source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-            figure = f'<figure><img alt="{caption}" src="{source}"></figure>'
-            sections.append(f'<section class="{name}"><h2>{caption}</h2>{figure}</section>')
+    for name, plot in figures.plot_figures(config, workdir, evaluation).items():
+        png = figures.render(plot)
+        (folder / f"{name}.png").write_bytes(png)
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        title = f"<h2>{name.capitalize()}</h2>"
+        image = f'<figure><img alt="{name}" src="{source}"></figure>'
+        sections.append(f'<section class="{name}">{title}{image}</section>')
     if facts := data.describe(config):
         lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
         sections.append(f"<section><h2>Data</h2>{lines}</section>")

@@ -1,7 +1,7 @@
 """What the field reports of images in classes: retrieval, and few-shot answers (NumPy).
 
-Equal scores count as their expected value over every order of them: a network that gives one answer
-to everything is right as often as chance.
+Equal scores count as chance: a network that gives one answer to everything is right as often as a
+guess.
 """
 
 from typing import NamedTuple
@@ -52,40 +52,19 @@ def retrieve(scores, classes):
     """Each of NAMES of each query: float64 [names, n]; nan without another image of its class.
 
     scores: [n, n], -inf on the diagonal; classes: int [n]. Recall at k is whether one of the k
-    nearest is of the class. "map" is the average precision, with ties as of McSherry & Najork 2008.
+    nearest is of the class. "map" is the average precision.
     """
-    n = len(scores)
-    harmonic = np.append(0, np.cumsum(1 / np.arange(1, n)))
+    n, random = len(scores), np.random.default_rng(0)
     found = np.full((len(NAMES), n), np.nan)
     for query, row in enumerate(scores):
-        same = classes == classes[query]
-        same[query] = False
-        wanted, gallery = np.sort(row[same]), np.sort(row)[1:]
-        if not len(wanted):
-            continue
-        # of each wanted image: how many have its score, and how many a higher one
-        (hits, hits_above), (ties, above) = (count(each, wanted) for each in (wanted, gallery))
-        slope = (hits - 1) / np.maximum(ties - 1, 1)
-        spread = harmonic[above + ties] - harmonic[above]
-        precision = (slope * ties + (hits_above + 1 - slope * (above + 1)) * spread) / ties
-        last = int(above[-1]), int(ties[-1]), int(hits[-1])
-        found[:, query] = *(hit_chance(k, *last) for k in NEAREST), precision.mean()
+        shuffled = random.permutation(n)  # so that equal scores are in a random order
+        order = shuffled[np.argsort(-row[shuffled])][:-1]  # without the query
+        right = classes[order] == classes[query]
+        places = np.flatnonzero(right) + 1
+        if len(places):
+            precision = np.arange(1, len(places) + 1) / places
+            found[:, query] = *(places[0] <= k for k in NEAREST), precision.mean()
     return found
-
-
-def count(ordered, values):
-    """Of each value: (how many of `ordered` are equal, how many are higher), int [m] each."""
-    left, right = (ordered.searchsorted(values, side) for side in ("left", "right"))
-    return right - left, len(ordered) - right
-
-
-def hit_chance(k, above, ties, hits):
-    """The probability that one of `hits` among `ties` equal scores is among the first k.
-
-    `above` are the images of higher scores: all of other classes.
-    """
-    drawn = np.arange(min(max(k - above, 0), ties))
-    return 1 - np.prod(np.maximum(ties - hits - drawn, 0) / (ties - drawn))
 
 
 class Episodes(NamedTuple):

@@ -1,5 +1,3 @@
-import re
-
 import numpy as np
 import pytest
 from conftest import tiny_config, write_photos
@@ -80,9 +78,9 @@ def test_all_images_at_once_and_pair_by_pair_are_the_same_bits():
 @pytest.mark.parametrize(
     "own, interval, words",
     [
-        (0.272, (0.2, 0.3), r"\(EER 27.2 %\) is no better than comparing pixels \(EER 15.5 %\)"),
-        (0.12, (0.1, 0.16), r"\(EER 12.0 %, 95 % interval to 16.0 %\) is not clearly better than"),
-        (0.155, None, r"\(EER 15.5 %\) is no better than"),
+        (0.272, (0.2, 0.3), "(EER 27.2 %, 95 % interval to 30.0 %)"),
+        (0.12, (0.1, 0.16), "(EER 12.0 %, 95 % interval to 16.0 %)"),
+        (0.155, None, "(EER 15.5 %)"),
         (0.12, (0.1, 0.15), None),
         (0.12, None, None),
     ],
@@ -91,7 +89,7 @@ def test_a_network_that_is_not_clearly_better_than_pixels_is_told_so(own, interv
     names = "distance", "correlation", baselines.UNTRAINED
     lines = {name: {"eer": eer} for name, eer in zip(names, (0.2, 0.155, 0.01), strict=True)}
     text = baselines.verdict("test", {"eer": own}, interval, lines)
-    assert text is None if words is None else text.startswith("warning: on the test the network ")
-    assert words is None or re.search(words, text)
+    ending = "is not clearly better than comparing pixels (EER 15.5 %)"
+    assert text == (words and f"warning: on the test the network {words} {ending}")
     assert baselines.verdict("test", {"eer": own}, interval, {}) is None
     assert baselines.verdict("test", {"eer": None}, None, lines) is None
