@@ -12,7 +12,7 @@ import jax
 
 
 class Writer:
-    """Writes curves into the folder of a run; a context manager.
+    """Writes curves into the folder of a run.
 
     If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
     processes only the first writes.
@@ -20,67 +20,44 @@ class Writer:
 
     def __init__(self, folder, start):
         """start: the step from which a training starts or resumes; later points are dropped."""
-        self.folder, self.start, self.file = folder, start, None
-
-    def __enter__(self):
-        if jax.process_index() == 0:
-            self.attempt(self.open)
-        return self
-
-    def __exit__(self, *error):
-        if self.file:
-            self.file.close()
+        self.path = folder / f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
+        self.works = jax.process_index() == 0
+        self.add({"file_version": "brain.Event:2"})
+        self.add({"step": start + 1, "session_log": {"status": "START"}})
 
     def write(self, step, values):
-        """Writes {tag: number} of a step; a killed process loses nothing of it."""
-        if self.file:
-            self.attempt(self.write_scalars, step, values)
-
-    def attempt(self, function, *arguments):
-        try:
-            function(*arguments)
-        except (OSError, ImportError) as error:
-            self.file = None
-            print(f"warning: no more curves in {self.folder}: {error}", file=sys.stderr)
-
-    def open(self):
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        name = f"events.out.tfevents.{time.time_ns()}.{platform.node()}"
-        self.file = RecordWriter(open(self.folder / name, "xb"))
-        self.add(Event(file_version="brain.Event:2"))
-        self.add(Event(step=self.start + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def write_scalars(self, step, values):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.plugins.scalar.summary_v2 import scalar_pb
-
-        for tag, value in values.items():
-            self.add(Event(step=step, summary=scalar_pb(tag, float(value))))
+        """Writes {tag: number} of a step; a process that is killed then loses nothing of it."""
+        points = [{"tag": tag, "simple_value": float(number)} for tag, number in values.items()]
+        self.add({"step": step, "summary": {"value": points}})
 
     def add(self, event):
-        event.wall_time = time.time()
-        self.file.write(event.SerializeToString())
-        self.file.flush()
+        """Appends an event to the file, which is not kept open."""
+        if not self.works:
+            return
+        try:
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.summary.writer.record_writer import RecordWriter
+
+            with open(self.path, "ab") as file:
+                message = Event(wall_time=time.time(), **event)
+                RecordWriter(file).write(message.SerializeToString())
+        except (OSError, ImportError) as error:
+            self.works = False
+            print(f"warning: no more curves in {self.path.parent}: {error}", file=sys.stderr)
 
 
 def read(workdir, *tags):
     """The curves of a run, for each tag a list of (step, value); none where TensorBoard lacks."""
+    found = {tag: [] for tag in tags}
     try:
-        from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.util.tensor_util import make_ndarray
+        for event in read_events(workdir):
+            if event.HasField("session_log"):  # drops what a killed run wrote from this step on
+                found = {tag: [p for p in found[tag] if p[0] < event.step] for tag in tags}
+            for value in event.summary.value:
+                if value.tag in found:
+                    found[value.tag].append((event.step, value.simple_value))
     except ImportError as error:
         print(f"warning: the curves in {workdir} cannot be read: {error}", file=sys.stderr)
-        return [[] for _ in tags]
-
-    found = {tag: [] for tag in tags}
-    for event in read_events(workdir):
-        if event.session_log.status == SessionLog.START:  # what a killed run wrote after this step
-            found = {tag: [p for p in found[tag] if p[0] < event.step] for tag in tags}
-        for value in event.summary.value:
-            if value.tag in found:
-                found[value.tag].append((event.step, float(make_ndarray(value.tensor))))
     return list(found.values())
 
 

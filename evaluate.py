@@ -19,7 +19,6 @@ import signal
 import sys
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 
 import jax
@@ -39,7 +38,7 @@ import settings
 from decoding import form_of
 from metrics import fit_threshold, fitting_pairs
 from model import create_model
-from report import import_slow, write_report
+from report import write_report
 from scoring import MOST_PAIRS, THRESHOLD, evaluate, make_scorer
 from splits import read_fingerprint
 
@@ -71,7 +70,6 @@ def main(options):
         if jax.process_index() == 0:
             for fact in asked.facts:
                 print(fact, flush=True)
-            Thread(target=import_slow, daemon=True).start()
         try:
             evaluate_run(config, workdir, asked)
         except FloatingPointError as error:

@@ -10,9 +10,7 @@ import curves
 import data
 import metrics
 
-MOST_KINDS = 12  # classes in the embedding map and in the breakdown
-MOST_POINTS = 2000  # in the embedding map
-GREEN_AND_RED = ("tab:green", "tab:red")
+MOST_KINDS, MOST_POINTS = 12, 2000  # classes and images in the embedding map
 
 
 def new_figure(width, height):
@@ -43,8 +41,6 @@ def plot_figures(config, workdir, evaluation):
     names, embeddings = kind_names(config, evaluation.pairs), evaluation.embeddings
     if names is not None and min(embeddings.shape) > 1:
         figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
-    if names is not None and len(np.unique(names)) <= MOST_KINDS:
-        figures["breakdown"] = plot_breakdown(evaluation, names)
     return figures | {"pairs": plot_pairs(evaluation)}
 
 
@@ -64,9 +60,8 @@ def plot_decisions(evaluation):
     reliable.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     reliable.plot(expected, observed, "o-", markersize=4)
     reliable.set(title="reliability", xlabel="probability of same", ylabel="frequency of same")
-    for truth, color in zip((1, 0), GREEN_AND_RED, strict=True):
+    for truth, name, color in ((1, "same", "tab:green"), (0, "different", "tab:red")):
         chosen = label == truth
-        name = "same" if truth else "different"
         counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
                     color=color, label=name)  # fmt: skip
     counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
@@ -127,41 +122,6 @@ def plot_embeddings(evaluation, names, directions):
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
     axes.legend(markerscale=2, fontsize=8)
-    return figure
-
-
-def right_by_class(evaluation, names):
-    """(classes str [k], the share of right answers float [k, k]): image 1 in rows, 2 in columns.
-
-    nan where no pair is of these classes.
-    """
-    pairs = evaluation.pairs
-    right = evaluation.scores.predicted == (pairs.label == 1)
-    kinds, places = np.unique(names, return_inverse=True)
-    sums = np.zeros((2, len(kinds), len(kinds)))
-    both = places[pairs.first], places[pairs.second]
-    for total, values in zip(sums, (pairs.weight, pairs.weight * right), strict=True):
-        np.add.at(total, both, values)
-    if not pairs.ordered:
-        sums += sums.swapaxes(1, 2)
-    with np.errstate(invalid="ignore"):
-        return kinds, sums[1] / sums[0]
-
-
-def plot_breakdown(evaluation, names):
-    """A heat map of `right_by_class`; the colour scale begins at the worst cell, or at 99 %."""
-    kinds, table = right_by_class(evaluation, names)
-    figure = new_figure(5.7, 5)
-    axes = figure.subplots()
-    axes.imshow(table, "RdYlGn", vmin=min(np.nanmin(table), 0.99), vmax=1, alpha=0.6)
-    axes.set(title="right answers by the classes of both images, %")
-    texts = [short(kind, 22) for kind in kinds]
-    axes.set_xticks(range(len(kinds)), texts, rotation=45, ha="right", fontsize=8)
-    axes.set_yticks(range(len(kinds)), texts, fontsize=8)
-    axes.tick_params(length=0)
-    for (i, j), value in np.ndenumerate(table):
-        text = "" if np.isnan(value) else f"{100 * value:.1f}"
-        axes.text(j, i, text, ha="center", va="center", fontsize=8 if len(kinds) < 8 else 6)
     return figure
 
 

@@ -6,9 +6,7 @@ Everything goes to workdir/evaluation. The page is one file that works offline.
 import base64
 import csv
 import html
-import importlib
 import json
-from contextlib import suppress
 from pathlib import Path
 
 import jax
@@ -24,16 +22,6 @@ import runtime
 from errors import UserError
 
 MOST_HARDEST = 200  # pairs in hardest.csv
-
-
-def import_slow():
-    """Imports in advance what takes seconds, for a thread while a program starts."""
-    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        # What fails here is raised again where the package is needed. SystemError: before Python
-        # 3.11.8 two threads that parse Python code at once disturb each other (CPython's issue
-        # 106905).
-        with suppress(ImportError, SystemError):
-            importlib.import_module(name)
 
 
 def write_report(config, workdir, step, evaluations, score):

@@ -18,7 +18,6 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from threading import Thread
 
 import jax
 import numpy as np
@@ -41,7 +40,7 @@ import settings
 import train_step
 from metrics import calibration_error
 from model import create_model
-from report import describe, import_slow, scalars, write_report
+from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
 
 SIGNALS = []  # numbers of the signals that came during training
@@ -101,9 +100,8 @@ def train_and_evaluate(config, workdir):
         introduce(config, workdir, state)
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = compile_programs(config, train_steps, state)
-        if jax.process_index() == 0:  # not earlier: it would slow down tracing
-            Thread(target=import_slow, daemon=True).start()
-        with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
+        writer = curves.Writer(workdir, int(state.step))
+        with noting_signals():
             validate = partial(evaluate, config, score, split="validation")
             train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
             checkpoint.wait(checkpoints)

@@ -22,27 +22,26 @@ def test_without_tensorboard_a_report_has_no_curves_and_says_so(tmp_path, monkey
 
 def test_curves_that_cannot_be_written_are_warned_of_once(tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
-    with curves.Writer(tmp_path / "file", 0) as writer:
-        for step in range(3):
-            writer.write(step, {"loss": 1.0})
+    writer = curves.Writer(tmp_path / "file", 0)
+    for step in range(3):
+        writer.write(step, {"loss": 1.0})
     assert capsys.readouterr().err.count("no more curves") == 1
 
 
-def test_what_is_flushed_can_be_read(tmp_path):
-    with curves.Writer(tmp_path, 0) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": step / 2})
-        assert curves.read(tmp_path, "loss", "none") == [[(1, 0.5), (2, 1.0), (3, 1.5)], []]
+def test_what_is_written_can_be_read(tmp_path):
+    writer = curves.Writer(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": step / 2})
+    assert curves.read(tmp_path, "loss", "none") == [[(1, 0.5), (2, 1.0), (3, 1.5)], []]
 
 
 def test_points_that_a_killed_run_wrote_after_its_checkpoint_are_dropped(tmp_path):
-    with curves.Writer(tmp_path, 0) as writer:
-        for step in (1, 2, 3):
-            writer.write(step, {"loss": step / 2})
+    writer = curves.Writer(tmp_path, 0)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": step / 2})
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-5])  # the last one is cut off
-    with curves.Writer(tmp_path, 1) as writer:
-        writer.write(2, {"loss": 7})
+    curves.Writer(tmp_path, 1).write(2, {"loss": 7})
     assert curves.read(tmp_path, "loss") == [[(1, 0.5), (2, 7.0)]]
     events = EventAccumulator(str(tmp_path)).Reload()  # as TensorBoard shows them
     assert [event.step for event in events.Tensors("loss")] == [1, 2]

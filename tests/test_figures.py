@@ -51,29 +51,6 @@ def test_pairs_are_ordered_by_the_probability_of_the_truth_each_two_images_once(
     assert len(unordered) == len(order) == 96 * 97 // 2
 
 
-def test_the_breakdown_is_a_count_of_the_right_answers(scored):
-    _, variables, score = scored
-    config = tiny_config()
-    config.data.split = "disjoint"
-    config.data.placement = "inside"
-    config.eval.num_pairs = 400
-    found = scoring.evaluate(config, score, variables, "test", most=1)
-    assert not found.pairs.exact
-    names = figures.kind_names(config, found.pairs)
-    kinds, table = figures.right_by_class(found, names)
-    assert kinds.tolist() == ["circle", "square"]
-    right = found.scores.predicted == (found.pairs.label == 1)
-    for i, one in enumerate(kinds):
-        for j, other in enumerate(kinds):
-            chosen = (names[found.pairs.first] == one) & (names[found.pairs.second] == other)
-            assert table[i, j] == pytest.approx(right[chosen].mean())
-            assert (found.pairs.label[chosen] == (i == j)).all()
-    whole = scoring.evaluate(config, score, variables, "test")
-    assert whole.pairs.exact and not whole.pairs.ordered
-    _, table = figures.right_by_class(whole, figures.kind_names(config, whole.pairs))
-    np.testing.assert_array_equal(table, table.T)
-
-
 @pytest.mark.parametrize("continuous", [False, True])
 def test_latents_are_those_of_the_images(continuous, tiny):
     """Of drawn images the centre of the lit pixels is where the latents say."""
