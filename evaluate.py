@@ -170,12 +170,13 @@ def few_shot(config, score, variables, asked):
     shown, classes, _ = data.enumerate_images(config.data, asked.split)
     names = data.class_names(config.data, data.open_split(config.data, asked.split).class_ids)
     groups = np.array([name.rpartition("/")[0] * asked.within for name in names.tolist()])
-    episodes = retrieval.draw_episodes(classes, groups, asked.way, asked.shot, config.seed)
+    drawn = retrieval.draw_episodes(classes, groups, asked.way, asked.shot, config.seed)
+    queries, supports, facts = drawn
     compare = partial(compare_all, score, variables, shown)
-    error, interval = retrieval.few_shot(compare, episodes)
-    found = {name: getattr(asked, name) for name in ("way", "shot", "within")}
-    return found | {"error": error, "interval": interval, "episodes": retrieval.EPISODES,
-                    "facts": episodes.facts}  # fmt: skip
+    error, interval = retrieval.few_shot(compare, queries, supports)
+    asked = {name: getattr(asked, name) for name in ("way", "shot", "within")}
+    found = {"error": error, "interval": interval, "episodes": retrieval.EPISODES, "facts": facts}
+    return asked | found
 
 
 def compare_all(score, variables, images, first, second):

@@ -4,8 +4,6 @@ Equal scores count as chance: a network that gives one answer to everything is r
 guess.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 
 from errors import UserError, first_five
@@ -24,9 +22,7 @@ def score_matrix(pairs, logits):
     """
     n = len(pairs.images)
     scores = np.full((n, n), -np.inf, np.float32)
-    scores[pairs.first, pairs.second] = logits
-    if not pairs.ordered:
-        scores[pairs.second, pairs.first] = logits
+    scores[pairs.first, pairs.second] = scores[pairs.second, pairs.first] = logits
     np.fill_diagonal(scores, -np.inf)
     return scores
 
@@ -40,11 +36,11 @@ def measure(pairs, logits):
     classes = np.unique(pairs.class_ids, return_inverse=True)[1]
     found = retrieve(score_matrix(pairs, logits), classes)
     asked = ~np.isnan(found[0])
-    sums = np.array([np.bincount(classes[asked], row[asked]) for row in (*found, asked)])
-    draws = class_draws(len(sums[0]))
-    of_draws = np.divide(*np.split(sums @ draws.T, [len(NAMES)]))
-    resamples = [dict(zip(NAMES, values, strict=True)) for values in of_draws.T]
-    means = dict(zip(NAMES, found[:, asked].mean(axis=1).tolist(), strict=True))
+    found, of_class, resamples = found[:, asked], classes[asked], []
+    for counts in class_draws(classes.max() + 1):
+        means = np.average(found, axis=1, weights=counts[of_class])
+        resamples.append(dict(zip(NAMES, means, strict=True)))
+    means = dict(zip(NAMES, found.mean(axis=1).tolist(), strict=True))
     return means | {"queries": int(asked.sum())}, percentiles(resamples)
 
 
@@ -67,19 +63,13 @@ def retrieve(scores, classes):
     return found
 
 
-class Episodes(NamedTuple):
-    """Questions of N-way K-shot: of which class of N is the query, by K images of each?"""
-
-    queries: np.ndarray  # int [episodes, N], one image of each class
-    supports: np.ndarray  # int [episodes, N, K], other images of the classes
-    facts: list  # of str: how many groups there are, and what is left out
-
-
 def draw_episodes(classes, groups, way, shot, seed):
-    """Draws EPISODES, each of one group, as a function of the seed alone; raises UserError.
+    """Questions of N-way K-shot: of which class of N is the query, by K images of each?
 
-    classes: int [n], 0 ... k - 1, of the images; groups: str [k], of the classes. Every group of
-    `way` classes or more is as probable as another, and so is every class in it.
+    classes: int [n], 0 ... k - 1, of the images; groups: str [k], of the classes. An episode is of
+    one group: every group of N = `way` classes or more is as probable as another, and so is every
+    class in it. Returns queries int [EPISODES, N], an image of each class, supports int [EPISODES,
+    N, K], others, and facts: list of str, what is left out. Raises UserError.
     """
     counts = np.bincount(classes)
     usable = counts > shot
@@ -101,16 +91,15 @@ def draw_episodes(classes, groups, way, shot, seed):
         kinds = random.choice(np.flatnonzero(usable & (group == chosen)), way, replace=False)
         drawn.append([random.choice(members[k], shot + 1, replace=False) for k in kinds])
     images = np.array(drawn)
-    return Episodes(images[..., 0], images[..., 1:], facts)
+    return images[..., 0], images[..., 1:], facts
 
 
-def few_shot(compare, episodes):
-    """Mean error of the episodes, and its 95 % interval: (float, (low, high)).
+def few_shot(compare, queries, supports):
+    """Mean error of episodes, and its 95 % interval: (float, (low, high)).
 
     compare(first, second) returns the scores of images at these indices, which are broadcast. The
     answer is the class of the highest mean score.
     """
-    queries, supports, _ = episodes
     scores = compare(queries[:, :, None, None], supports[:, None]).mean(axis=-1)
     own = np.diagonal(scores, axis1=1, axis2=2)[..., None]
     ties, lost = (scores == own).sum(axis=2), (scores > own).any(axis=2)
