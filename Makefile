@@ -2,7 +2,6 @@
 # make test    installs into VENV, runs the linter and the tests
 # make slow    runs the tests that take minutes
 # make torture kills training at random moments for 15 minutes and checks that no bit is lost
-# make compare trains the configs in COMPARED from three seeds each, writes runs/compare/comparison.md
 #
 # Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
 # Another CUDA than the one found: make train REQUIREMENTS=requirements.txt VENV=.venv-cuda12
@@ -10,7 +9,6 @@ CONFIG ?= configs/default.py
 WORKDIR ?= runs/$(basename $(notdir $(CONFIG)))
 PYTHON ?= python3
 VENV ?= .venv
-COMPARED ?= default small_stem light cosine contrastive two_channel joint frozen everywhere heldout unseen
 
 # What VENV was made with; before that, what the NVIDIA driver and every GPU can do.
 INSTALLED := $(shell cat $(VENV)/installed 2>/dev/null)
@@ -24,13 +22,6 @@ endif
 
 train: $(VENV)/installed
 	$(VENV)/bin/python train.py --config=$(CONFIG) --workdir="$(WORKDIR)"
-
-compare: $(VENV)/installed
-	for run in $(foreach seed,0 1 2,$(COMPARED:=-$(seed))); do \
-		$(VENV)/bin/python train.py --config=configs/$${run%-*}.py --config.seed=$${run##*-} \
-			--workdir=runs/compare/$$run || exit 1; \
-	done
-	$(VENV)/bin/python evaluate.py --workdir=$$(echo runs/compare/*/ | tr ' ' ,)
 
 torture: $(VENV)/installed
 	$(VENV)/bin/python tests/torture.py --minutes=15
@@ -50,4 +41,4 @@ $(VENV)/installed: $(wildcard requirements*.txt)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
 	@echo $(REQUIREMENTS) > $@
 
-.PHONY: train compare torture test slow
+.PHONY: train torture test slow

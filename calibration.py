@@ -3,11 +3,13 @@
     logit = scale * logit + shift    # J. Platt, "Probabilistic Outputs for SVMs", 1999
 
 They become part of the head's own parameters, so whatever uses the network uses them. The run's
-folder keeps them in calibration.json, for one step. Networks of drawn shapes are left as they are:
-most are never wrong, and then no scale is large enough. So is the euclidean head, which has none.
+folder keeps them for one step, and the fitted threshold too. Networks of drawn shapes are left as
+they are: most are never wrong, and then no scale is large enough. So is the euclidean head, which
+has none.
 """
 
 import json
+import sys
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -21,8 +23,7 @@ NONE = (1.0, 0.0)
 
 def is_possible(config):
     """Whether networks of this config are calibrated."""
-    learns = config.model.fusion != "siamese" or config.model.head != "euclidean"
-    return config.data.source != "shapes" and learns
+    return config.data.source != "shapes" and config.model.head != "euclidean"
 
 
 def fit(scores, weight):
@@ -56,30 +57,33 @@ def apply(variables, scale, shift):
         params[steep] = np.float32(params[steep] + np.log(scale))
         params[place] = np.float32(params[place] - shift / np.exp(params[steep]))
     else:
-        (*layer, _), *_ = (path for path in params if path[-2:] == ("logit", "kernel"))
-        params[*layer, "kernel"] = np.float32(scale * params[*layer, "kernel"])
-        params[*layer, "bias"] = np.float32(scale * params[*layer, "bias"] + shift)
+        kernel, bias = (("head", "logit", name) for name in ("kernel", "bias"))
+        params[kernel] = np.float32(scale * params[kernel])
+        params[bias] = np.float32(scale * params[bias] + shift)
     return variables | {"params": unflatten_dict(params)}
 
 
-def keep(workdir, step, scale, shift):
-    """Writes what was fitted for a step into the run's folder; raises UserError."""
-    path, numbers = workdir / CALIBRATION, {"step": step, "scale": scale, "shift": shift}
+def keep(path, step, numbers):
+    """Writes what was fitted for a step, a dict, into the run's folder; raises UserError."""
     try:
-        path.write_text(json.dumps(numbers, indent=2) + "\n")
+        path.write_text(json.dumps({"step": step} | numbers, indent=2) + "\n")
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
-def kept(workdir, step):
-    """(scale, shift) that were fitted for a step; NONE where there are none. Raises UserError."""
-    path = workdir / CALIBRATION
+def kept(path, step, *names):
+    """The numbers of these names that were fitted for a step: list of float.
+
+    None where there are none, with a warning if they are of another step. Raises UserError if the
+    file is damaged.
+    """
     try:
         found = json.loads(path.read_text())
-        numbers = float(found["scale"]), float(found["shift"])
-        return numbers if found["step"] == step and numbers[0] > 0 else NONE
+        if found["step"] == step:
+            return [float(found[name]) for name in names]
+        print(f"warning: {path} is of step {found['step']}, not of {step}", file=sys.stderr)
+        return None
     except FileNotFoundError:
-        return NONE
+        return None
     except (ValueError, TypeError, KeyError):
-        text = "is no saved calibration; delete it, and train.py's command writes it again"
-        raise UserError(f"{path} {text}") from None
+        raise UserError(f"{path} is damaged: delete it, and fit it again") from None

@@ -69,7 +69,7 @@ def parse(define_flags):
         )
     check_tuples(options)
     if not options["verbosity"].present:
-        # Orbax and CLU log much; their errors are raised, too.
+        # Orbax logs much; its errors are raised, too.
         logging.set_verbosity(logging.FATAL)
     return options
 

@@ -3,24 +3,22 @@
 CLU and TensorBoard are imported in functions: they take seconds, and CLU loads TensorFlow.
 """
 
-import importlib
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import jax
 
 
 class Writer:
-    """Writes for TensorBoard in a thread.
+    """Writes the curves of a training into its folder, in a thread.
 
     If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
     processes only the first writes. A context manager: on exit it waits for the thread.
     """
 
-    def __init__(self, folder, start=None):
-        """start: the step from which a training starts or resumes; None for an evaluation."""
+    def __init__(self, folder, start):
+        """start: the step from which the training starts or resumes."""
         self.folder, self.start, self.writer = folder, start, None
         self.thread = ThreadPoolExecutor(1, "curves")
         self.failed = jax.process_index() > 0
@@ -33,11 +31,11 @@ class Writer:
         self.submit(lambda: self.writer.close())
         self.thread.shutdown()
 
-    def write(self, kind, step, values):
-        """Writes {tag: value} in the thread; kind: "scalars", "images" or "texts", as in CLU."""
+    def write(self, step, values):
+        """Writes {tag: number} of a step, in the thread."""
 
         def write():
-            getattr(self.writer, f"write_{kind}")(step, values)
+            self.writer.write_scalars(step, values)
             self.writer.flush()
 
         self.submit(write)
@@ -61,10 +59,11 @@ class Writer:
             print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
 
     def open(self):
-        if self.start is not None:
-            mark_start(self.folder, self.start)
-        create = import_metric_writers().create_default_writer
-        self.writer = create(self.folder, asynchronous=False)
+        mark_start(self.folder, self.start)
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
+        from clu import metric_writers
+
+        self.writer = metric_writers.create_default_writer(self.folder, asynchronous=False)
 
 
 def mark_start(folder, step):
@@ -75,24 +74,6 @@ def mark_start(folder, step):
     writer = EventFileWriter(str(folder))
     writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
     writer.close()
-
-
-def import_slow():
-    """Imports in advance what takes seconds, for a thread while a program starts."""
-    # What fails here is raised again where the package is needed. SystemError: before Python 3.11.8
-    # two threads that parse Python code at once disturb each other (CPython's issue 106905).
-    with suppress(ImportError, SystemError):
-        import_metric_writers()
-    for name in ("scipy.stats", "sklearn.metrics", "matplotlib.figure"):
-        with suppress(ImportError, SystemError):
-            importlib.import_module(name)
-
-
-def import_metric_writers():
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
-    from clu import metric_writers
-
-    return metric_writers
 
 
 def read(workdir, *tags):

@@ -3,8 +3,8 @@
     python export.py                               # the newest run under runs/
     python export.py --workdir=runs/light --numpy
 
-A siamese network has two parts: the encoder, which runs once for each image, and the head, which
-compares two embeddings. docs/export.md shows how to load both.
+There are two parts: the encoder, which runs once for each image, and the head, which compares two
+embeddings. docs/export.md shows how to load both.
 """
 
 from errors import UserError  # first: from here on a missing package is one line
@@ -26,7 +26,8 @@ import command_line
 import fingerprint
 import runtime
 import settings
-from scoring import load_run
+from model import create_model
+from scoring import kept_threshold, load_variables
 from splits import read_fingerprint
 
 PLATFORMS = ("cpu", "cuda")
@@ -35,7 +36,7 @@ PLATFORMS = ("cpu", "cuda")
 def define_flags():
     flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
     flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
-    flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a siamese cnn.")
+    flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a cnn.")
     runtime.define_flags()
 
 
@@ -46,9 +47,8 @@ def main(options):
     workdir = named or settings.newest_run(Path("runs"))
     settings.check_step(options.step)
     config = settings.load_config(workdir)
-    kind = config.model.fusion, config.model.encoder
-    if options.numpy and kind != ("siamese", "cnn"):
-        text = f"for a siamese cnn, this is a {' '.join(kind)}; leave the option out"
+    if options.numpy and config.model.encoder != "cnn":
+        text = f"for a cnn, this is a {config.model.encoder}; leave the option out"
         raise UserError(f"--numpy: {text}")
     settings.check_writable(workdir / "export", f"--workdir={workdir}")
     write_export(config, workdir, options.step, options.numpy)
@@ -56,13 +56,17 @@ def main(options):
 
 def write_export(config, workdir, which, for_numpy):
     """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
-    model, step, variables, threshold = load_run(config, workdir, which)
+    model = create_model(config)
+    step, variables = load_variables(config, workdir, model, which)
+    threshold = kept_threshold(config, workdir, step)
+    encoder, head = export_parts(config, model, variables)
+    (_, width), dtype = encoder.out_avals[0].shape, encoder.out_avals[0].dtype
     size, channels = config.data.image_size, config.data.channels
     kept = read_fingerprint(workdir)
     facts = {
         "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
         "fit": f"{config.data.fit}: how an image became a square, see configs/default.py",
-        "embeddings": None,
+        "embeddings": f"{dtype} [n, {width}]",
         "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
         "threshold": {"logit": threshold, "probability": float(expit(threshold))},
         "platforms": PLATFORMS,
@@ -73,26 +77,20 @@ def write_export(config, workdir, which, for_numpy):
     }
     folder = workdir / "export"
     folder.mkdir(exist_ok=True)
-    for path in (*folder.glob("*.stablehlo"), folder / "weights.npz"):
-        path.unlink(missing_ok=True)  # of another step
-    for name, part in export_parts(config, model, variables).items():
-        path = folder / f"{name}.stablehlo"
-        path.write_bytes(part.serialize())
-        print(f"wrote {path}: {path.stat().st_size:,} bytes")
-        if name == "encoder":
-            _, width = part.out_avals[0].shape
-            facts["embeddings"] = f"{part.out_avals[0].dtype} [n, {width}]"
-            print(f"  {width * part.out_avals[0].dtype.itemsize:,} bytes of embedding an image")
+    (folder / "encoder.stablehlo").write_bytes(encoder.serialize())
+    (folder / "head.stablehlo").write_bytes(head.serialize())
+    (folder / "weights.npz").unlink(missing_ok=True)  # of another step
     if for_numpy:
-        path = folder / "weights.npz"
-        np.savez(path, **to_arrays(config, variables))
-        print(f"wrote {path}: {path.stat().st_size:,} bytes")
+        np.savez(folder / "weights.npz", **to_arrays(config, variables))
     (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"wrote {folder / 'export.json'}")
+    names = "encoder.stablehlo", "head.stablehlo", *["weights.npz"] * for_numpy, "export.json"
+    for name in names:
+        print(f"wrote {folder / name}: {(folder / name).stat().st_size:,} bytes")
+    print(f"an embedding has {width * dtype.itemsize:,} bytes")
 
 
 def export_parts(config, model, variables):
-    """{name: jax.export.Exported} for any number n of rows: encoder and head, or network."""
+    """(encoder, head), each a jax.export.Exported for any number n of rows."""
     size, channels = config.data.image_size, config.data.channels
     (n,) = export.symbolic_shape("n")
     images = jax.ShapeDtypeStruct((n, size, size, channels), jnp.uint8)
@@ -101,15 +99,13 @@ def export_parts(config, model, variables):
         function = jax.jit(partial(model.apply, variables, method=method))
         return export.export(function, platforms=PLATFORMS)(*arguments)
 
-    if not model.has_embeddings:
-        return {"network": exported("compare", images, images)}
     encoder = exported("encode", images)
     embeddings = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
-    return {"encoder": encoder, "head": exported("compare", embeddings, embeddings)}
+    return encoder, exported("compare", embeddings, embeddings)
 
 
 def to_arrays(config, variables):
-    """A siamese CNN as {name: array}, with BatchNorm folded into kernels and biases."""
+    """A network with a CNN as {name: array}, with BatchNorm folded into kernels and biases."""
     params, statistics = (variables[kind].get("encoder", {}) for kind in ("params", "batch_stats"))
     strides = [2 if i == 0 else 1 for depth in config.model.stage_sizes for i in range(depth)]
     arrays = {"strides": np.array(strides)}

@@ -1,7 +1,6 @@
 """The figures of an evaluation (Matplotlib). Slow imports are in functions."""
 
 import io
-import itertools
 import warnings
 
 import numpy as np
@@ -11,9 +10,7 @@ import curves
 import data
 import metrics
 
-MOST_KINDS = 12  # classes in the embedding map and in the breakdown
-MOST_POINTS = 2000  # in the embedding map
-GREEN_AND_RED = ("tab:green", "tab:red")
+MOST_KINDS, MOST_POINTS = 12, 2000  # classes and images in the embedding map
 
 
 def new_figure(width, height):
@@ -27,31 +24,28 @@ def new_figure(width, height):
 
 
 def render(figure):
-    """A figure as an image: (PNG bytes, pixels uint8 [height, width, 3])."""
+    """A figure as the bytes of a PNG file."""
     file = io.BytesIO()
     with warnings.catch_warnings():  # a letter that the font lacks becomes a box
         warnings.filterwarnings("ignore", "Glyph")
         figure.savefig(file, format="png")
-    return file.getvalue(), np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    return file.getvalue()
 
 
 def plot_figures(config, workdir, evaluation):
     """{name: Figure} of all plots for which the evaluation has data."""
-    figures = {"pairs": plot_pairs(evaluation), "training": plot_training(workdir)}
+    figures = {}
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
+    figures["training"] = plot_training(workdir)
     names, embeddings = kind_names(config, evaluation.pairs), evaluation.embeddings
-    if names is not None and embeddings is not None and min(embeddings.shape) > 1:
+    if names is not None and min(embeddings.shape) > 1:
         figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
-    tables = breakdown(evaluation, names)
-    if tables:
-        figures["breakdown"] = plot_breakdown(tables)
-    return figures
+    return figures | {"pairs": plot_pairs(evaluation)}
 
 
 def plot_decisions(evaluation):
-    """ROC, DET, reliability diagram and histogram of the probabilities."""
-    from scipy.stats import norm
+    """ROC, reliability diagram and histogram of the probabilities."""
     from sklearn.metrics import roc_curve
 
     logits, _, _, label = evaluation.scores
@@ -59,26 +53,15 @@ def plot_decisions(evaluation):
     far, tar, _ = roc_curve(label, logits, sample_weight=weight)
     figure = new_figure(5.7, 5.7)
     figure.get_layout_engine().set(h_pad=0.1)
-    roc, det, reliable, counts = figure.subplots(2, 2).flat
+    roc, reliable, counts = figure.subplot_mosaic("ab;cc").values()
     roc.plot(far, tar, drawstyle="steps-post")
     roc.set(title="ROC", xlabel="false accept rate", ylabel="true accept rate")
-    shown = (far > 0) & (tar < 1)
-    det.plot(norm.ppf(far[shown]), norm.ppf(1 - tar[shown]))
-    ticks = [0.001, 0.01, 0.1, 0.5]
-    for set_ticks in (det.set_xticks, det.set_yticks):
-        set_ticks(norm.ppf(ticks), [f"{tick:g}" for tick in ticks], fontsize=8)
-    limits = norm.ppf([0.0005, 0.8])
-    det.set(title="DET", xlabel="false accept rate", ylabel="false reject rate")
-    det.set(xlim=limits, ylim=limits)
-    if not shown.any():
-        det.text(0.5, 0.5, "a threshold separates all", ha="center", transform=det.transAxes)
     expected, observed, _ = metrics.calibration(probability, label, weight)
     reliable.plot([0, 1], [0, 1], "--", color="grey", linewidth=1)
     reliable.plot(expected, observed, "o-", markersize=4)
     reliable.set(title="reliability", xlabel="probability of same", ylabel="frequency of same")
-    for truth, color in zip((1, 0), GREEN_AND_RED, strict=True):
+    for truth, name, color in ((1, "same", "tab:green"), (0, "different", "tab:red")):
         chosen = label == truth
-        name = "same" if truth else "different"
         counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
                     color=color, label=name)  # fmt: skip
     counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
@@ -139,77 +122,6 @@ def plot_embeddings(evaluation, names, directions):
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
     axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
     axes.legend(markerscale=2, fontsize=8)
-    return figure
-
-
-def breakdown(evaluation, names):
-    """Accuracy by a property of pairs: {title: (names of rows, names of columns, float [r, c])}.
-
-    Classes and sizes: rows are for image 1, columns for image 2. Distance of the centres and
-    difference of the angles: one row. A property with one value is left out. nan: no such pair.
-    """
-    pairs = evaluation.pairs
-    right = evaluation.scores.predicted == (pairs.label == 1)
-    weight, both, tables = pairs.weight, (pairs.first, pairs.second), {}
-
-    def add(title, places1, places2, rows, columns):
-        if len(columns) == 1:
-            return
-        shape = len(rows), len(columns)
-        cells = np.ravel_multi_index((places1, places2), shape)
-        sums = [
-            np.bincount(cells, w, np.prod(shape)).reshape(shape) for w in (weight, weight * right)
-        ]
-        if not pairs.ordered and len(rows) > 1:
-            sums = [one + one.T for one in sums]
-        with np.errstate(invalid="ignore"):
-            tables[title] = rows, columns, sums[1] / sums[0]
-
-    def in_bins(values, count):
-        edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)).round(1))
-        if len(edges) < 2:
-            return np.zeros(len(values), int), [""]
-        bins = (np.searchsorted(edges, values, "right") - 1).clip(0, len(edges) - 2)
-        return bins, [f"{low:g} to {high:g}" for low, high in itertools.pairwise(edges)]
-
-    if names is not None and len(np.unique(names)) <= MOST_KINDS:
-        kinds, places = np.unique(names, return_inverse=True)
-        texts = [short(kind, 22) for kind in kinds]
-        add("classes", *(places[i] for i in both), texts, texts)
-    latents = pairs.latents
-    if latents is not None:
-        bins, texts = in_bins(latents.size, 5)
-        add("sizes, pixels", *(bins[i] for i in both), texts, texts)
-        down, along, turn = (
-            np.abs(field[pairs.first] - field[pairs.second])
-            for field in (latents.row, latents.column, latents.angle)
-        )
-        for title, values in {
-            "distance of the centres, pixels": np.hypot(down, along),
-            "difference of the angles, degrees": np.minimum(turn, 360 - turn),
-        }.items():
-            bins, texts = in_bins(values, 6)
-            add(title, np.zeros(len(bins), int), bins, [""], texts)
-    return tables
-
-
-def plot_breakdown(tables):
-    """Heat maps of accuracy; the colour scale begins at the worst cell, or at 99 %."""
-    figure = new_figure(12, 3.6)
-    lowest = min(np.nanmin(table) for *_, table in tables.values())
-    widths = [max(2, len(columns)) for _, columns, _ in tables.values()]
-    grid = figure.subplots(1, len(tables), width_ratios=widths, squeeze=False)[0]
-    for axes, (title, (rows, columns, table)) in zip(grid, tables.items(), strict=True):
-        aspect = "auto" if len(rows) > 1 else "equal"
-        axes.imshow(table, "RdYlGn", vmin=min(lowest, 0.99), vmax=1, aspect=aspect, alpha=0.6)
-        axes.set_title(title, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns, rotation=45, ha="right", fontsize=8)
-        axes.set_yticks(range(len(rows)), rows, fontsize=8)
-        axes.tick_params(length=0)
-        for (i, j), value in np.ndenumerate(table):
-            text = "" if np.isnan(value) else f"{100 * value:.1f}"
-            axes.text(j, i, text, ha="center", va="center", fontsize=8 if len(rows) < 8 else 6)
-    figure.suptitle("accuracy, %")
     return figure
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import command_line
 import settings
 import train
-from report import write_table
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -66,8 +65,11 @@ def summarize(workdir, found):
     rows |= {"mean": values.mean(axis=0), "standard deviation": values.std(axis=0, ddof=1)}
     kept = {name: dict(zip(known, row.tolist(), strict=True)) for name, row in rows.items()}
     (workdir / "folds.json").write_text(json.dumps(kept, indent=2) + "\n")
-    table = [{"test": name} | {k: f"{v:.4f}" for k, v in row.items()} for name, row in kept.items()]
-    write_table(workdir / "folds.md", table)
+    lines = [["test", *known], ["---"] * (len(known) + 1)]
+    lines += ([name, *(f"{value:.4f}" for value in row)] for name, row in rows.items())
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    (workdir / "folds.md").write_text(table)
+    print(f"{table}wrote {workdir / 'folds.md'}")
 
 
 if __name__ == "__main__":

@@ -84,32 +84,7 @@ def supcon(embeddings, everyone, same, different):
     return -(shares(same) * log_p).sum(axis=1)
 
 
-def triplet(embeddings, everyone, same, different):
-    """Hermans et al. 2017, arXiv:1703.07737: batch hard, soft margin, Euclidean distances."""
-    cosines = products(embeddings, everyone)  # of unit vectors: they have the distances' order
-    farthest = everyone[jnp.where(same, cosines, -NONE).argmin(axis=1)]
-    nearest = everyone[jnp.where(different, cosines, NONE).argmax(axis=1)]
-    # At 0 a root has no gradient; with this tiny number it has one, 0.
-    far, near = (jnp.sqrt(((embeddings - e) ** 2).sum(-1) + 1e-12) for e in (farthest, nearest))
-    return softplus(far - near)
-
-
-def prototypes(embeddings, everyone, same, different):
-    """Snell et al. 2017, arXiv:1703.05175: the nearest class mean, each image left out of its own.
-
-    A softmax over half the squared distances, so that between unit vectors the scale is `supcon`'s.
-    """
-    members = lax.all_gather(~different, AXIS, tiled=True)  # [m, m]: of the same class
-    means = products(shares(members), everyone.T)  # [m, size]: of the class of each image
-    own_mean = products(shares(same), everyone.T)
-    # |e - mean|^2 without |e|^2, which all scores of an image would share.
-    own = ((embeddings * own_mean).sum(-1) - (own_mean**2).sum(-1) / 2) / TEMPERATURE
-    others = (products(embeddings, means) - (means**2).sum(-1)[None] / 2) / TEMPERATURE
-    once = jnp.log(members.sum(axis=1, dtype=jnp.float32))[None]  # a class counts once, of any size
-    return softplus(log_sum(others - once, different) - own)
-
-
-METRIC_LOSSES = {f.__name__: f for f in (multi_similarity, supcon, triplet, prototypes)}
+METRIC_LOSSES = {f.__name__: f for f in (multi_similarity, supcon)}
 """Each: (unit vectors [n, size], [m, size], same, different bool [n, m]) -> losses float32 [n].
 
 same: two images of one class, not an image and itself. What an image without a "same" or without a

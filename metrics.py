@@ -56,17 +56,11 @@ def ranking_metrics(logits, label, weight):
     The equal error rate is interpolated between the two nearest points of the ROC. TAR at a FAR is
     the highest TAR of all thresholds with at most this FAR.
     """
-    from sklearn.metrics import roc_curve
+    from sklearn.metrics import auc, roc_curve
 
     if len(np.unique(label[weight > 0])) < 2:
         return dict.fromkeys(RANKING)
-    return of_curve(*roc_curve(label, logits, sample_weight=weight, drop_intermediate=False)[:2])
-
-
-def of_curve(far, tar):
-    """As `ranking_metrics`, of the points of a ROC from (0, 0) to (1, 1)."""
-    from sklearn.metrics import auc
-
+    far, tar, _ = roc_curve(label, logits, sample_weight=weight, drop_intermediate=False)
     eer = np.interp(0, far - (1 - tar), far)
     tars = (tar[far <= rate + 1e-12].max() for rate in FALSE_ACCEPT_RATES)
     return dict(zip(RANKING, map(float, (auc(far, tar), eer, *tars)), strict=True))
@@ -114,20 +108,19 @@ def calibration_error(probability, label, weight):
 def intervals(logits, losses, predicted, label):
     """95 % intervals of the metrics of n independently drawn pairs: {name: (low, high)}.
 
-    Accuracy, precision and recall are proportions: theirs are Wilson's. The others are percentiles
-    of the bootstrap (Efron 1979). A metric that is the same in each resample has none.
+    Percentiles of the bootstrap (Efron 1979); a metric that is the same in each resample has none.
+    The accuracy has Wilson's interval, which is right where few answers are wrong, or none.
     """
+    from scipy.stats import binomtest
+
     random, n = np.random.default_rng(0), len(label)
     resamples = [
         compute_metrics(logits, losses, predicted, label, random.multinomial(n, np.ones(n) / n))
         for _ in range(RESAMPLES)
     ]
-    found = percentiles(resamples)
-    same, right, every = label == 1, predicted == (label == 1), np.ones(n, bool)
-    for name, among in (("accuracy", every), ("precision", predicted), ("recall", same)):
-        if among.any():
-            found[name] = wilson(int(right[among].sum()), int(among.sum()))
-    return {name: (float(low), float(high)) for name, (low, high) in found.items()}
+    right = int((predicted == (label == 1)).sum())
+    wilson = binomtest(right, n).proportion_ci(method="wilson")
+    return percentiles(resamples) | {"accuracy": (float(wilson.low), float(wilson.high))}
 
 
 def percentiles(resamples):
@@ -147,11 +140,12 @@ def class_draws(count):
 
 
 def draw_rows(weight, most):
-    """So many rows drawn by their weight [m], sum 1: int [most]; None where they are no more."""
+    """(rows, their weights) of m weighted pairs: all, or so many drawn by weight [m], sum 1."""
     if len(weight) <= most:
-        return None
+        return np.arange(len(weight)), weight
     edges, uniform = np.cumsum(weight), np.random.default_rng(0).random(most)
-    return np.searchsorted(edges, uniform * edges[-1], "right").clip(0, len(weight) - 1)
+    rows = np.searchsorted(edges, uniform * edges[-1], "right").clip(0, len(weight) - 1)
+    return rows, np.full(most, 1 / most)
 
 
 def class_intervals(scores, pairs):
@@ -162,48 +156,23 @@ def class_intervals(scores, pairs):
     one class as often as that (Bolle, Ratha & Pankanti 2004). A copy of a class is not compared
     with another copy. The shares of "same" and "different" stay as they are.
     """
-    classes, weight = np.unique(pairs.class_ids, return_inverse=True)[1], pairs.weight
-    rows = draw_rows(weight, MOST_RESAMPLED)
-    rows, weight = (np.arange(len(weight)), weight) if rows is None else (rows, np.ones(len(rows)))
-    order = np.argsort(-scores.logits[rows], kind="stable")
+    rows, weight = draw_rows(pairs.weight, MOST_RESAMPLED)
+    order = np.argsort(scores.logits[rows])  # sorted logits are faster to sort again
     rows, weight = rows[order], weight[order]
-    ends = np.append(np.flatnonzero(np.diff(scores.logits[rows])), len(rows) - 1)  # of ties
-    kinds = []  # of different and same pairs: their classes, weight, answers, places in the curve
-    for label in (0, 1):
-        one = scores.label[rows] == label
-        both = (classes[place[rows[one]]] for place in (pairs.first, pairs.second))
-        right = scores.predicted[rows[one]] == label
-        kinds.append((*both, weight[one], right, np.append(0, np.cumsum(one)[ends])))
-    share = pairs.weight @ pairs.label
-    return percentiles(
-        [resample_classes(counts, kinds, share) for counts in class_draws(classes.max() + 1)]
-    )
-
-
-def resample_classes(counts, kinds, share):
-    """Accuracy and RANKING where classes count so often, [k]; None where no pair is left."""
-    curve, right = [], []
-    for label, (class1, class2, weight, is_right, places) in enumerate(kinds):
-        weight = weight * counts[class1]
-        weight *= 1 if label else counts[class2]
-        sums = np.append(0, np.cumsum(weight))
-        if not sums[-1]:
-            return dict.fromkeys(("accuracy", *RANKING))
-        curve.append(sums[places] / sums[-1])
-        right.append(weight[is_right].sum() / sums[-1])
-    return {"accuracy": (1 - share) * right[0] + share * right[1]} | of_curve(*curve)
-
-
-def wilson(successes, trials):
-    """Wilson's 95 % interval of a proportion."""
-    from scipy.stats import binomtest
-
-    return binomtest(successes, trials).proportion_ci(method="wilson")
-
-
-def most_wrong(pairs):
-    """Upper 95 % bound of the error rate if no drawn pair is wrong (Hanley & Lippman-Hand 1983)."""
-    return 1 - 0.05 ** (1 / pairs)
+    classes = np.unique(pairs.class_ids, return_inverse=True)[1]
+    class1, class2 = classes[pairs.first[rows]], classes[pairs.second[rows]]
+    logits, label = scores.logits[rows], scores.label[rows]
+    same, right = label == 1, scores.predicted[rows] == label
+    share, resamples = pairs.weight @ pairs.label, []
+    for counts in class_draws(classes.max() + 1):
+        drawn = weight * counts[class1] * np.where(same, 1, counts[class2])
+        of_same, of_different = drawn[same].sum(), drawn[~same].sum()
+        found = dict.fromkeys(("accuracy", *RANKING))
+        if of_same and of_different:
+            drawn *= np.where(same, share / of_same, (1 - share) / of_different)
+            found = {"accuracy": drawn @ right, **ranking_metrics(logits, label, drawn)}
+        resamples.append(found)
+    return percentiles(resamples)
 
 
 def fitting_pairs(pairs, far=None):
@@ -233,16 +202,3 @@ def fit_threshold(logits, label, weight, far=None):
     lower = edges[best + 1] if best + 1 < len(edges) else edges[best] - 1
     upper = edges[best] if np.isfinite(edges[best]) else lower + 1
     return float((upper + lower) / 2)
-
-
-def mcnemar(right1, right2):
-    """McNemar's exact test of two networks on the same pairs; right1, right2: bool [n].
-
-    Returns (number of pairs where only the first is right, only the second, p-value). The p-value
-    is the probability of numbers at least so unequal if both networks are equally good.
-    """
-    from scipy.stats import binomtest
-
-    only1, only2 = int((right1 & ~right2).sum()), int((right2 & ~right1).sum())
-    p = binomtest(only1, only1 + only2).pvalue if only1 + only2 else 1.0
-    return only1, only2, float(p)

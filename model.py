@@ -33,10 +33,7 @@ def create_model(config):
         "resnet18": lambda: ResNet(small=False, **sizes),
         "resnet18_small": lambda: ResNet(small=True, **sizes),
         "cnn": lambda: CNN(**sizes),
-        "vit": lambda: ViT(patch_size=options.patch_size, **sizes),
     }[options.encoder]()
-    if options.fusion != "siamese":
-        return EarlyFusion(encoder, options.fusion, dtype)
     head = {
         "mlp": lambda: MLP(options.head_features, dtype),
         "cosine": Cosine,
@@ -81,8 +78,6 @@ class Siamese(nn.Module):
     frozen: bool
     pretrained: bool
     dtype: jnp.dtype
-
-    has_embeddings = True  # an image is encoded once, for all pairs that it is in
 
     def __call__(self, image1, image2, train=False):
         """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
@@ -166,84 +161,6 @@ class Euclidean(nn.Module):
         distance = self.margin / 2 - logits
         shortfall = jnp.maximum(self.margin - distance, 0)
         return label * distance**2 + (1 - label) * shortfall**2
-
-
-class EarlyFusion(nn.Module):
-    """One pass of the encoder for each pair: not symmetric, and an image has no embedding.
-
-    two_channel: the images are concatenated along the channels (Zagoruyko & Komodakis 2015,
-    arXiv:1504.03641). joint: they are two images of one sequence, for the ViT.
-    """
-
-    encoder: nn.Module
-    fusion: str
-    dtype: jnp.dtype
-
-    has_embeddings = False
-
-    @nn.compact
-    def __call__(self, image1, image2, train=False):
-        """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
-        images = [image1, image2]
-        x = jnp.stack(images, 1) if self.fusion == "joint" else jnp.concatenate(images, -1)
-        x = x.astype(self.dtype) / 255
-        embeddings = self.encoder(x, train).astype(jnp.float32)  # of pairs
-        return nn.Dense(1, name="logit")(embeddings).squeeze(-1)
-
-    def encode(self, images):
-        """The images, unchanged: nothing is computed for one image alone."""
-        return images
-
-    def compare(self, image1, image2):
-        """As `__call__`: with `encode` it gives this class the methods of `Siamese`."""
-        return self(image1, image2)
-
-    losses = staticmethod(optax.sigmoid_binary_cross_entropy)
-
-
-class ViT(nn.Module):
-    """A pre-norm transformer over patches (Dosovitskiy et al. 2021, arXiv:2010.11929).
-
-    float [n, height, width, channels], or [n, images, height, width, channels] for several images
-    in one sequence -> embeddings [n, width]: the output at the CLS token.
-    """
-
-    stage_sizes: tuple[int]
-    width: int
-    patch_size: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x, train):
-        dense = partial(nn.Dense, dtype=self.dtype)
-        norm = partial(nn.LayerNorm, dtype=self.dtype)
-
-        def learnt(name, *shape):
-            return self.param(name, nn.initializers.normal(0.02), shape).astype(self.dtype)
-
-        x = dense(self.width, name="patch")(to_patches(x, self.patch_size))
-        _, images, patches, _ = x.shape
-        x += learnt("position", 1, 1, patches, self.width)
-        if images > 1:
-            x += learnt("image", 1, images, 1, self.width)
-        x = x.reshape(x.shape[0], images * patches, self.width)
-        cls = jnp.broadcast_to(learnt("cls", 1, 1, self.width), (x.shape[0], 1, self.width))
-        x = jnp.concatenate([cls, x], axis=1)
-        heads = max(1, self.width // 32)
-        attention = partial(nn.MultiHeadDotProductAttention, heads, dtype=self.dtype)
-        for block in range(self.stage_sizes[0]):
-            x += attention(name=f"attention_{block}")(norm()(x))
-            hidden = dense(4 * self.width, name=f"hidden_{block}")(norm()(x))
-            x += dense(self.width, name=f"output_{block}")(nn.gelu(hidden))
-        return norm()(x[:, 0])
-
-
-def to_patches(x, size):
-    """[n, (images,) height, width, channels] -> [n, images, patches, size * size * channels]."""
-    height, width, channels = x.shape[-3:]
-    images, rows, columns = 1 if x.ndim == 4 else x.shape[1], height // size, width // size
-    x = x.reshape(x.shape[0], images, rows, size, columns, size, channels).swapaxes(3, 4)
-    return x.reshape(x.shape[0], images, rows * columns, size * size * channels)
 
 
 class CNN(nn.Module):

@@ -1,4 +1,4 @@
-"""What an evaluation writes: a table, metrics.json, figures, report.html, TensorBoard's copies.
+"""What an evaluation writes: a table, metrics.json, figures, report.html.
 
 Everything goes to workdir/evaluation. The page is one file that works offline.
 """
@@ -14,7 +14,6 @@ import numpy as np
 from scipy.special import expit
 
 import baselines
-import curves
 import data
 import figures
 import metrics
@@ -34,19 +33,27 @@ def write_report(config, workdir, step, evaluations, score):
     lines = baselines.measure(config, score, evaluation)
     if jax.process_index():
         return
-    evaluation, bounds = complete(config, evaluation, lines)
+    bounds = complete(config, evaluation, lines)
+    table = format_table(step, evaluations, bounds)
+    print(table)
+    values = evaluation.metrics | {"step": step, "split": split}
+    values |= {"intervals": bounds} if bounds else {}
+    folder = workdir / "evaluation"
     try:
-        write_files(config, workdir, step, evaluations | {split: evaluation}, bounds)
-    except BrokenPipeError:  # the reader of the output has gone: `command_line.run` exits
-        raise
+        folder.mkdir(exist_ok=True)
+        (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        write_page(config, workdir, split, evaluation, table)
+        write_hardest(config, folder, evaluation)
     except OSError as error:
-        raise UserError(
-            f"the report cannot be written: {error}; python evaluate.py writes it again"
-        ) from None
+        text = f"the report cannot be written: {error}; python evaluate.py writes it again"
+        raise UserError(text) from None
+    print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
+    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
+        print(warning)
 
 
 def complete(config, evaluation, lines):
-    """(the evaluation with what its metrics lack, 95 % intervals {name: (low, high)}).
+    """Adds to the metrics what they lack; returns 95 % intervals {name: (low, high)}.
 
     Of files that are retrieval, where every pair of classes is known, and `baselines.measure`.
     """
@@ -56,46 +63,15 @@ def complete(config, evaluation, lines):
     elif config.data.source != "shapes" and pairs.class_ids is not None:
         found, bounds = retrieval.measure(pairs, evaluation.scores.logits)
         bounds = metrics.class_intervals(evaluation.scores, pairs) | bounds
-        values = values | found | {"classes": len(np.unique(pairs.class_ids))}
-    bounds = {name: two for name, two in bounds.items() if values[name] is not None}
-    values = values | ({"no_learning": lines} if lines else {})
-    return evaluation._replace(metrics=values), bounds
-
-
-def write_files(config, workdir, step, evaluations, bounds):
-    """As `write_report`, but raises OSError; bounds: intervals of the last evaluation's metrics."""
-    split, evaluation = list(evaluations.items())[-1]
-    table = format_table(step, evaluations, bounds)
-    print(table)
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    values = evaluation.metrics | {"step": step, "split": split}
-    values |= {"intervals": bounds} if bounds else {}
-    (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    plots = figures.plot_figures(config, workdir, evaluation)
-    images = {name: figures.render(figure) for name, figure in plots.items()}
-    for name, (png, _) in images.items():
-        (folder / f"{name}.png").write_bytes(png)
-    page = format_page(config, workdir, split, evaluation, table, images)
-    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
-    write_embeddings(config, folder, evaluation)
-    write_hardest(config, folder, evaluation)
-    pixels = {f"{split}/{name}": p[None] for name, (_, p) in images.items()}
-    with curves.Writer(folder) as writer:
-        for name, one in evaluations.items():
-            writer.write("scalars", step, scalars(name, one))
-        writer.write("images", step, pixels)
-    print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
-    lines = evaluation.metrics.get("no_learning", {})
-    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
-        print(warning)
+        values |= found | {"classes": len(np.unique(pairs.class_ids))}
+    values |= {"no_learning": lines} if lines else {}
+    return {name: two for name, two in bounds.items() if values[name] is not None}
 
 
 def scalars(split, evaluation):
     """{tag: number} of an evaluation, for TensorBoard."""
-    others = ("pairs", "different_pairs", "exact", "threshold", "queries", "classes")
-    numbers = {k: v for k, v in evaluation.metrics.items() if isinstance(v, (int, float))}
-    return {f"{split}/{k}": v for k, v in numbers.items() if k not in others}
+    numbers = {name: evaluation.metrics[name] for name in (*metrics.NAMES, "wrong")}
+    return {f"{split}/{name}": value for name, value in numbers.items() if value is not None}
 
 
 def which_pairs(evaluation):
@@ -137,9 +113,6 @@ def format_table(step, evaluations, bounds):
         for name, count in metrics.unmeasured(m["different_pairs"]).items():
             text = f"needs {count:,} different pairs, each once there are {m['different_pairs']:,}"
             lines.append(f"  {name} {text}")
-        if not m["exact"] and not m["wrong"]:
-            most = 100 * metrics.most_wrong(m["pairs"])
-            lines.append(f"  with 95 % confidence fewer than {most:.2g} % of all pairs are wrong")
     return "\n".join(lines + format_more(one))
 
 
@@ -162,27 +135,6 @@ def format_more(one):
     return lines
 
 
-def write_table(path, rows):
-    """Prints and writes rows {column: text or numbers of all seeds} as a Markdown table."""
-    texts = [{k: v if isinstance(v, str) else spread(v) for k, v in row.items()} for row in rows]
-    lines = [list(texts[0]), ["---"] * len(texts[0]), *(list(text.values()) for text in texts)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    path.write_text(table)
-    print(f"{table}wrote {path}")
-
-
-def spread(values):
-    """Numbers as a text: mean, range if they differ, how many are known if some are None."""
-    n, values = len(values), [value for value in values if value is not None]
-    if not values:
-        return ""
-    if len(values) < n:
-        return f"{spread(values)}, {len(values)} of {n}"
-    form = "{:.4f}" if all(0 <= value <= 1 for value in values) else "{:,.0f}"
-    mean, low, high = (form.format(f(values)) for f in (np.mean, min, max))
-    return mean if low == high else f"{mean} ({low} to {high})"
-
-
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{title}</title>
@@ -193,13 +145,11 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; }}
 .headline {{ font-size: 2.2rem; font-weight: 600; margin: 0; }}
 main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
   grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); }}
-section {{ min-width: 0; }} .breakdown, .pairs {{ grid-column: 1 / -1; }}
+section {{ min-width: 0; }} .pairs {{ grid-column: 1 / -1; }}
 figure {{ margin: 0; overflow-x: auto; }}
 img {{ max-width: 100%; background: white; border-radius: 8px; }}
 pre {{ overflow-x: auto; font-size: 0.8rem; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-align: right; }}
-@media (prefers-color-scheme: dark) {{ img {{ box-sizing: border-box; padding: 0.5rem; }} }}
-@media (max-width: 40rem) {{ :is(.breakdown, .pairs) img {{ max-width: none; }}
+@media (max-width: 40rem) {{ .pairs img {{ max-width: none; }}
   pre {{ white-space: pre-wrap; font-size: min(0.8rem, 2.3vw); }} }}
 @media print {{ section {{ break-inside: avoid; }} }}
 </style>
@@ -207,67 +157,40 @@ table {{ border-collapse: collapse; }} td, th {{ padding: 0.2rem 0.8rem; text-al
 <p class="headline">{headline}</p>
 <p>{summary}</p>
 <main>
-<section><h2>Metrics</h2><pre>{table}</pre>
-<h2>Confusion matrix</h2><table>
-<tr><th></th><th>said different</th><th>said same</th></tr>
-<tr><th>different</th><td>{c[0][0]:,}</td><td>{c[0][1]:,}</td></tr>
-<tr><th>same</th><td>{c[1][0]:,}</td><td>{c[1][1]:,}</td></tr></table></section>
+<section><h2>Metrics</h2><pre>{table}</pre></section>
 {figures}
 <section><h2>Trained with</h2><pre>{versions}</pre></section>
 </main>
 <details><summary>Config</summary><pre>{config}</pre></details>
 </html>
 """
-CAPTIONS = {
-    "decisions": "Decisions at every threshold",
-    "training": "Training",
-    "embeddings": "Embedding map",
-    "breakdown": "Where it is right",
-    "pairs": "Pairs, hardest first",
-}
 
 
-def format_page(config, workdir, split, evaluation, table, images):
-    """report.html as a text; images: {name: (PNG bytes, pixels)}."""
-    m = evaluation.metrics
-    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
-    sections = [
-        f'<section class="{name}"><h2>{caption}</h2><figure><img alt="{caption}" '
-        f'src="data:image/png;base64,{base64.b64encode(images[name][0]).decode()}">'
-        "</figure></section>"
-        for name, caption in CAPTIONS.items()
-        if name in images
-    ]
+def write_page(config, workdir, split, evaluation, table):
+    """Writes the figures, and report.html with all of them inside."""
+    m, folder, sections = evaluation.metrics, workdir / "evaluation", []
+    for name, plot in figures.plot_figures(config, workdir, evaluation).items():
+        png = figures.render(plot)
+        (folder / f"{name}.png").write_bytes(png)
+        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        title = f"<h2>{name.capitalize()}</h2>"
+        image = f'<figure><img alt="{name}" src="{source}"></figure>'
+        sections.append(f'<section class="{name}">{title}{image}</section>')
     if facts := data.describe(config):
         lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
         sections.append(f"<section><h2>Data</h2>{lines}</section>")
-    return PAGE.format(
+    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
+    page = PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
         summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}), "
         f"called the same from a probability of {m['threshold']:.6g} on.",
         table=html.escape(table),
-        c=m["confusion"],
         figures="\n".join(sections),
         config=html.escape(json.dumps(config.to_dict(), indent=2)),
         versions=html.escape(versions),
     )
-
-
-def write_embeddings(config, folder, evaluation):
-    """The embeddings of some images, for TensorBoard's projector, with their classes."""
-    names = figures.kind_names(config, evaluation.pairs)
-    if names is None or evaluation.embeddings is None:
-        return
-    step = -(-len(names) // figures.MOST_POINTS)
-    np.savetxt(folder / "embeddings.tsv", evaluation.embeddings[::step], "%.6g", "\t")
-    Path(folder, "classes.tsv").write_text(
-        "\n".join(names[::step]) + "\n", errors="backslashreplace"
-    )
-    Path(folder, "projector_config.pbtxt").write_text(
-        'embeddings { tensor_name: "embeddings" tensor_path: "embeddings.tsv" '
-        'metadata_path: "classes.tsv" }\n'
-    )
+    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
 
 
 def write_hardest(config, folder, evaluation):

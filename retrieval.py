@@ -1,10 +1,8 @@
 """What the field reports of images in classes: retrieval, and few-shot answers (NumPy).
 
-Equal scores count as their expected value over every order of them: a network that gives one answer
-to everything is right as often as chance.
+Equal scores count as chance: a network that gives one answer to everything is right as often as a
+guess.
 """
-
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,9 +22,7 @@ def score_matrix(pairs, logits):
     """
     n = len(pairs.images)
     scores = np.full((n, n), -np.inf, np.float32)
-    scores[pairs.first, pairs.second] = logits
-    if not pairs.ordered:
-        scores[pairs.second, pairs.first] = logits
+    scores[pairs.first, pairs.second] = scores[pairs.second, pairs.first] = logits
     np.fill_diagonal(scores, -np.inf)
     return scores
 
@@ -40,11 +36,11 @@ def measure(pairs, logits):
     classes = np.unique(pairs.class_ids, return_inverse=True)[1]
     found = retrieve(score_matrix(pairs, logits), classes)
     asked = ~np.isnan(found[0])
-    sums = np.array([np.bincount(classes[asked], row[asked]) for row in (*found, asked)])
-    draws = class_draws(len(sums[0]))
-    of_draws = np.divide(*np.split(sums @ draws.T, [len(NAMES)]))
-    resamples = [dict(zip(NAMES, values, strict=True)) for values in of_draws.T]
-    means = dict(zip(NAMES, found[:, asked].mean(axis=1).tolist(), strict=True))
+    found, of_class, resamples = found[:, asked], classes[asked], []
+    for counts in class_draws(classes.max() + 1):
+        means = np.average(found, axis=1, weights=counts[of_class])
+        resamples.append(dict(zip(NAMES, means, strict=True)))
+    means = dict(zip(NAMES, found.mean(axis=1).tolist(), strict=True))
     return means | {"queries": int(asked.sum())}, percentiles(resamples)
 
 
@@ -52,55 +48,28 @@ def retrieve(scores, classes):
     """Each of NAMES of each query: float64 [names, n]; nan without another image of its class.
 
     scores: [n, n], -inf on the diagonal; classes: int [n]. Recall at k is whether one of the k
-    nearest is of the class. "map" is the average precision, with ties as of McSherry & Najork 2008.
+    nearest is of the class. "map" is the average precision.
     """
-    n = len(scores)
-    harmonic = np.append(0, np.cumsum(1 / np.arange(1, n)))
+    n, random = len(scores), np.random.default_rng(0)
     found = np.full((len(NAMES), n), np.nan)
     for query, row in enumerate(scores):
-        same = classes == classes[query]
-        same[query] = False
-        wanted, gallery = np.sort(row[same]), np.sort(row)[1:]
-        if not len(wanted):
-            continue
-        # of each wanted image: how many have its score, and how many a higher one
-        (hits, hits_above), (ties, above) = (count(each, wanted) for each in (wanted, gallery))
-        slope = (hits - 1) / np.maximum(ties - 1, 1)
-        spread = harmonic[above + ties] - harmonic[above]
-        precision = (slope * ties + (hits_above + 1 - slope * (above + 1)) * spread) / ties
-        last = int(above[-1]), int(ties[-1]), int(hits[-1])
-        found[:, query] = *(hit_chance(k, *last) for k in NEAREST), precision.mean()
+        shuffled = random.permutation(n)  # so that equal scores are in a random order
+        order = shuffled[np.argsort(-row[shuffled])][:-1]  # without the query
+        right = classes[order] == classes[query]
+        places = np.flatnonzero(right) + 1
+        if len(places):
+            precision = np.arange(1, len(places) + 1) / places
+            found[:, query] = *(places[0] <= k for k in NEAREST), precision.mean()
     return found
 
 
-def count(ordered, values):
-    """Of each value: (how many of `ordered` are equal, how many are higher), int [m] each."""
-    left, right = (ordered.searchsorted(values, side) for side in ("left", "right"))
-    return right - left, len(ordered) - right
-
-
-def hit_chance(k, above, ties, hits):
-    """The probability that one of `hits` among `ties` equal scores is among the first k.
-
-    `above` are the images of higher scores: all of other classes.
-    """
-    drawn = np.arange(min(max(k - above, 0), ties))
-    return 1 - np.prod(np.maximum(ties - hits - drawn, 0) / (ties - drawn))
-
-
-class Episodes(NamedTuple):
-    """Questions of N-way K-shot: of which class of N is the query, by K images of each?"""
-
-    queries: np.ndarray  # int [episodes, N], one image of each class
-    supports: np.ndarray  # int [episodes, N, K], other images of the classes
-    facts: list  # of str: how many groups there are, and what is left out
-
-
 def draw_episodes(classes, groups, way, shot, seed):
-    """Draws EPISODES, each of one group, as a function of the seed alone; raises UserError.
+    """Questions of N-way K-shot: of which class of N is the query, by K images of each?
 
-    classes: int [n], 0 ... k - 1, of the images; groups: str [k], of the classes. Every group of
-    `way` classes or more is as probable as another, and so is every class in it.
+    classes: int [n], 0 ... k - 1, of the images; groups: str [k], of the classes. An episode is of
+    one group: every group of N = `way` classes or more is as probable as another, and so is every
+    class in it. Returns queries int [EPISODES, N], an image of each class, supports int [EPISODES,
+    N, K], others, and facts: list of str, what is left out. Raises UserError.
     """
     counts = np.bincount(classes)
     usable = counts > shot
@@ -116,33 +85,21 @@ def draw_episodes(classes, groups, way, shot, seed):
     if lost := (~usable).sum():
         facts.append(f"left out: {lost} classes of fewer than {shot + 1} images")
     random = np.random.Generator(np.random.Philox(key=[seed, len(SPLITS)]))  # not those of pairs
-    chosen = allowed[(random.random((EPISODES, 1)) * len(allowed)).astype(int)]
-    keys = np.where(usable & (group == chosen), random.random((EPISODES, len(counts))), 2)
-    drawn = np.argsort(keys, axis=1)[:, :way]
-    places = draw_distinct(counts[drawn], random.random((*drawn.shape, shot + 1)))
-    starts = np.cumsum(counts) - counts
-    images = np.argsort(classes, kind="stable")[starts[drawn][..., None] + places]
-    return Episodes(images[..., 0], images[..., 1:], facts)
+    members = [np.flatnonzero(classes == k) for k in range(len(counts))]
+    drawn = []
+    for chosen in random.choice(allowed, EPISODES):
+        kinds = random.choice(np.flatnonzero(usable & (group == chosen)), way, replace=False)
+        drawn.append([random.choice(members[k], shot + 1, replace=False) for k in kinds])
+    images = np.array(drawn)
+    return images[..., 0], images[..., 1:], facts
 
 
-def draw_distinct(counts, uniform):
-    """Different whole numbers below each count: int [..., k] of counts [...], uniform [..., k]."""
-    drawn = np.empty(uniform.shape, int)
-    for j in range(uniform.shape[-1]):
-        one = (uniform[..., j] * (counts - j)).astype(int)
-        for earlier in np.moveaxis(np.sort(drawn[..., :j]), -1, 0):
-            one += one >= earlier
-        drawn[..., j] = one
-    return drawn
-
-
-def few_shot(compare, episodes):
-    """Mean error of the episodes, and its 95 % interval: (float, (low, high)).
+def few_shot(compare, queries, supports):
+    """Mean error of episodes, and its 95 % interval: (float, (low, high)).
 
     compare(first, second) returns the scores of images at these indices, which are broadcast. The
     answer is the class of the highest mean score.
     """
-    queries, supports, _ = episodes
     scores = compare(queries[:, :, None, None], supports[:, None]).mean(axis=-1)
     own = np.diagonal(scores, axis1=1, axis2=2)[..., None]
     ties, lost = (scores == own).sum(axis=2), (scores > own).any(axis=2)

@@ -1,6 +1,5 @@
 """Scores pairs with a network: all pairs of a split, or a sample of them."""
 
-import json
 import math
 import sys
 from functools import partial
@@ -15,7 +14,7 @@ import calibration
 import checkpoint
 import data
 import hosts
-from errors import UserError
+from calibration import CALIBRATION, NONE
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
 
@@ -33,7 +32,7 @@ class Evaluation(NamedTuple):
     metrics: dict  # compute_metrics, None where `unmeasured`, and what `evaluate_pairs` adds
     pairs: data.Pairs
     scores: "Scores"
-    embeddings: np.ndarray  # [images, size]; None where a model has none
+    embeddings: np.ndarray  # [images, size]
 
 
 class Scores(NamedTuple):
@@ -46,20 +45,13 @@ class Scores(NamedTuple):
 
 
 def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshold=None):
-    """As `evaluate_pairs`, for the pairs of a split: all, or a sample if more than `most`."""
-    pairs = evaluation_pairs(config, split, most)
-    return evaluate_pairs(config, score, variables, pairs, threshold)
+    """As `evaluate_pairs`, for the pairs of a split: all, or a sample if more than `most`.
 
-
-def evaluation_pairs(config, split, most):
-    """Every pair of a split with its probability; a sample of them if they are more than `most`.
-
-    A siamese network is symmetric: of (a, b) and (b, a) it gets one.
+    Of all pairs it scores (a, b) or (b, a): the network is symmetric.
     """
-    symmetric = config.model.fusion == "siamese"
-    most = most if symmetric else min(most, MOST_WHILE_TRAINING)
-    listed = data.enumerate_pairs(config.data, split, most, ordered=not symmetric)
-    return listed or data.sample_pairs(config, split, config.eval.num_pairs)
+    pairs = data.enumerate_pairs(config.data, split, most, ordered=False)
+    pairs = pairs or data.sample_pairs(config, split, config.eval.num_pairs)
+    return evaluate_pairs(config, score, variables, pairs, threshold)
 
 
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
@@ -99,10 +91,10 @@ def count_answers(pairs, predicted):
 
 
 def make_scorer(model):
-    """Returns score(variables, pairs) -> (embeddings [images, size] or None, logits [pairs]).
+    """Returns score(variables, pairs) -> (embeddings [images, size], logits float64 [pairs]).
 
-    Logits are float64. Each image is encoded once. Each device of all processes computes an equal
-    part of each block; each process gets the whole result.
+    Each image is encoded once. Each device of all processes computes an equal part of each block;
+    each process gets the whole result.
     """
     mesh = jax.sharding.Mesh(np.array(jax.devices()), (AXIS,))
     whole, rows = jax.P(), jax.P(AXIS)
@@ -122,14 +114,13 @@ def make_scorer(model):
 
     encode = over_devices(encode, whole, rows)
     compare = over_devices(compare, whole, whole, rows, rows)
-    size = PAIRS_AT_ONCE if model.has_embeddings else IMAGES_AT_ONCE  # else a whole network each
 
     def score(variables, pairs):
         variables = place(variables)
         encoded = blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
         compare_encoded = partial(compare, variables, place(encoded))
-        logits = blocks(compare_encoded, size, pairs.first, pairs.second)
-        return encoded if model.has_embeddings else None, np.float64(logits)
+        logits = blocks(compare_encoded, PAIRS_AT_ONCE, pairs.first, pairs.second)
+        return encoded, np.float64(logits)
 
     return score
 
@@ -137,11 +128,10 @@ def make_scorer(model):
 def in_blocks(function, most, *arrays, parts=1):
     """function(*arrays), computed in blocks of rows; all have one size, so it compiles once.
 
-    A block has `parts` equal parts, of at most `most` rows each (`block_size`).
+    A block has `parts` equal parts, of at most `most` rows each.
     """
-    n = len(arrays[0])
-    size = block_size(n, most, parts)
-    results = []
+    n, results = len(arrays[0]), []
+    size = parts * min(most, math.ceil(n / parts))
     for start in tqdm(range(0, n, size), delay=2, **BAR):
         rows = slice(start, start + size)
         if start + size > n:
@@ -149,27 +139,6 @@ def in_blocks(function, most, *arrays, parts=1):
         results.append(function(*(array[rows] for array in arrays)))
         jax.block_until_ready(results[-3:-2])  # the host is at most two blocks ahead
     return np.concatenate(jax.device_get(results))[:n]
-
-
-def block_size(n, most, parts):
-    """The number of rows in a block: the smallest that keeps the number of blocks smallest.
-
-    With several blocks a part is rounded up to a multiple of most / 8: so there are few sizes, and
-    few programs to compile.
-    """
-    blocks = math.ceil(n / (most * parts))
-    part = math.ceil(n / (blocks * parts))
-    if blocks > 1:
-        step = most // 8
-        part = math.ceil(part / step) * step
-    return part * parts
-
-
-def load_run(config, workdir, which):
-    """(model, step, variables, threshold) of a run; as `load_variables` and `kept_threshold`."""
-    model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    return model, step, variables, kept_threshold(config, workdir, step)
 
 
 def load_variables(config, workdir, model, which):
@@ -183,7 +152,8 @@ def load_variables(config, workdir, model, which):
     def restore():
         with checkpoint.open_checkpoints(workdir) as checkpoints:
             step, variables = checkpoint.restore_model(checkpoints, which, target)
-        return step, calibration.apply(variables, *calibration.kept(workdir, int(step)))
+        found = calibration.kept(workdir / CALIBRATION, int(step), "scale", "shift") or NONE
+        return step, calibration.apply(variables, *found)
 
     step, variables = hosts.from_first(restore, (np.int64(0), target))
     return int(step), variables
@@ -191,13 +161,5 @@ def load_variables(config, workdir, model, which):
 
 def kept_threshold(config, workdir, step):
     """The threshold as a logit: fitted for this step, else of config.eval.threshold."""
-    path = workdir / THRESHOLD
-    try:
-        kept = json.loads(path.read_text()) if path.exists() else {"step": None}
-        if kept["step"] not in (None, step):
-            print(f"warning: {path} is of step {kept['step']}, not of {step}", file=sys.stderr)
-        return float(kept["logit"] if kept["step"] == step else logit(config.eval.threshold))
-    except (ValueError, TypeError, KeyError):
-        raise UserError(
-            f"{path} is no saved threshold; fit it again with --threshold, or delete it"
-        ) from None
+    kept = calibration.kept(workdir / THRESHOLD, step, "logit")
+    return kept[0] if kept else float(logit(config.eval.threshold))

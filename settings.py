@@ -95,31 +95,21 @@ def model_rules(model, data):
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
     yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
     choices = {
-        "fusion": ("siamese", "two_channel", "joint"),
-        "encoder": ("resnet18", "resnet18_small", "cnn", "vit"),
+        "encoder": ("resnet18", "resnet18_small", "cnn"),
         "head": ("mlp", "cosine", "euclidean"),
-        "loss": ("pairs", "all_pairs", "multi_similarity", "supcon", "triplet", "prototypes"),
+        "loss": ("pairs", "all_pairs", "multi_similarity", "supcon"),
     }
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
-    joint, vit = model.fusion == "joint", model.encoder == "vit"
-    yield "model.fusion", vit or not joint, "siamese or two_channel unless model.encoder=vit"
-    yield "model.fusion", not (vit and model.fusion == "two_channel"), "siamese or joint with a vit"
-    yield "model.stage_sizes", len(stages) == 1 or not vit, "one number of blocks for a vit"
-    fits = model.patch_size >= 1 and data.image_size % model.patch_size == 0
-    yield "model.patch_size", fits or not vit, f"a divisor of data.image_size={data.image_size}"
-    yield "model.width", model.width % 32 == 0 or not vit, "a multiple of 32 for a vit"
-    fits = model.fusion == "siamese" and data.source != "pairs" and data.same_as != "pixels"
-    text = "pairs unless siamese and of classes (not of pairs that are given, nor pixels)"
+    fits = data.source != "pairs" and data.same_as != "pixels"
+    text = "pairs unless of classes (not of pairs that are given, nor pixels)"
     yield "model.loss", fits or model.loss == "pairs", text
     fits = model.head == "cosine" and not model.frozen
     text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
     yield "model.loss", fits or model.loss in ("pairs", "all_pairs"), text
-    fits = model.fusion == "siamese" or model.head == "mlp"
-    yield "model.head", fits, "mlp where both images are seen together: there is no other"
-    fits = model.encoder == "resnet18" and model.fusion == "siamese"
-    yield "model.pretrained", fits or not model.pretrained, "empty unless a siamese resnet18"
-    learns = model.fusion == "siamese" and model.head != "euclidean"
+    fits = model.encoder == "resnet18"
+    yield "model.pretrained", fits or not model.pretrained, "empty unless a resnet18"
+    learns = model.head != "euclidean"
     yield "model.frozen", learns or not model.frozen, "False without a head that learns"
     yield "model.margin", model.margin > 0, "above 0"
     dtypes = ("auto", "float32", "bfloat16")

@@ -10,7 +10,6 @@ The step is the only clock: batches, learning rate and resume are functions of (
 from errors import UserError  # first: from here on a missing package is one line
 
 # isort: split
-import json
 import math
 import os
 import signal
@@ -19,7 +18,6 @@ import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
-from threading import Thread
 
 import jax
 import numpy as np
@@ -102,11 +100,7 @@ def train_and_evaluate(config, workdir):
         introduce(config, workdir, state)
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = compile_programs(config, train_steps, state)
-        if jax.process_index() == 0:  # not earlier: it would slow down tracing
-            Thread(target=curves.import_slow, daemon=True).start()
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
-            if int(state.step) == 0:
-                writer.write("texts", 0, texts(config, state.params))
             validate = partial(evaluate, config, score, split="validation")
             train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
             checkpoint.wait(checkpoints)
@@ -130,7 +124,8 @@ def calibrate(config, workdir, step, score, variables):
     scores, weight = found.scores, found.pairs.weight
     scale, shift = calibration.fit(scores, weight)
     if jax.process_index() == 0:
-        calibration.keep(workdir, step, scale, shift)
+        numbers = {"scale": scale, "shift": shift}
+        calibration.keep(workdir / calibration.CALIBRATION, step, numbers)
     ece = calibration_error(expit(scale * scores.logits + shift), scores.label, weight)
     text = f"calibrated on validation: ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
     print(text, flush=True)
@@ -147,14 +142,14 @@ def train_and_validate(config, programs, state, schedule, validate, writer, chec
             interrupted = bool(SIGNALS)  # read once: a signal may come at any moment
             update = (step - 1) // settings.accumulated_steps(config)
             metrics["learning_rate"] = float(schedule(update))
-            writer.write("scalars", step, {f"train/{name}": v for name, v in metrics.items()})
+            writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
             if due or interrupted:
                 host_state = train_step.to_host(current)
                 found = {"loss": math.inf}  # never the best
                 if due:
                     validation = validate(host_state.variables)
-                    writer.write("scalars", step, scalars("validation", validation))
+                    writer.write(step, scalars("validation", validation))
                     bar.write(describe(step, "validation", validation))
                     found = validation.metrics | {"rank": rank(config, validation.metrics)}
                 writer.flush()  # before the checkpoint: no gap in the curves after resuming
@@ -326,17 +321,6 @@ def introduce(config, workdir, state):
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
         runtime.note_versions(workdir, step)
-
-
-def texts(config, params):
-    """The config and the table of parameters, for TensorBoard; {} where CLU is missing."""
-    try:
-        from clu import parameter_overview  # not at the top: what builds a step needs no CLU
-    except ImportError:  # then there are no curves either, as their `Writer` says
-        return {}
-    table = parameter_overview.get_parameter_overview(params, include_stats=False)
-    found = {"config": json.dumps(config.to_dict(), indent=2), "parameters": table}
-    return {name: f"<pre>{text}</pre>" for name, text in found.items()}
 
 
 def signalled(call):

@@ -308,7 +308,7 @@ def write_results(out, rows):
         curves.setdefault(key[:2], []).append(own)
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
-    (out / "errors.png").write_bytes(figures.render(plot(curves))[0])
+    (out / "errors.png").write_bytes(figures.render(plot(curves)))
 
 
 def plot(curves):

@@ -58,9 +58,8 @@ KEEP = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_MAX_": "0", "MALL
 def main(_):
     config = CONFIG.value
     settings.check(config)
-    kind = config.model.fusion, config.model.head in ("mlp", "cosine"), config.optimizer.name
-    if kind != ("siamese", True, "adam") or config.model.encoder == "vit":
-        sys.exit("measured are siamese resnets and cnns with the mlp or the cosine head, by adam")
+    if config.model.head not in ("mlp", "cosine") or config.optimizer.name != "adam":
+        sys.exit("measured are networks with the mlp or the cosine head, by adam")
     if WORKER.value:
         work(config, *WORKER.value.split(":"))
         return

@@ -52,7 +52,7 @@ def test_pairs_that_are_all_right_have_a_finite_scale_and_bad_ones_none():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"model.head": "cosine"}, {"model.head": "mlp"}, {"model.fusion": "two_channel"}],
+    [{"model.head": "cosine"}, {"model.head": "mlp"}],
 )
 def test_the_networks_own_logits_are_scaled_and_shifted(changes, tiny):
     tiny.update_from_flattened_dict(changes | {"model.encoder": "cnn"})
@@ -66,12 +66,15 @@ def test_the_networks_own_logits_are_scaled_and_shifted(changes, tiny):
     )
 
 
-def test_what_is_kept_is_of_one_step(tmp_path):
-    assert calibration.kept(tmp_path, 4) == calibration.NONE
-    calibration.keep(tmp_path, 4, 1.5, 0.25)
-    assert calibration.kept(tmp_path, 4) == (1.5, 0.25)
-    assert calibration.kept(tmp_path, 8) == calibration.NONE
+def test_what_is_kept_is_of_one_step(tmp_path, capsys):
+    path = tmp_path / "numbers.json"
+    assert calibration.kept(path, 4, "scale", "shift") is None
+    calibration.keep(path, 4, {"scale": 1.5, "shift": 0.25})
+    assert calibration.kept(path, 4, "scale", "shift") == [1.5, 0.25]
+    assert capsys.readouterr().err == ""
+    assert calibration.kept(path, 8, "scale", "shift") is None
+    assert capsys.readouterr().err == f"warning: {path} is of step 4, not of 8\n"
     for text in ("{}", "half", json.dumps({"step": 4, "scale": "x", "shift": 0})):
-        (tmp_path / "calibration.json").write_text(text)
-        with pytest.raises(UserError, match="is no saved calibration; delete it"):
-            calibration.kept(tmp_path, 4)
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"numbers.json is damaged: delete it"):
+            calibration.kept(path, 4, "scale", "shift")

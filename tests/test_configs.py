@@ -17,7 +17,7 @@ def leaves(*trees):
     return zip(*map(jax.tree.leaves, trees), strict=True)
 
 
-COMPILES_LONG = ("small_stem", "pretrained", "joint", "seed")
+COMPILES_LONG = ("small_stem", "pretrained", "seed")
 NAMES = [
     pytest.param(name, marks=[pytest.mark.slow] * (name in COMPILES_LONG))
     for name in sorted(path.stem for path in (ROOT / "configs").glob("*.py"))

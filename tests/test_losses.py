@@ -45,22 +45,6 @@ def supcon(e, classes, i, same, different):
     return -sum(np.log(np.exp(e[i] @ e[p] / 0.1) / total) for p in same) / len(same)
 
 
-def triplet(e, classes, i, same, different):
-    """Equation 5 of Hermans et al., with the soft margin."""
-    farthest = max(np.linalg.norm(e[i] - e[p]) for p in same)
-    nearest = min(np.linalg.norm(e[i] - e[a]) for a in different)
-    return np.log1p(np.exp(farthest - nearest))
-
-
-def prototypes(e, classes, i, same, different):
-    """Equations 1 and 2 of Snell et al.; the image itself is not in its class's mean."""
-    odds = {}
-    for k in {*classes}:
-        mean = np.mean([e[j] for j in range(len(e)) if classes[j] == k and j != i], axis=0)
-        odds[k] = np.exp(-((e[i] - mean) ** 2).sum() / 2 / 0.1)
-    return -np.log(odds[classes[i]] / sum(odds.values()))
-
-
 def expected(name, embeddings, classes):
     """The mean over all images that have one of their class and one of another: in float64."""
     e = embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)

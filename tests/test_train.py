@@ -138,9 +138,8 @@ def test_another_config_is_refused_key_by_key(whole_run):
 CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.loss": "supcon"}
 CNN |= {"data.images_per_class": 4, "augment.rotation": 20.0, "augment.noise": 9.0}
 CNN |= {"optimizer.name": "adamw", "optimizer.warmup": 0.25}
-VIT = {"model.encoder": "vit", "model.fusion": "joint", "model.stage_sizes": (1,)}
 ACCUMULATED = {"batch_size": 4}  # of nominal 8
-MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, VIT, ACCUMULATED)]
+MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, ACCUMULATED)]
 
 
 @pytest.mark.parametrize("changes", [CNN, *MORE])
@@ -377,7 +376,7 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
 
 
 def test_what_builds_the_step_needs_no_tensorflow():
-    code = "import sys, train; assert not {'tensorflow', 'clu'} & set(sys.modules)"
+    code = "import sys, train; assert 'tensorflow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
