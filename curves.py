@@ -34,7 +34,7 @@ class Writer:
         self.thread.shutdown()
 
     def write(self, kind, step, values):
-        """Writes {tag: value} in the thread; kind: "scalars", "images" or "texts", as in CLU."""
+        """Writes {tag: value} in the thread; kind: "scalars" or "images", as in CLU."""
 
         def write():
             getattr(self.writer, f"write_{kind}")(step, values)

@@ -181,8 +181,7 @@ def load_variables(config, workdir, model, which):
     target = variable_shapes(model, config)
 
     def restore():
-        with checkpoint.open_checkpoints(workdir) as checkpoints:
-            step, variables = checkpoint.restore_model(checkpoints, which, target)
+        step, variables = checkpoint.restore_model(workdir, which, target)
         return step, calibration.apply(variables, *calibration.kept(workdir, int(step)))
 
     step, variables = hosts.from_first(restore, (np.int64(0), target))

@@ -57,8 +57,8 @@ with hosts.joined(hosts.read_cluster(options), {{}}):
     workdir.mkdir(exist_ok=True)
     if jax.process_index() == 0:
         settings.save_config(config, workdir)
-    with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as manager:
-        state = hosts.from_first(partial(checkpoint.restore, manager, state), state)
+    with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as saver:
+        state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
         config = ConfigDict(config.to_dict())
         config.num_steps = int(state.step) + {steps}
@@ -68,7 +68,7 @@ with hosts.joined(hosts.read_cluster(options), {{}}):
         for _, current, metrics in train.train(config, programs, state, bar):
             found["losses"].append(metrics["loss"])
             host_state = train_step.to_host(current)
-            checkpoint.save(manager, host_state, {{"loss": 1.0}})
+            saver.save(host_state, {{"loss": 1.0}})
         found["left"] = checkpoint.digest(host_state)
     (results / f"{{jax.process_index()}}.json").write_text(json.dumps(found))
 sys.stdout.flush()
@@ -136,8 +136,7 @@ def one_process():
 
 def left(workdir):
     """(step, digest) of a run's newest checkpoint."""
-    with checkpoint.open_checkpoints(workdir) as manager:
-        state = checkpoint.restore(manager, one_process()[0])
+    state = checkpoint.restore(workdir, one_process()[0])
     return int(state.step), checkpoint.digest(state)
 
 
@@ -146,9 +145,8 @@ def check_learnt(found, folder):
     first, losses = one_process()
     np.testing.assert_allclose(found[-1]["losses"], losses, rtol=1e-2)
     assert len({one["left"] for one in found}) == 1
-    with checkpoint.open_checkpoints(folder / "run") as manager:
-        other = checkpoint.restore_items(manager, 1, **checkpoint.to_items(first))["training"]
-    assert_same_gradient(first.opt_state, other["opt_state"])
+    found = checkpoint.read(folder / "run" / "checkpoints" / "1", **checkpoint.to_items(first))
+    assert_same_gradient(first.opt_state, found["training"]["opt_state"])
 
 
 @pytest.fixture(scope="module")

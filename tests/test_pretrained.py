@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import pretrained
 import settings
 import train
-from checkpoint import open_checkpoints, restore_model
+from checkpoint import restore_model
 from configs import default
 from errors import UserError
 from model import create_model, variable_shapes
@@ -245,8 +245,7 @@ def test_a_frozen_run_keeps_every_bit(frozen_run):
     workdir, _, _, arrays = frozen_run
     config = settings.load_config(workdir)
     target = variable_shapes(create_model(config), config)
-    with open_checkpoints(workdir) as checkpoints:
-        _, variables = restore_model(checkpoints, "last", target)
+    _, variables = restore_model(workdir, "last", target)
     for kind in ("params", "batch_stats"):
         for key, leaf in settings.flatten(variables[kind]["encoder"]).items():
             expected = arrays[pretrained.torch_name((kind, *key.split(".")))]
