@@ -179,8 +179,10 @@ def restore_model(workdir, which, model, skip_damaged=False):
     steps = steps_in(folder)
     if which == "best":
         step = min(steps, key=lambda step: rank(folder, step), default=None)
+    elif which == "last":
+        step = max(steps, default=None)
     else:
-        step = max(steps, default=None) if which == "last" else int(which)
+        step = int(which) if which.isdecimal() else None
     if step not in steps:
         there = sorted(steps) or "none yet"
         raise UserError(f"no checkpoint {which} in {folder}: there are {there}")

@@ -103,7 +103,6 @@ def read_command(options):
     """
     named = [settings.named_workdir(name) for name in options.workdir or ()]
     workdirs = named or [settings.newest_run(Path("runs"))]
-    settings.check_step(options.step)
     check_threshold(options.threshold)
     if len(workdirs) > 1 and (options.images or options.robustness or options.threshold):
         text = "--images, --robustness and --threshold are about one run"

@@ -44,7 +44,6 @@ def main(options):
     runtime.prepare(options.cache)
     named = options.workdir and settings.named_workdir(options.workdir)
     workdir = named or settings.newest_run(Path("runs"))
-    settings.check_step(options.step)
     config = settings.load_config(workdir)
     kind = config.model.fusion, config.model.encoder
     if options.numpy and kind != ("siamese", "cnn"):
