@@ -297,8 +297,8 @@ def test_where_the_others_are_missing_one_line_says_so(process, tmp_path):
         ("--coordinator=a --num_processes=2 --process_id=0", "must be host:port"),
         ("--coordinator=a:65536 --num_processes=2 --process_id=0", "must be host:port"),
         ("--coordinator=a:1 --num_processes=2 --process_id=2", "must be from 0 to 1"),
-        ("--coordinator=a:1 --num_processes=0 --process_id=0", "1 or greater"),
-        ("--heartbeat_seconds=9", "10 or greater"),
+        ("--coordinator=a:1 --num_processes=0 --process_id=0", "0 is not a positive integer"),
+        ("--heartbeat_seconds=9", "9 is not integer >= 10"),
     ],
 )
 def test_wrong_flags_are_one_line(flags, text, tmp_path):
