@@ -19,17 +19,14 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 from absl import flags
+
+# The one private name of JAX in this project. The client that connects processes has no public one
+# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
+from jax._src.distributed import global_state
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from errors import UserError
-
-# The one private name of JAX in this project. The client that connects processes has no public one
-# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
-try:
-    from jax._src.distributed import global_state
-except ImportError:  # a later JAX: one process works, several are refused (`join`)
-    global_state = None
 
 FOREVER = 2**31 - 1  # milliseconds
 NOTICE = "notice"  # a key; its value is the line with which a host exits
@@ -118,9 +115,6 @@ def joined(cluster, values):
 
 def join(cluster):
     """Connects to the other processes; exits if that takes over join_seconds."""
-    if global_state is None:
-        text = f"several processes cannot work together with jax {jax.__version__}: start one, or"
-        raise UserError(f"{text} install the version that requirements-cpu.txt names")
     where = cluster.address.get("coordinator_address", "named by the environment")
     text = (
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "

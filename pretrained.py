@@ -16,7 +16,6 @@ from errors import UserError, first_five
 FILE = "model.safetensors"  # in a Hugging Face repository
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
-STEM = re.compile(r"((?!.*layer).*)conv1\.weight")  # each encoder has one, after its prefix
 
 
 def resolve(options):
@@ -92,11 +91,8 @@ def load(path, variables):
 
 
 def read(path):
-    """The arrays of a file by torchvision's names, without a prefix; prints what is left out.
-
-    Raises UserError if the file is damaged or of another type, or has several encoders.
-    """
-    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
+    """The arrays of a file by their names; raises UserError if it is damaged or of another type."""
+    import ml_dtypes  # noqa: F401  safetensors needs it for bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -105,20 +101,10 @@ def read(path):
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
         text = f"{path} cannot be read as safetensors of {', '.join(FLOATS)}: {error}"
         raise UserError(f"model.pretrained: {text}") from None
-    prefixes = [stem[1] for stem in map(STEM.fullmatch, found) if stem]
-    if len(prefixes) > 1:
-        text = f"{path} has several encoders: {', '.join(prefixes)}; keep one of them in the file"
-        raise UserError(f"model.pretrained: {text}")
-    prefix = (*prefixes, "")[0]
-    others = [name for name in found if not name.startswith(prefix)]
-    arrays = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-    arrays = {name: array for name, array in arrays.items() if not UNUSED.fullmatch(name)}
+    arrays = {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
     if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
         text = f"{path} has {', '.join(sorted(unread))}, must be of {', '.join(FLOATS)}"
         raise UserError(f"model.pretrained: {text}")
-    if prefix and jax.process_index() == 0:
-        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
-        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
     return arrays
 
 

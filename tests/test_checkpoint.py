@@ -133,12 +133,13 @@ def test_the_best_is_by_rank_whatever_the_loss(saved, tmp_path):
     assert checkpoint.restore_model(tmp_path, "best", model)[0] == 4
 
 
-def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
+@pytest.mark.parametrize("part", ["model/d", "checksums"])
+def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(part, saved, tmp_path):
     whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
     model = checkpoint.to_items(fresh)["model"]
     assert checkpoint.restore_model(tmp_path / "run", "best", model)[0] == 8
-    for path in (tmp_path / "run" / "checkpoints" / "8" / "model" / "d").iterdir():
+    for path in (tmp_path / "run" / "checkpoints" / "8" / part).iterdir():
         damage(path, "flipped")
     step, variables = checkpoint.restore_model(tmp_path / "run", "best", model, skip_damaged=True)
     assert step == 4
@@ -147,6 +148,17 @@ def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
     )
     names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert names == {"4", "8.damaged"}
+
+
+def test_what_a_killed_process_left_half_written_or_half_removed_is_removed(saved, tmp_path):
+    whole, _, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for name in (f"8{checkpoint.TEMPORARY}", f"12{checkpoint.TEMPORARY}-123"):
+        shutil.copytree(folder / "4", folder / name)
+    assert checkpoint.steps_in(folder) == {4, 8}
+    with checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5):
+        assert {path.name for path in folder.iterdir()} == {"4", "8"}
 
 
 def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path, monkeypatch):

@@ -1,7 +1,6 @@
 """Several processes on this machine, each started as a user would start it."""
 
 import functools
-import importlib.util
 import json
 import random
 import re
@@ -10,7 +9,6 @@ import socket
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -32,7 +30,6 @@ import hosts
 import scoring
 import settings
 import train_step
-from errors import UserError
 from model import create_model
 
 LONG = {"num_steps": 20, "log_every_steps": 1, "eval_every_steps": 5}
@@ -230,6 +227,23 @@ def test_sigterm_on_one_has_all_save_the_same_step(tmp_path):
     assert steps == {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
 
 
+def test_a_host_that_fails_ends_the_others_with_its_line(tmp_path):
+    options = [f"--workdir={tmp_path / 'run'}", *tiny_options(**LONG)]
+    with settings.lock(tmp_path / "run"):
+        ended = finish(start(2, "train.py", *options))
+    for code, _, errors in ended:
+        assert code == 1
+        assert re.fullmatch(r"error: host 0 \(.+\): .+ is training there; .+\n", errors), errors
+
+
+def test_the_watch_ends_quietly_when_its_client_is_closed():
+    class Closed:
+        def blocking_key_value_get(self, key, milliseconds):
+            raise jax.errors.JaxRuntimeError("closed")
+
+    hosts.watch(Closed())
+
+
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
 SLURM |= {"SLURM_STEP_NUM_TASKS": "2"}
 OPEN_MPI = {"OMPI_MCA_orte_hnp_uri": "77824.0;tcp://127.0.0.1:1", "OMPI_COMM_WORLD_SIZE": "2"}
@@ -266,18 +280,6 @@ def test_launchers_are_recognised_and_another_config_is_refused_by_all(launcher,
 )
 def test_alone_in_an_allocation_is_alone(environment, several):
     assert hosts.managed(environment) == several
-
-
-def test_without_the_private_name_of_jax_one_process_works_and_several_are_refused(monkeypatch):
-    spec = importlib.util.spec_from_file_location("later", hosts.__file__)
-    later = importlib.util.module_from_spec(spec)
-    with monkeypatch.context() as renamed:
-        renamed.delattr("jax._src.distributed.global_state")
-        spec.loader.exec_module(later)
-    with later.joined(None, {}):
-        later.disconnect()
-    with pytest.raises(UserError, match="several processes cannot work together with jax"):
-        later.join(SimpleNamespace(address={}))
 
 
 @pytest.mark.parametrize("process", [0, 1])
