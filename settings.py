@@ -31,30 +31,26 @@ CHOICES = {
     "optimizer.name": ("adam", "adamw", "sgd"),
     "eval.best": ("loss", "eer", "roc_auc"),
 }
-RANGES = {  # (smallest, largest): keys; no machine can hold more than the large ones
-    (0, 0.2): "augment.elastic",
-    (0, 0.5): "augment.shift optimizer.warmup",
-    (
-        0,
-        1,
-    ): "augment.p_flip augment.p_erase data.p_same data.p_rotation data.p_mirror data.p_outline",
-    (0, 2): "augment.scale augment.shear augment.contrast",
-    (0, 16): "augment.blur",
-    (0, 100): "data.folds",
-    (0, 180): "augment.rotation data.max_angle",
-    (0, 255): "augment.brightness augment.noise",
-    (0, 4096): "data.image_size",
-    (0, 2**32 - 1): "seed",
-    (1, 1000): "steps_per_execution",
-    (1, 4096): "model.width",
-    (1, 2**16): "model.head_features",
-    (1, 10**6): "data.num_identities",
-    (1, 10**7): "eval.num_pairs",
-    (
-        1,
-        2**20,
-    ): "batch_size optimizer.nominal_batch_size checkpoint.keep_latest checkpoint.keep_best",
-    (1, 2**31 - 1): "num_steps log_every_steps eval_every_steps",
+RANGES = {  # keys: (smallest, largest); no machine can hold more than the large ones
+    "seed": (0, 2**32 - 1),
+    "batch_size optimizer.nominal_batch_size": (1, 2**20),
+    "num_steps log_every_steps eval_every_steps": (1, 2**31 - 1),
+    "steps_per_execution": (1, 1000),
+    "checkpoint.keep_latest checkpoint.keep_best": (1, 2**20),
+    "eval.num_pairs": (1, 10**7),
+    "optimizer.warmup augment.shift": (0, 0.5),
+    "model.width": (1, 4096),
+    "model.head_features": (1, 2**16),
+    "data.image_size": (0, 4096),
+    "data.folds": (0, 100),
+    "data.num_identities": (1, 10**6),
+    "data.p_same data.p_rotation data.p_mirror data.p_outline": (0, 1),
+    "data.max_angle augment.rotation": (0, 180),
+    "augment.scale augment.shear augment.contrast": (0, 2),
+    "augment.elastic": (0, 0.2),
+    "augment.p_flip augment.p_erase": (0, 1),
+    "augment.blur": (0, 16),
+    "augment.brightness augment.noise": (0, 255),
 }
 ABOVE_0 = ("optimizer.learning_rate", "eval.threshold", "model.margin", "data.outline_width")
 BELOW_1 = ("optimizer.momentum", "optimizer.beta2", "eval.threshold")
@@ -74,10 +70,7 @@ def named_workdir(name):
 
 
 def check(config, where="config."):
-    """Raises UserError if a key is not in configs/default.py or missing, or a value is not allowed.
-
-    where: the text before the key in the message.
-    """
+    """Raises UserError, with `where` before the key, for a wrong key or value."""
     values = flatten(config.to_dict())
     known = flatten(default.get_config().to_dict())
     for key in sorted(values.keys() ^ known.keys()):
@@ -103,7 +96,7 @@ def rules(config):
         yield f"data.{key}", data[key] == value, text
     for key, allowed in CHOICES.items():
         yield key, values[key] in allowed, f"one of {allowed}"
-    for (least, most), keys in RANGES.items():
+    for keys, (least, most) in RANGES.items():
         for key in keys.split():
             yield key, least <= values[key] <= most, f"from {least} to {most:,}"
     for key in ABOVE_0:
@@ -240,7 +233,7 @@ def accumulated_steps(config):
 def check_workdir(config, workdir):
     """Raises UserError if the folder is not a run's, or its run had another config.
 
-    What is not resolved yet (model.dtype="auto", a checksum "", data.white=0, ...) agrees with any.
+    What is not resolved yet (`unresolved`) agrees with any.
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():

@@ -55,7 +55,6 @@ def define_flags():
 
 
 def main(options):
-    """Checks the options and trains, together with the other hosts."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, exit_on_signal)
     runtime.prepare(options.cache)
@@ -163,7 +162,7 @@ def rank(config, metrics):
 
 @contextmanager
 def held(config, workdir):
-    """A context that locks the run's folder; of several processes only the first touches it."""
+    """A context that locks the run's folder; only the first process touches it."""
     if jax.process_index():
         yield
         return
