@@ -94,6 +94,9 @@ class Saver:
 
     def write(self, state, metrics):
         """The thread's part of `save`; then removes what is not to be kept."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
+        if shutil.disk_usage(self.folder).free < needed:  # Orbax's error is a page
+            raise OSError("No space left")
         items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         sums = {name: {"leaves": leaves(t), "sha256": digest(t)} for name, t in items.items()}
