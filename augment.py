@@ -39,11 +39,12 @@ class Numbers(NamedTuple):
     ratio: jax.Array
     top: jax.Array
     left: jax.Array
+    unchanged: jax.Array
 
 
 def is_on(options):
     """Whether any change is on; options: config.augment."""
-    return any(options.values())
+    return any(value for key, value in options.items() if key != "p_unchanged")
 
 
 def augment_batch(config, step, batch):
@@ -66,7 +67,7 @@ def augment(options, seed, step, places, images):
     """
     if not is_on(options):
         return images
-    _, height, width, channels = images.shape
+    originals, (_, height, width, channels) = images, images.shape
     pixels = height * width * channels if options.noise else 0
     counts = np.cumsum([len(Numbers._fields), 2 * KNOTS**2, pixels])
     u, knots, noise, _ = jnp.split(draw(seed, step, places, int(counts[-1])), counts, axis=1)
@@ -84,7 +85,8 @@ def augment(options, seed, step, places, images):
         images += options.noise * (u.noise + 1) / 2 * normal(noise).reshape(images.shape)
     if options.p_erase:
         images = erase(options, u, images)
-    return jnp.round(images.clip(0, 255)).astype(jnp.uint8)
+    changed = jnp.round(images.clip(0, 255)).astype(jnp.uint8)
+    return jnp.where(u.unchanged < 2 * options.p_unchanged - 1, originals, changed)
 
 
 def draw(seed, step, places, count):

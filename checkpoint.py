@@ -1,159 +1,126 @@
-"""Checkpoints of a run under workdir/checkpoints (Orbax).
+"""Checkpoints of a run: the folders workdir/checkpoints/STEP, which Orbax writes and reads.
 
-Each holds `model` (params and batch_stats), `training` (step and optimizer state) and `checksums`
-of both. An evaluation reads only `model`. Host arrays are saved, so that a checkpoint can be
-restored on any number of devices. With several processes only the first reads and writes; it sends
-what it read to the others, which need no disk.
+Each holds `model` (params and batch_stats), `training` (step and optimizer state) and a record:
+checksums of both, and the metrics of validation. An evaluation reads only `model`. Host arrays are
+saved, so that a checkpoint can be restored on any number of devices. With several processes only
+the first reads and writes; it sends what it read to the others, which need no disk.
 """
 
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
 
 from errors import UserError
 
+ASIDE = ".damaged"  # ends the name of a damaged checkpoint
+TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
 NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
-ASIDE = ".damaged"  # suffix of the name of a damaged checkpoint
-WRITER, WRITING = ThreadPoolExecutor(1, "checkpoint"), []  # WRITING: futures, at most one
+
+
+class Damaged(Exception):
+    """A checkpoint cannot be read, or its bits are not those that were saved."""
 
 
 @contextmanager
-def opened(workdir, **keep):
-    """A context with the CheckpointManager of a training; None except in the first process.
+def opened(workdir, keep_latest, keep_best):
+    """A context with the Saver of a training; at its end everything is written.
 
-    A FloatingPointError in it (training diverged) becomes a UserError with advice.
+    A FloatingPointError in the first process (training diverged) becomes a UserError with advice.
     """
-    if jax.process_index():
-        yield None
-        return
-    manager, hook = open_checkpoints(workdir, **keep), threading.excepthook
-    threading.excepthook = lambda _: None  # errors of Orbax's threads are raised in `wait`
+    saver = Saver(workdir / "checkpoints", keep_latest, keep_best)
     try:
-        yield manager
+        yield saver
     except FloatingPointError as error:
-        wait(manager)
-        step = manager.latest_step()
-        good = f"the last good checkpoint is {step}"
-        good = "no checkpoint was saved before" if step is None else good
+        if jax.process_index():
+            raise
+        saver.wait()
+        last = max(steps_in(saver.folder), default="none")
         raise UserError(
-            f"{error}; {good}; a lower --config.optimizer.learning_rate, in another --workdir, "
-            "may help"
+            f"{error}; the last good checkpoint is {last}; a lower "
+            "--config.optimizer.learning_rate, in another --workdir, may help"
         ) from None
     finally:
+        saver.wait()
+
+
+class Saver:
+    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`.
+
+    Of several processes only the first writes.
+    """
+
+    def __init__(self, folder, keep_latest, keep_best):
+        self.folder, self.keep_latest, self.keep_best = folder, keep_latest, keep_best
+        self.thread, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
+        if jax.process_index() == 0:
+            folder.mkdir(exist_ok=True)
+            for path in folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
+                shutil.rmtree(path)
+
+    def save(self, state, metrics):
+        """Starts to save a TrainState of host arrays; first waits for the save before.
+
+        Saves nothing and raises FloatingPointError if a value is not finite.
+        """
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+            raise FloatingPointError(f"step {state.step} left parameters that are not finite")
+        self.wait()
+        if jax.process_index() == 0:
+            self.writing = self.thread.submit(self.write, state, metrics)
+
+    def wait(self):
+        """Waits until the present save is complete; raises UserError if it failed."""
+        writing, self.writing = self.writing, None
         try:
-            wait(manager)
-        finally:
-            threading.excepthook = hook
-            manager.close()
+            if writing:
+                writing.result()
+        except (OSError, ValueError) as error:
+            full = NO_SPACE.search(str(error))
+            reason = "no space left on the device" if full else str(error)[:200]
+            raise UserError(
+                f"{self.folder}: a checkpoint cannot be written: {reason}; the ones before are "
+                "whole, and the same command resumes there once this is mended"
+            ) from None
 
-
-@contextmanager
-def explained(manager):
-    """A context in which an error of writing a checkpoint becomes a UserError."""
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        reason = "no space left on the device" if NO_SPACE.search(str(error)) else str(error)[:200]
-        raise UserError(
-            f"{manager.directory}: a checkpoint cannot be written: {reason}; the ones before are "
-            "whole, and the same command resumes there once this is mended"
-        ) from None
-
-
-def open_checkpoints(workdir, keep_latest=None, keep_best=None):
-    """Returns the CheckpointManager of a run: read-only unless told how many checkpoints to keep.
-
-    It keeps the newest and the best in validation, see `rank`. (Orbax's `max_to_keep` with
-    `best_fn` would delete the newest.)
-    """
-    write, folder = keep_latest is not None, workdir / "checkpoints"
-    if write:
-        folder.mkdir(exist_ok=True)
-    check_metrics(folder, write)
-    policies = [
-        LatestN(n=keep_latest),
-        BestN(get_metric_fn=rank, reverse=True, n=keep_best),
-    ]
-    processes = ocp.options.MultiprocessingOptions(active_processes={0})
-    options = ocp.CheckpointManagerOptions(
-        best_fn=rank,
-        best_mode="min",
-        preservation_policy=AnyPreservationPolicy(policies) if write else None,
-        cleanup_tmp_directories=write,  # half-written ones of a killed process
-        read_only=not write,
-        create=False,
-        multiprocessing_options=processes,
-    )
-    # Compression would take 40 % of the time of a save and spare 7 % of its bytes.
-    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
-    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    for item in ("model", "training"):
-        handlers.add(item, ocp.args.PyTreeSave, handler)
-        handlers.add(item, ocp.args.PyTreeRestore, handler)
-    try:
-        manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
-        # Each save would ask JAX about SIGTERM, with a step that the training loop has passed.
-        manager.reached_preemption = lambda step: False
-        return manager
-    except FileNotFoundError:
-        if write or not folder.exists():
-            raise
-        return open_checkpoints(workdir)  # again: a training removed a checkpoint meanwhile
-
-
-def rank(metrics):
-    """What "best" compares: lower is better. Never nan: an evaluation with such answers raises."""
-    return metrics.get("rank", metrics["loss"])
-
-
-def save(manager, state, metrics):
-    """Starts to save a TrainState of host arrays, in a thread; first waits for the save before.
-
-    Saves nothing and raises FloatingPointError if a value is not finite, UserError if there is no
-    space. Errors of the thread are raised in `wait`.
-    """
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-        raise FloatingPointError(f"step {state.step} left parameters that are not finite")
-    if manager is None:
-        return
-    wait(manager)
-    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
-    with explained(manager):
-        if shutil.disk_usage(manager.directory).free < needed:  # Orbax's error is a page
+    def write(self, state, metrics):
+        """The thread's part of `save`; then removes what is not to be kept."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
+        if shutil.disk_usage(self.folder).free < needed:  # Orbax's error is a page
             raise OSError("No space left")
-    WRITING.append(WRITER.submit(save_now, manager, state, metrics))
+        items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
+        args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
+        sums = {name: {"leaves": leaves(t), "sha256": digest(t)} for name, t in items.items()}
+        record = {"items": sums, "metrics": metrics}
+        args["checksums"] = ocp.args.JsonSave(record | {"sha256": text_digest(record)})
+        path = self.folder / str(int(state.step))
+        make_checkpointer().save(path, args=ocp.args.Composite(**args))
+        steps = sorted(steps_in(self.folder))
+        best = sorted(steps, key=lambda step: rank(self.folder, step))
+        for step in {*steps} - {*steps[-self.keep_latest :], *best[: self.keep_best]}:
+            removed = (self.folder / str(step)).rename(self.folder / f"{step}{TEMPORARY}")
+            shutil.rmtree(removed)
 
 
-def save_now(manager, state, metrics):
-    """The thread's part of `save`: computes checksums and calls Orbax."""
-    items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
-    args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
-    sums = {name: {"leaves": leaves(tree), "sha256": digest(tree)} for name, tree in items.items()}
-    sums = {"items": sums, "metrics": metrics}
-    args |= {"checksums": ocp.args.JsonSave(sums | {"sha256": text_digest(sums)})}
-    manager.save(int(state.step), args=ocp.args.Composite(**args), metrics=metrics)
-
-
-def wait(manager):
-    """Waits until the present save is committed; raises UserError if it failed."""
-    if manager is not None:
-        with explained(manager):
-            while WRITING:
-                WRITING.pop().result()
-            manager.wait_until_finished()
+def make_checkpointer():
+    """Orbax's checkpointer of our items; only the first process uses it."""
+    processes = ocp.options.MultiprocessingOptions(active_processes={0})
+    # Compression would take 40 % of the time of a save and spare 7 % of its bytes.
+    arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
+    record = ocp.JsonCheckpointHandler(multiprocessing_options=processes)
+    options = ocp.CompositeOptions(multiprocessing_options=processes)
+    items = {"model": arrays, "training": arrays, "checksums": record}
+    handler = ocp.CompositeCheckpointHandler(composite_options=options, **items)
+    return ocp.Checkpointer(handler, multiprocessing_options=processes)
 
 
 def to_items(state):
@@ -164,19 +131,35 @@ def to_items(state):
     }
 
 
-def restore(manager, state):
+def steps_in(folder):
+    """The steps of all checkpoints: set of int."""
+    return {int(path.name) for path in folder.glob("*") if path.name.isdecimal()}
+
+
+def rank(folder, step):
+    """A key to sort steps by: the best first, of equals the newest.
+
+    What cannot be read is the very best: so it is noticed.
+    """
+    try:
+        metrics = read_record(folder / str(step))["metrics"]
+    except Damaged:
+        return -math.inf, -step
+    return metrics.get("rank", metrics["loss"]), -step
+
+
+def restore(workdir, state):
     """Returns the newest undamaged checkpoint in the form of `state`; `state` if there are none.
 
     Damaged ones are set aside. Raises UserError if all are damaged: training never starts from the
     beginning unasked.
     """
-    folder = Path(manager.directory)
-    for step in sorted(manager.all_steps(), reverse=True):
+    folder = workdir / "checkpoints"
+    for step in sorted(steps_in(folder), reverse=True):
         try:
-            found = restore_items(manager, step, **to_items(state))
+            found = read(folder / str(step), **to_items(state))
         except Damaged as error:
             set_aside(folder / str(step), error)
-            manager.reload()
         else:
             return state.replace(**found["model"], **found["training"])
     aside = sorted(path.name for path in folder.glob("*" + ASIDE))
@@ -188,77 +171,76 @@ def restore(manager, state):
     return state
 
 
-def restore_model(manager, which, model, skip_damaged=False):
+def restore_model(workdir, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
     model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged;
     with `skip_damaged` a damaged one is set aside and the choice is made again. So it is, too, if
     a training removes the checkpoint meanwhile.
     """
-    steps = manager.all_steps()
-    choices = {"best": manager.best_step(), "last": manager.latest_step()}
-    step = choices[which] if which in choices else int(which)
-    if step is None or step not in steps:
-        raise UserError(
-            f"no checkpoint {which} in {manager.directory}: there are {sorted(steps) or 'none yet'}"
-        )
+    folder = workdir / "checkpoints"
+    steps = steps_in(folder)
+    if which == "best":
+        step = min(steps, key=lambda step: rank(folder, step), default=None)
+    elif which == "last":
+        step = max(steps, default=None)
+    else:
+        step = int(which) if which.isdecimal() else None
+    if step not in steps:
+        there = sorted(steps) or "none yet"
+        raise UserError(f"no checkpoint {which} in {folder}: there are {there}")
+    path = folder / str(step)
     try:
-        return step, restore_items(manager, step, model=model)["model"]
+        return step, read(path, model=model)["model"]
     except Damaged as error:
-        path = Path(manager.directory) / str(step)
         if skip_damaged:
             set_aside(path, error)
-        if is_gone(path):
-            manager.reload()
-            return restore_model(manager, which, model, skip_damaged)
-        others = sorted(set(steps) - {step}) or "none"
-        raise UserError(
-            f"checkpoint {step} in {manager.directory} is damaged ({error}); others: {others}"
-        ) from None
+        if not path.exists():
+            return restore_model(workdir, which, model, skip_damaged)
+        others = sorted(steps - {step}) or "none"
+        text = f"checkpoint {step} in {folder} is damaged ({error}); others: {others}"
+        raise UserError(text) from None
 
 
-class Damaged(Exception):
-    """A checkpoint cannot be read, or its bits are not those that were saved."""
-
-
-def restore_items(manager, step, **targets):
+def read(path, **targets):
     """Restores items with the shapes of `targets`; raises Damaged, or UserError if these differ."""
-    sums = read(manager, step, checksums=ocp.args.JsonRestore())["checksums"]
-    try:
-        saved, wanted = sums["items"], {key: sums[key] for key in ("items", "metrics")}
-        intact = sums["sha256"] == text_digest(wanted)
-    except (KeyError, TypeError):
-        intact = False
-    if not intact:
-        raise Damaged("its checksums")
+    saved = read_record(path)["items"]
     for name, tree in targets.items():
         wanted, found = leaves(tree), saved[name]["leaves"]
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key):
                 raise UserError(
-                    f"checkpoint {step} has {name}{key} as {found.get(key, 'nothing')}, "
+                    f"checkpoint {path.name} has {name}{key} as {found.get(key, 'nothing')}, "
                     f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
                     "which version of this program it was trained"
                 )
-    args = {name: ocp.args.PyTreeRestore(blank_arrays(tree)) for name, tree in targets.items()}
-    found = read(manager, step, **args)
+    blank = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), targets)
+    args = {name: ocp.args.PyTreeRestore(tree) for name, tree in blank.items()}
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
+    try:
+        found = make_checkpointer().restore(path, args=ocp.args.Composite(**args))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged(f"{type(error).__name__} while reading") from error
+    except (OSError, MemoryError):  # of the machine; the files may be good
+        raise
+    except Exception as error:  # Orbax raises many kinds on bad files
+        raise Damaged(f"{type(error).__name__} while reading") from error
     for name in targets:
         if digest(found[name]) != saved[name]["sha256"]:
             raise Damaged(f"{name}: the checksum is not the one that was saved")
     return found
 
 
-def read(manager, step, **args):
-    """Restores items with Orbax, whose many kinds of errors on bad files become Damaged."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
+def read_record(path):
+    """What `Saver.write` noted of a checkpoint: {"items", "metrics"}; raises Damaged."""
     try:
-        return manager.restore(step, args=ocp.args.Composite(**args))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{type(error).__name__} while reading") from error
-    except (OSError, MemoryError):  # of the machine; the files may be good
-        raise
-    except Exception as error:
-        raise Damaged(f"{type(error).__name__} while reading") from error
+        record = json.loads((path / "checksums" / "metadata").read_text())
+        intact = record.pop("sha256") == text_digest(record)
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise Damaged("its checksums")
+    return record
 
 
 def leaves(tree):
@@ -282,45 +264,10 @@ def text_digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def blank_arrays(tree):
-    """A tree of shapes and types as the NumPy arrays that Orbax restores into."""
-    return jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), tree)
-
-
-def check_metrics(folder, write):
-    """Sets aside checkpoints whose metrics are damaged: with one of them Orbax opens nothing.
-
-    Without `write` it raises UserError instead.
-    """
-    for path in folder.glob("*/metrics"):
-        if not path.parent.name.isdecimal():
-            continue
-        try:
-            metrics = json.loads((path / "metrics").read_text())
-            intact = isinstance(metrics["loss"], float)
-            sums = json.loads((path.parent / "checksums" / "metadata").read_text())
-            intact = intact and metrics == sums["metrics"]
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            intact = False
-        if not intact and write:
-            set_aside(path.parent, "its metrics")
-        elif not intact and not is_gone(path.parent):
-            raise UserError(
-                f"checkpoint {path.parent} is damaged (its metrics); training sets it aside"
-            )
-
-
-def is_gone(path):
-    """Whether a checkpoint could not be read because a training was removing it."""
-    time.sleep(0.2)  # removal takes a moment
-    return not path.exists()
-
-
 def set_aside(path, reason):
     """Renames a damaged checkpoint, so that it is kept but not used, and warns."""
     name = path.with_name(path.name + ASIDE)
-    while name.exists():
-        name = name.with_name("again-" + name.name)
+    shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
     path.rename(name)
-    print(f"warning: checkpoint {path} is damaged ({reason}); set aside as {name.name}",
-          file=sys.stderr)  # fmt: skip
+    text = f"checkpoint {path} is damaged ({reason}); set aside as {name.name}"
+    print(f"warning: {text}", file=sys.stderr)

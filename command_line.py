@@ -9,7 +9,6 @@ A program defines its flags in a function of its own and ends with
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -54,32 +53,19 @@ def parse(define_flags):
     except flags.Error as error:
         raise UserError(error) from None
     except Exception as error:  # whatever a config file may raise while it runs
-        said = error
-        while isinstance(said, (AttributeError, KeyError)) and said.args:  # one in another
-            said = said.args[0]
-        text = " ".join(str(said).split())
-        if isinstance(error, (AttributeError, KeyError)) and "get_config" not in text:
-            raise UserError(
-                f"unknown config key: {text} (configs/default.py has every key)"
-            ) from None
+        if isinstance(error, (AttributeError, KeyError)) and "get_config" not in str(error):
+            text = " ".join(map(str, error.args)).strip('"')
+            text = f"unknown config key: {text} (configs/default.py has every key)"
+            raise UserError(text) from None
         raise UserError(f"--config: {type(error).__name__}: {last_line(error)}") from None
     if unknown:
         raise UserError(
             f"cannot read {' '.join(unknown)!r}: options have the form --name=value (see --help)"
         )
-    check_tuples(options)
     if not options["verbosity"].present:
         # Orbax logs much; its errors are raised, too.
         logging.set_verbosity(logging.FATAL)
     return options
-
-
-def check_tuples(options):
-    """Raises UserError if a tuple is given twice: ml_collections would join both, in silence."""
-    names = Counter(text.split("=")[0].lstrip("-") for text in sys.argv[1:] if text[:1] == "-")
-    for name, count in names.items():
-        if count > 1 and name in options and isinstance(options[name], flags.MultiFlag):
-            raise UserError(f"--{name} is given {count} times: give all of its values at once")
 
 
 def define_config(text):

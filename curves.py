@@ -79,15 +79,14 @@ def mark_start(folder, step):
 def read(workdir, *tags):
     """The curves of a run, for each tag a list of (step, value); none where TensorBoard lacks."""
     try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-        from tensorboard.util import tensor_util
+        from tensorboard.backend.event_processing import plugin_event_accumulator
+        from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
         print(f"warning: the curves in {workdir} cannot be read: {error}", file=sys.stderr)
         return [[] for _ in tags]
 
-    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0})
-    events.Reload()
-    known = events.Tags()["tensors"]
+    sizes = {"scalars": 0}  # all points are read
+    events = plugin_event_accumulator.EventAccumulator(str(workdir), tensor_size_guidance=sizes)
+    known = events.Reload().Tags()["tensors"]
     curves = [events.Tensors(tag) if tag in known else [] for tag in tags]
-    value = tensor_util.make_ndarray
-    return [[(p.step, float(value(p.tensor_proto))) for p in points] for points in curves]
+    return [[(p.step, make_ndarray(p.tensor_proto).item()) for p in points] for points in curves]

@@ -25,6 +25,7 @@ from spaces import ListedImages, Pairs, open_split  # noqa: F401  Pairs: for oth
 from splits import split_facts
 
 GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
+PARTNER_ATTEMPT = 2**35
 
 
 class Batch(NamedTuple):
@@ -43,41 +44,93 @@ def make_batch(config, split, step, host=0, hosts=1):
     UserError where the split has no such image or pair: `check_splits` finds that at the start. In
     a thread of `prefetch` the error is raised later, to whoever asks for the batch.
     """
-    count, turns = config.batch_size // hosts, config.data.turned_classes
+    count = config.batch_size // hosts
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
     space = open_split(config.data, split)
     if config.data.images_per_class:
-        classes = group_classes(config, split, step, turns * len(space.class_ids))
-        classes = classes[:, host * count : (host + 1) * count]
-        pairs = space.draw(uniform, tuple(classes // turns))
-        label = classes[0] == classes[1]
-    else:
-        pairs = space.draw(uniform)
-        label, classes = pairs.label, np.full((2, count), -1)
-        if pairs.class_ids is not None:
-            ids = pairs.class_ids[np.stack([pairs.first, pairs.second])]
-            classes = space.class_ids.searchsorted(ids)
+        own = group_places(config)[:, host * count : (host + 1) * count]
+        chosen = (found[own] for found in group_classes(config, split, step, space))
+        return group_batch(config.data, space, uniform, *chosen)
+    pairs, classes = space.draw(uniform), np.full((2, count), -1)
+    if pairs.class_ids is not None:
+        ids = pairs.class_ids[np.stack([pairs.first, pairs.second])]
+        classes = space.class_ids.searchsorted(ids)
     both = pairs.images[pairs.first], pairs.images[pairs.second]
-    for shown, of_shown in zip(both, classes, strict=True):
-        turn(shown, of_shown % turns)
-    return Batch(*both, label.astype(np.float32), classes.T.astype(np.int32))
+    return Batch(*both, pairs.label.astype(np.float32), classes.T.astype(np.int32))
 
 
-def group_classes(config, split, step, number):
-    """The classes of a batch of P classes with K = data.images_per_class images: int [2, pairs].
+def group_batch(data, space, uniform, classes, partners, numbers):
+    """A Batch whose images are of these classes, int [2, pairs] each: see `group_classes`."""
 
-    P x K batches (Hermans et al. 2017, arXiv:1703.07737): no class comes twice unless P > number.
-    Each K / 2 pairs in a row begin with one class. In every second pair both images have it; in the
-    others image 2 is moved on to the next class, so that half of the pairs are "different".
+    def show(turned, first_attempt):
+        pairs = space.draw(partial(draw_anew, uniform, first_attempt), (*turned // turns,))
+        both = pairs.images[pairs.first], pairs.images[pairs.second]
+        for shown, kind in zip(both, turned, strict=True):
+            turn(shown, kind % turns)
+        return both
+
+    turns = data.turned_classes
+    both = show(classes, 0)
+    if data.overlaid_classes:
+        others = show(np.maximum(partners, 0), PARTNER_ATTEMPT)
+        for shown, other, chosen in zip(both, others, partners >= 0, strict=True):
+            shown[chosen] = overlay(shown[chosen], other[chosen])
+    same = (numbers[0] == numbers[1]).astype(np.float32)
+    return Batch(*both, same, numbers.T.astype(np.int32))
+
+
+def draw_anew(uniform, first_attempt, width, attempt=0):
+    """Uniform numbers as of `uniform`; other ones for another `first_attempt`."""
+    return uniform(width, first_attempt + attempt)
+
+
+def group_places(config):
+    """Which of the P groups of a batch, each of one class, each image is of: int [2, pairs].
+
+    P x K batches (Hermans et al. 2017, arXiv:1703.07737), K = data.images_per_class. Each K / 2
+    pairs in a row begin with one group. In every second pair both images are of it; in the others
+    image 2 is of the next group, so that half of the pairs are "different".
     """
-    pairs = config.data.images_per_class // 2  # that begin with one class
-    uniform = partial(uniforms, config.seed, split, step, 0, -(-number // 4), 4)
-    rounds = -(-config.batch_size // (pairs * number))
-    order = [np.argsort(uniform(GROUP_ATTEMPT + i).ravel()[:number]) for i in range(rounds)]
-    class1 = np.repeat(np.concatenate(order), pairs)[: config.batch_size]
-    class2 = class1.copy()
-    class2[1::2] = np.roll(class1[1::2], pairs)
-    return np.stack([class1, class2])
+    pairs = config.data.images_per_class // 2  # that begin with one group
+    first = np.arange(config.batch_size) // pairs
+    second = first.copy()
+    second[1::2] = np.roll(first[1::2], pairs)
+    return np.stack([first, second])
+
+
+def group_classes(config, split, step, space):
+    """The class of each group of a batch: three int [P]: turned classes, partners and numbers.
+
+    A turned class is a local class times data.turned_classes plus how it is turned; none comes
+    twice unless P is larger. The first groups, a share of data.overlaid_classes, show one laid over
+    a partner, which makes a further class; the others have the partner -1.
+    """
+    count = 2 * config.batch_size // config.data.images_per_class
+    turned = config.data.turned_classes * len(space.class_ids)
+    uniform = partial(uniforms, config.seed, split, step, 0, -(-turned // 4), 4)
+    needed = range(-(-count // turned))
+    classes, partners = (
+        np.concatenate([np.argsort(uniform(first + i).ravel()[:turned]) for i in needed])[:count]
+        for first in (GROUP_ATTEMPT, 2 * GROUP_ATTEMPT)
+    )
+    overlaid = np.arange(count) < round(config.data.overlaid_classes * count)
+    both = np.sort([classes, partners], axis=0)
+    _, number = np.unique(both, axis=1, return_inverse=True)  # a over b is the class of b over a
+    numbers = np.where(overlaid, turned + number.ravel(), classes)
+    return classes, np.where(overlaid, partners, -1), numbers
+
+
+def overlay(images, others):
+    """Two images [n, side, side, channels] in one: of each pixel the one that stands out more.
+
+    That is the one whose colour is farther from the mean of its image: ink of both, on any ground.
+    """
+    means = (shown.mean(axis=(1, 2), keepdims=True) for shown in (images, others))
+    far, other_far = (
+        np.abs(shown - mean).sum(axis=3, keepdims=True)
+        for shown, mean in zip((images, others), means, strict=True)
+    )
+    return np.where(far >= other_far, images, others)
 
 
 def turn(shown, turns):

@@ -64,7 +64,7 @@ def decode(open_image, form):
 def natural_form(sample):
     """(image size, channels) that suit images, from functions as `decode` takes; skips bad ones.
 
-    A third of the median shorter side, a multiple of 16 from 32 to 64 pixels: small images learn
+    Half of the median shorter side, a multiple of 16 from 32 to 64 pixels: small images learn
     fast on a CPU. Grey, unless the colours of some pixel differ by over 32 of 255.
     """
     sides, colored = [], False

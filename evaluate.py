@@ -84,7 +84,6 @@ def read_command(options):
     """
     named = options.workdir and settings.named_workdir(options.workdir)
     workdir = named or settings.newest_run(Path("runs"))
-    settings.check_step(options.step)
     check_threshold(options.threshold)
     needs_data = not options.images or is_fitted(options.threshold)
     if options.data is not None and not needs_data:

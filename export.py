@@ -45,7 +45,6 @@ def main(options):
     runtime.prepare(options.cache)
     named = options.workdir and settings.named_workdir(options.workdir)
     workdir = named or settings.newest_run(Path("runs"))
-    settings.check_step(options.step)
     config = settings.load_config(workdir)
     if options.numpy and config.model.encoder != "cnn":
         text = f"for a cnn, this is a {config.model.encoder}; leave the option out"

@@ -1,52 +1,46 @@
-"""Several processes as one: they join, agree, exit together, and name the one that was lost.
+"""Several processes as one: they join, agree, and exit together with one line.
 
-They are called hosts here. `jax.distributed` connects them. When one is lost, JAX's own heartbeat
-exits with a page of C++. The roll call here is faster and exits with a line that names the host.
+They are called hosts here. `jax.distributed` connects them. A host that fails gives notice of it to
+the others. One that is killed makes the others' collectives fail; one that is silent is noticed by
+JAX's heartbeat, which ends all with a long message.
 """
 
 import json
 import os
 import platform
-import re
-import socket
 import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from threading import Event, Thread, Timer
+from threading import Lock, Thread, Timer
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 from absl import flags
+
+# The one private name of JAX in this project. The client that connects processes has no public one
+# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
+from jax._src.distributed import global_state
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from errors import UserError
 
-# The one private name of JAX in this project. The client that connects processes has no public one
-# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
-try:
-    from jax._src.distributed import global_state
-except ImportError:  # a later JAX: one process works, several are refused (`join`)
-    global_state = None
-
-NOTICE = "notice"  # a key; its value is why a host exits, or SOMEONE_LOST
-SOMEONE_LOST = "a host may be lost: all answer the roll call now"
-GRACE = 5  # seconds in which every living host answers a roll call
-NAMES = []  # of all hosts, by process index
-EXITING, ALL_ANSWERED = Event(), Event()
+FOREVER = 2**31 - 1  # milliseconds
+NOTICE = "notice"  # a key; its value is the line with which a host exits
+EXITING = Lock()  # never released: who holds it ends this process
 
 
 def define_flags():
     """Flags about several processes that work together."""
     flags.DEFINE_string("coordinator", None, "host:port of process 0, where several processes work "
                         "together; SLURM, Open MPI and Kubernetes name it themselves.")  # fmt: skip
-    flags.DEFINE_integer("num_processes", None, "How many there are.")
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.")
-    flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.")
-    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent before all exit.")
+    flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", 0)
+    flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.", 1)
+    flags.DEFINE_integer("heartbeat_seconds", 100, "How long one may be silent; then all exit.", 10)
 
 
 def read_cluster(options):
@@ -56,9 +50,6 @@ def read_cluster(options):
     """
     names = ("coordinator", "num_processes", "process_id")
     missing = [name for name in names if options[name].value is None]
-    for name, least in (("join_seconds", 1), ("heartbeat_seconds", 10), ("num_processes", 1)):
-        if options[name].value is not None and options[name].value < least:
-            raise UserError(f"--{name}={options[name].value}: must be at least {least}")
     seconds = {name: options[name].value for name in ("join_seconds", "heartbeat_seconds")}
     if len(missing) == 3:
         return SimpleNamespace(address={}, **seconds) if managed(os.environ) else None
@@ -69,7 +60,7 @@ def read_cluster(options):
         raise UserError(
             f"--coordinator={options.coordinator}: must be host:port, as in 10.0.0.1:4321"
         )
-    if not 0 <= options.process_id < options.num_processes:
+    if options.process_id >= options.num_processes:
         raise UserError(
             f"--process_id={options.process_id}: must be from 0 to {options.num_processes - 1}"
         )
@@ -101,32 +92,29 @@ def joined(cluster, values):
         yield
         return
     join(cluster)
-    agree(values, cluster.join_seconds)
-    Thread(target=watch, args=(cluster.heartbeat_seconds,), daemon=True).start()
+    agree(global_state.client, values, cluster.join_seconds)
+    Thread(target=watch, args=(global_state.client,), daemon=True).start()
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
     try:
         yield
         disconnect()
-    except UserError as error:
-        exit_all(f"error: {error}")
     except FloatingPointError as error:  # raised on every host
         if jax.process_index():
             time.sleep(cluster.heartbeat_seconds)  # host 0 exits first, after its last save
-        exit_all(f"error: {error}")
-    except Exception as error:  # a collective with a lost host raises many kinds
-        exit_if_first_is_lost()
-        tell_all(SOMEONE_LOST)
-        ALL_ANSWERED.wait(cluster.heartbeat_seconds)  # `watch` exits if a host does not answer
-        traceback.print_exc()
-        exit_all(f"error: {type(error).__name__}: {' '.join(str(error).split())[:500]}")
+        exit_all(error)
+    except UserError as error:
+        exit_all(error)
+    except Exception as error:
+        if not isinstance(error, JaxRuntimeError):  # of a collective with a host that is lost
+            traceback.print_exc()
+        text = " ".join(str(error).split())[:500]
+        text += "; if a host was lost, the same command on all hosts resumes"
+        exit_all(f"{type(error).__name__}: {text}")
 
 
 def join(cluster):
     """Connects to the other processes; exits if that takes over join_seconds."""
-    if global_state is None:
-        text = f"several processes cannot work together with jax {jax.__version__}: start one, or"
-        raise UserError(f"{text} install the version that requirements-cpu.txt names")
     where = cluster.address.get("coordinator_address", "named by the environment")
     text = (
         f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
@@ -137,7 +125,7 @@ def join(cluster):
     try:
         jax.distributed.initialize(
             **cluster.address,
-            initialization_timeout=cluster.join_seconds + GRACE,
+            initialization_timeout=cluster.join_seconds + 5,
             heartbeat_timeout_seconds=cluster.heartbeat_seconds,
         )
     except (RuntimeError, ValueError) as error:
@@ -146,108 +134,54 @@ def join(cluster):
         late.cancel()
 
 
-def agree(values, seconds):
+def agree(client, values, seconds):
     """Exits all hosts, with a line that names the keys, unless `values` are the same on all."""
-    client, count = global_state.client, jax.process_count()
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
-    client.key_value_set(f"host/{jax.process_index()}", json.dumps([platform.node(), values]))
-    answers = [client.blocking_key_value_get(f"host/{i}", 1000 * seconds) for i in range(count)]
-    found = [json.loads(answer) for answer in answers]
-    NAMES[:] = [f"host {i} ({name})" for i, (name, _) in enumerate(found)]
-    first = found[0][1]
-    for name, (_, other) in zip(NAMES, found, strict=True):
+    client.key_value_set(f"host/{jax.process_index()}", json.dumps([own_name(), values]))
+    keys = [f"host/{i}" for i in range(jax.process_count())]
+    found = [json.loads(client.blocking_key_value_get(key, 1000 * seconds)) for key in keys]
+    zero, first = found[0]
+    for name, other in found:
         keys = [k for k in sorted({*first, *other}) if first.get(k) != other.get(k)]
         if keys:
-            texts = (f"{k} is {first.get(k)} on {NAMES[0]}, {other.get(k)} on {name}" for k in keys)
-            exit_all(f"error: all hosts must be started alike: {'; '.join(texts)}")
+            texts = (f"{k} is {first.get(k)} on {zero}, {other.get(k)} on {name}" for k in keys)
+            exit_now(f"error: all hosts must be started alike: {'; '.join(texts)}")
 
 
-def watch(seconds):
-    """Exits this process when another host gives notice or is lost. Runs in a thread.
-
-    Each round waits 0.2 * seconds for a notice and then calls the roll: a barrier that every host
-    must reach within 0.6 * seconds, or within GRACE if a host suspects a loss.
-    """
-    while not EXITING.is_set():
-        notice = read_notice(0.2 * seconds)
-        if notice not in (None, SOMEONE_LOST):
-            exit_now(notice)
-        call_roll(GRACE if notice else 0.6 * seconds)
-        if notice:
-            ALL_ANSWERED.set()
+def own_name():
+    return f"host {jax.process_index()} ({platform.node()})"
 
 
-def read_notice(seconds):
-    """A host's notice, SOMEONE_LOST or a line; None if there is none in time."""
-    try:
-        return global_state.client.blocking_key_value_get(NOTICE, int(1000 * seconds))
-    except JaxRuntimeError as error:
-        return None if "DEADLINE" in str(error) else lost(error)
-
-
-def call_roll(seconds):
-    """Returns when every host has answered; exits this process if one does not in time."""
-    client = global_state.client
-    if client is None:  # this process has disconnected since the last notice was read
-        return
-    try:
-        client.wait_at_barrier("roll call", int(1000 * seconds))
-    except JaxRuntimeError as error:
-        exit_now(lost(error))
-
-
-def tell_all(notice):
-    """Gives notice to the other hosts. A reason to exit replaces SOMEONE_LOST, not the reverse.
-
-    It does nothing if this host has lost its connection.
-    """
-    with suppress(JaxRuntimeError):
-        replace = notice != SOMEONE_LOST
-        global_state.client.key_value_set(NOTICE, notice, allow_overwrite=replace)
-
-
-def lost(error):
-    """The line that names the hosts missing in a roll call; host 0 if it could not take place."""
-    found = re.search(r"timed out task names:\s*((?:\d+\s+)+)", str(error))
-    names = [NAMES[int(i)] for i in found[1].split()] if found else NAMES[:1]
-    return f"error: lost {', '.join(names)}; the same command on all hosts resumes"
+def watch(client):
+    """Exits this process when a host gives notice. Runs in a thread."""
+    with suppress(JaxRuntimeError):  # this process has disconnected; or host 0 is lost, JAX exits
+        exit_now(client.blocking_key_value_get(NOTICE, FOREVER))
 
 
 def disconnect():
     """Waits for all hosts as long as they live, then disconnects; does nothing if alone."""
     if jax.distributed.is_initialized():
-        global_state.client.wait_at_barrier("end", 2**31 - 1)  # writing the report takes a while
-        EXITING.set()
+        global_state.client.wait_at_barrier("end", FOREVER)  # writing the report takes a while
+        EXITING.acquire()
         jax.distributed.shutdown()
 
 
 def exit_all(message):
     """Exits this process with a line, and the other hosts with the same line."""
-    tell_all(f"error: {NAMES[jax.process_index()]} exited: {message.removeprefix('error: ')}")
+    notice = f"error: {own_name()}: {message}"
+    with suppress(JaxRuntimeError):  # another one was faster, or host 0, which keeps it, is lost
+        global_state.client.key_value_set(NOTICE, notice)
     sys.stdout.flush()
-    if not EXITING.is_set():
-        EXITING.set()
-        os.write(2, f"{message}\n".encode())
-    time.sleep(1)  # if this is host 0, the others still read the notice from it
-    os._exit(1)
+    exit_now(notice)
 
 
 def exit_now(message):
-    """Exits this process with a line, from a thread, unless it exits already."""
-    if not EXITING.is_set():
-        EXITING.set()
-        os.write(2, f"{message}\n".encode())
-        os._exit(1)
-
-
-def exit_if_first_is_lost():
-    """Exits this process if host 0, which keeps the notice, is lost: JAX is about to abort."""
-    host, _, port = global_state.coordinator_address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), port), timeout=GRACE).close()
-    except OSError as error:
-        exit_now(lost(error))
+    """Exits this process with a line, from any thread; the first call counts."""
+    EXITING.acquire()
+    os.write(2, f"{message}\n".encode())
+    time.sleep(1)  # if this is host 0, the others still read the notice from it
+    os._exit(1)
 
 
 def from_first(function, like):

@@ -9,7 +9,6 @@ It needs neither torch nor pickle. Only `load` imports JAX.
 import hashlib
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 from errors import UserError, first_five
@@ -70,7 +69,7 @@ def load(path, variables):
 
     wanted = flatten_dict(variables)
     names = {torch_name(key): key for key in wanted}
-    found = read(path, names)
+    found = read(path)
     wrong = [f"{name} is missing" for name in names.keys() - found.keys()]
     wrong += [f"{name} has no place" for name in found.keys() - names.keys()]
     loaded = {}
@@ -91,42 +90,22 @@ def load(path, variables):
     return unflatten_dict(loaded)
 
 
-def read(path, wanted):
-    """The arrays of a file by torchvision's names, without a prefix; prints what is left out.
-
-    wanted: the names to expect. Raises UserError if the file is damaged or of another type.
-    """
-    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
+def read(path):
+    """The arrays of a file by their names; raises UserError if it is damaged or of another type."""
+    import ml_dtypes  # noqa: F401  safetensors needs it for bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         found = load_file(path)
-        prefix = find_prefix(path, found, wanted)
-        others = [name for name in found if not name.startswith(prefix)]
-        arrays = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-        arrays = {name: array for name, array in arrays.items() if not UNUSED.fullmatch(name)}
-        if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
-            raise TypeError(f"it has {', '.join(sorted(unread))}")
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
         text = f"{path} cannot be read as safetensors of {', '.join(FLOATS)}: {error}"
         raise UserError(f"model.pretrained: {text}") from None
-    if prefix and jax.process_index() == 0:
-        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
-        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
-    return arrays
-
-
-def find_prefix(path, names, wanted):
-    """What stands before most of the wanted names in a file, such as "module."; or ""."""
-    starts = Counter(
-        name.removesuffix(end) for name in names for end in wanted if f".{name}".endswith(f".{end}")
-    )
-    (first, count), (other, equal) = [*starts.most_common(2), ("", 0), ("", 0)][:2]
-    if count == equal > 0:
-        text = f"{path} has several encoders: {first}, {other}; keep one of them in the file"
+    arrays = {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
+    if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
+        text = f"{path} has {', '.join(sorted(unread))}, must be of {', '.join(FLOATS)}"
         raise UserError(f"model.pretrained: {text}")
-    return first
+    return arrays
 
 
 def torch_name(key):

@@ -40,24 +40,13 @@ def prepare(cache):
     if "JAX_LOGGING_LEVEL" not in os.environ and os.environ["TF_CPP_MIN_LOG_LEVEL"] == "1":
         jax.config.update("jax_logging_level", "CRITICAL")
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
-    keep_compiled(cache)
     base = cache_base(cache)
     kept_images.folder = base and base / "images"
-    gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
-
-
-def keep_compiled(option):
-    """Makes JAX keep compiled programs in `cache_folder`, or not at all where that is None."""
-    if option is None and "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return  # JAX reads it itself
-    folder = cache_folder(option)
-    if folder is None:
+    if base is None:
         jax.config.update("jax_enable_compilation_cache", False)
-        return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
+    elif cache is not None or "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX reads that
+        keep_compiled(base / machine())
+    gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 
 def cache_base(option):
@@ -67,35 +56,36 @@ def cache_base(option):
     """
     if option == "":
         return None
-    if option is None:
-        try:
-            base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
-            check_writable(base, "cache")
-        except (RuntimeError, UserError):  # no home folder, or not writable
-            return None
-        return base / "same-or-different"
-    base = Path(option).absolute()
-    check_writable(base, f"--cache={base}")
-    return base
+    if option is not None:
+        check_writable(Path(option).absolute(), f"--cache={option}")
+        return Path(option).absolute()
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+        check_writable(base, "cache")
+    except (RuntimeError, UserError):  # no home folder, or not writable
+        return None
+    return base / "same-or-different"
 
 
-def cache_folder(option):
-    """The folder of compiled programs for the option --cache; None where none are kept.
-
-    Each version of jaxlib and each `machine` has its own: a compiled program fits one processor and
-    thread count.
-    """
-    base = cache_base(option)
-    return base and base / f"jaxlib-{importlib.metadata.version('jaxlib')}-{machine()}"
+def keep_compiled(folder):
+    """Makes JAX keep compiled programs in a folder."""
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
 
 
 def machine():
-    """A name for this machine: its number of cores and a checksum of its instruction set."""
+    """A name for jaxlib and this machine: a compiled program fits one version, processor and count.
+
+    That is the version of jaxlib, the number of cores and a checksum of the instruction set.
+    """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
     known = sorted({line for line in text.splitlines() if re.match("flags|Features", line)})
-    return f"{cores}-cores-{zlib.crc32(repr(known or text).encode()):08x}"
+    version = importlib.metadata.version("jaxlib")
+    return f"jaxlib-{version}-{cores}-cores-{zlib.crc32(repr(known or text).encode()):08x}"
 
 
 def empty_cache(folder, show, message, *where, **options):
@@ -144,17 +134,15 @@ def versions():
 
 def read_versions(workdir):
     """A run's {first step as a text: versions from there on}; {} where the file is unreadable."""
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads((workdir / "versions.json").read_text())
-        if isinstance(kept, dict) and all(isinstance(one, dict) for one in kept.values()):
-            return kept
-    return {}
+    try:
+        return json.loads((workdir / "versions.json").read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 def last_versions(workdir):
     """The versions that trained a run last, or the present ones where those are unknown."""
-    kept = list(read_versions(workdir).values())
-    return kept[-1] if kept else versions()
+    return [versions(), *read_versions(workdir).values()][-1]
 
 
 def note_versions(workdir, step):

@@ -150,8 +150,7 @@ def load_variables(config, workdir, model, which):
     target = variable_shapes(model, config)
 
     def restore():
-        with checkpoint.open_checkpoints(workdir) as checkpoints:
-            step, variables = checkpoint.restore_model(checkpoints, which, target)
+        step, variables = checkpoint.restore_model(workdir, which, target)
         found = calibration.kept(workdir / CALIBRATION, int(step), "scale", "shift") or NONE
         return step, calibration.apply(variables, *found)
 

@@ -54,12 +54,11 @@ def define_flags():
 
 
 def main(options):
-    """Checks the options and trains, together with the other hosts."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, exit_at_once)
+        signal.signal(number, exit_on_signal)
     runtime.prepare(options.cache)
     cluster = hosts.read_cluster(options)
-    config, workdir = read_command(options, alone=cluster is None)
+    config, workdir = read_command(options)
     values = settings.flatten(config.to_dict())
     if cluster is not None:
         values |= fingerprint.seal(config.data)
@@ -67,18 +66,12 @@ def main(options):
         train_and_evaluate(config, workdir)
 
 
-def read_command(options, alone=True):
-    """Returns (config, workdir) to train, checked; raises UserError.
-
-    alone: whether no other process works on this run, so that its folder must not be locked.
-    """
+def read_command(options):
+    """Returns (config, workdir) to train, checked; raises UserError."""
     config, name = command_line.read_config(options)
     named = f"runs/{name}" if options.workdir is None else options.workdir
     workdir = settings.named_workdir(named)
     settings.check_workdir(config, workdir)
-    if alone and (workdir / settings.LOCK).exists():
-        with settings.lock(workdir):  # if another training holds it, this one exits at once
-            pass
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir
@@ -87,29 +80,28 @@ def read_command(options, alone=True):
 def train_and_evaluate(config, workdir):
     """Trains all steps, from the newest checkpoint in workdir if there is one; then evaluates.
 
-    Validation and test are evaluated with the best checkpoint, by eval.best. A run that was
-    interrupted and resumed gives the same bits as one that was not.
+    Validation and test are evaluated with the best checkpoint, by eval.best.
     """
     runtime.keep_freed_memory()
     config = resolve(config)
     model = create_model(config)
     optimizer, schedule = train_step.make_optimizer(config)
     score, state = make_scorer(model), train_step.create_state(config, model, optimizer)
-    with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as checkpoints:
-        state = hosts.from_first(partial(checkpoint.restore, checkpoints, state), state)
+    with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as saver:
+        state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         introduce(config, workdir, state)
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = compile_programs(config, train_steps, state)
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
             validate = partial(evaluate, config, score, split="validation")
-            train_and_validate(config, programs, state, schedule, validate, writer, checkpoints)
-            checkpoint.wait(checkpoints)
-            restore = partial(checkpoint.restore_model, checkpoints, "best", skip_damaged=True)
-            restore_best = partial(restore, model=state.variables)
-            step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
-    if SIGNALS:
-        hosts.disconnect()
-        exit_on_signal(SIGNALS[0], "training is complete; the same command writes its report")
+            step = train_and_validate(config, programs, state, schedule, validate, writer, saver)
+        saver.wait()
+        if SIGNALS:
+            hosts.disconnect()
+            exit_on_signal(SIGNALS[0], text=f"saved at step {step}; the same command resumes there")
+        restore = partial(checkpoint.restore_model, workdir, "best", skip_damaged=True)
+        restore_best = partial(restore, model=state.variables)
+        step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
     if calibration.is_possible(config):
         variables = calibrate(config, workdir, int(step), score, variables)
     threshold = kept_threshold(config, workdir, int(step))
@@ -132,33 +124,30 @@ def calibrate(config, workdir, step, score, variables):
     return calibration.apply(variables, scale, shift)
 
 
-def train_and_validate(config, programs, state, schedule, validate, writer, checkpoints):
+def train_and_validate(config, programs, state, schedule, validate, writer, saver):
     """Trains all steps: writes curves, validates and saves where that is due.
 
-    After a signal it completes what is due, saves the newest step and exits.
+    After a signal it completes the present call, saves and stops. Returns the last step.
     """
-    with progress_bar(config, int(state.step)) as bar:
+    step = int(state.step)
+    with progress_bar(config, step) as bar:
         for step, current, metrics in train(config, programs, state, bar):
-            interrupted = bool(SIGNALS)  # read once: a signal may come at any moment
             update = (step - 1) // settings.accumulated_steps(config)
             metrics["learning_rate"] = float(schedule(update))
             writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
             due = step % config.eval_every_steps == 0 or step == config.num_steps
-            if due or interrupted:
-                host_state = train_step.to_host(current)
-                found = {"loss": math.inf}  # never the best
-                if due:
-                    validation = validate(host_state.variables)
-                    writer.write(step, scalars("validation", validation))
-                    bar.write(describe(step, "validation", validation))
-                    found = validation.metrics | {"rank": rank(config, validation.metrics)}
-                writer.flush()  # before the checkpoint: no gap in the curves after resuming
-                checkpoint.save(checkpoints, host_state, found)
-            if interrupted or (due and SIGNALS):
-                checkpoint.wait(checkpoints)
-                hosts.disconnect()
-                text = f"saved at step {step}; the same command resumes there"
-                exit_on_signal(SIGNALS[0], text)
+            if not (due or SIGNALS):
+                continue
+            host_state = train_step.to_host(current)
+            found = {"loss": math.inf}  # never the best
+            if due:
+                validation = validate(host_state.variables)
+                writer.write(step, scalars("validation", validation))
+                bar.write(describe(step, "validation", validation))
+                found = validation.metrics | {"rank": rank(config, validation.metrics)}
+            writer.flush()  # before the checkpoint: no gap in the curves after resuming
+            saver.save(host_state, found)
+    return step
 
 
 def rank(config, metrics):
@@ -171,7 +160,7 @@ def rank(config, metrics):
 
 @contextmanager
 def held(config, workdir):
-    """A context that locks the run's folder; of several processes only the first touches it."""
+    """A context that locks the run's folder; only the first process touches it."""
     if jax.process_index():
         yield
         return
@@ -230,16 +219,17 @@ def train(config, programs, state, bar):
     those of the steps since the last yield; pairs per second exclude the caller's time. After a
     signal the call that runs is the last, and is yielded.
 
-    Raises FloatingPointError at a step whose metrics are not finite.
+    Raises FloatingPointError if metrics that are due are not finite.
     """
-    done, call, state = int(state.step), 0, train_step.replicate(state)
-    history, began = [], time.perf_counter()  # history: metrics of each call since the last yield
+    done, state, history = int(state.step), train_step.replicate(state), []
+    began = time.perf_counter()
     calls = zip(executions(config, done), placed_batches(config, done), strict=True)
     for call, (steps, batches) in enumerate(calls, start=1):
         state, metrics = programs[len(steps)](state, batches)
         history.append(metrics)
+        history[-2:-1] = jax.device_get(history[-2:-1])  # waits: the host is one call ahead
         bar.update(len(steps))
-        last = signalled(call) or not is_finite(wait_for_previous(history))
+        last = signalled(call)
         if last or any(steps.stop % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
             rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
@@ -247,7 +237,6 @@ def train(config, programs, state, bar):
             if last:
                 return
             done, history, began = steps.stop, [], time.perf_counter()
-    signalled(call + 1)  # a signal during the last call counts
 
 
 def placed_batches(config, start):
@@ -257,14 +246,6 @@ def placed_batches(config, start):
         executions(config, start),
         workers=min(8, os.cpu_count()),
     )
-
-
-def wait_for_previous(history):
-    """Waits for the call before the newest, so the host is one call ahead; returns its metrics."""
-    if len(history) < 2:
-        return {}
-    history[-2] = jax.device_get(history[-2])
-    return history[-2]
 
 
 def summarize(history, done, rate, bar):
@@ -288,10 +269,6 @@ def summarize(history, done, rate, bar):
     if bar.disable:
         print(f"step {done + len(finite)}: {text}", flush=True)
     return metrics
-
-
-def is_finite(metrics):
-    return all(np.isfinite(values).all() for values in metrics.values())
 
 
 def progress_bar(config, step):
@@ -349,7 +326,7 @@ def noting_signals():
         else:
             os.kill(os.getpid(), signal.SIGTERM)
         for each in before:
-            signal.signal(each, exit_at_once)
+            signal.signal(each, exit_on_signal)
 
     for number in before if alone else (signal.SIGINT,):
         signal.signal(number, note)
@@ -360,13 +337,8 @@ def noting_signals():
             signal.signal(number, handler)
 
 
-def exit_at_once(number, _):
-    """Exits on a signal: checkpoints are whole at every moment."""
-    exit_on_signal(number, "the same command resumes from the newest checkpoint")
-
-
-def exit_on_signal(number, text):
-    """Exits with a line and the exit code of the signal, 128 + number."""
+def exit_on_signal(number, _=None, text="the same command resumes from the newest checkpoint"):
+    """Exits with a line and the exit code of the signal; checkpoints are whole at every moment."""
     os.write(2, f"\ninterrupted: {text}\n".encode())  # print may be in the middle of a line
     os._exit(128 + number)
 

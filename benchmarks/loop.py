@@ -90,14 +90,14 @@ def time_checkpoint(config, state):
     state, times = train_step.replicate(state), []
     with (
         tempfile.TemporaryDirectory() as folder,
-        checkpoint.opened(Path(folder), **config.checkpoint) as manager,
+        checkpoint.opened(Path(folder), **config.checkpoint) as saver,
     ):
         for step in range(ROUNDS.value + 1):
             began = time.perf_counter()
             host_state = train_step.to_host(state).replace(step=np.int32(step))
-            checkpoint.save(manager, host_state, {"loss": 1.0})
+            saver.save(host_state, {"loss": 1.0})
             times.append(time.perf_counter() - began)
-            checkpoint.wait(manager)
+            saver.wait()
     return statistics.median(times[1:])  # the first one warms up
 
 

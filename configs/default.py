@@ -71,6 +71,7 @@ def data_config():
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
     data.images_per_class = 0  # of a training batch, an even number; 0: pairs are drawn one by one
     data.turned_classes = 1  # 4: quarter turns of a class are further classes; 8: mirrors, too
+    data.overlaid_classes = 0.0  # share of the classes of a batch that are two laid over each other
     data.split = "shared"  # all splits draw alike; disjoint: no common image; classes: no class;
     # groups, of files: no class, and of the test no group (the class's path but its last part)
     data.update(file_keys())
@@ -120,4 +121,5 @@ def augment_config():
     augment.brightness = 0.0  # grey levels: at most so many are added to all pixels, or subtracted
     augment.noise = 0.0  # grey levels: largest standard deviation of the noise of each pixel
     augment.p_erase = 0.0  # probability that a rectangle is filled with the mean colour
+    augment.p_unchanged = 0.0  # probability that none of this is done to an image
     return augment

@@ -41,11 +41,13 @@ def get_config():
     config.data.p_same = 0.5
     config.data.split = "disjoint"
     config.data.images_per_class = 4
-    config.data.turned_classes = 4
+    config.data.turned_classes = 8
+    config.data.overlaid_classes = 0.3
     config.augment.rotation = 15.0
     config.augment.scale = 0.2
     config.augment.shear = 0.2
     config.augment.shift = 0.1
+    config.augment.p_unchanged = 0.25
     config.model.encoder = "cnn"
     config.model.stage_sizes = (2, 2, 2)
     config.model.width = 32

@@ -25,5 +25,6 @@ def get_config():
     config.data.p_same = 0.0
     config.data.images_per_class = 0
     config.data.turned_classes = 1
+    config.data.overlaid_classes = 0.0
     config.model.loss = "pairs"
     return config

@@ -110,7 +110,7 @@ def test_drawn_images_come_in_groups_too():
         ({"images_per_class": 10}, "even divisor of the 24 images of a batch"),
         ({"images_per_class": 24}, "at most half of them"),
         ({"images_per_class": 0, "turned_classes": 4}, "data.turned_classes=4: must be 1 without"),
-        ({"turned_classes": 2}, "data.turned_classes=2: must be 1, 4 or 8"),
+        ({"turned_classes": 2}, r"data.turned_classes=2: must be one of \(1, 4, 8\)"),
         ({"source": "pairs", "images_per_class": 4}, "must be 0 unless of classes"),
     ],
 )

@@ -1,6 +1,4 @@
-import json
 import shutil
-import threading
 from collections import Counter
 
 import jax
@@ -24,12 +22,12 @@ def saved(tmp_path_factory):
     model = create_model(config)
     fresh = train_step.create_state(config, model, train_step.make_optimizer(config)[0])
     workdir, states = tmp_path_factory.mktemp("saved"), {}
-    with checkpoint.opened(workdir, keep_latest=2, keep_best=5) as manager:
+    with checkpoint.opened(workdir, keep_latest=2, keep_best=5) as saver:
         for step in (4, 8):
             rng = np.random.default_rng(step)
             state = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(x.dtype), fresh)
             states[step] = state.replace(step=np.int32(step))
-            checkpoint.save(manager, states[step], {"loss": 1 / step})
+            saver.save(states[step], {"loss": 1 / step})
     return workdir, states, fresh
 
 
@@ -62,8 +60,7 @@ def test_whatever_happens_to_a_file_the_bits_are_right_or_it_is_noticed(
         shutil.copytree(whole, workdir)
         if not damage(workdir / name, kind):
             continue
-        with checkpoint.open_checkpoints(workdir, 2, 5) as manager:
-            found = checkpoint.restore(manager, fresh)
+        found = checkpoint.restore(workdir, fresh)
         step = int(found.step)
         assert checkpoint.digest(found) == expected[step], name
         aside = (workdir / "checkpoints" / "8.damaged").exists()
@@ -80,11 +77,8 @@ def test_with_nothing_whole_left_training_does_not_start_again_unasked(saved, tm
         for path in (tmp_path / "run" / "checkpoints" / str(step) / "training" / "d").iterdir():
             damage(path, "flipped")
     for _ in range(2):  # the second start finds nothing but what was set aside
-        with (
-            checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager,
-            pytest.raises(UserError, match=r"4.damaged, 8.damaged"),
-        ):
-            checkpoint.restore(manager, fresh)
+        with pytest.raises(UserError, match=r"4.damaged, 8.damaged"):
+            checkpoint.restore(tmp_path / "run", fresh)
 
 
 def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
@@ -94,10 +88,9 @@ def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
     for path in (folder / "8" / "model" / "d").iterdir():
         damage(path, "flipped")
     model = checkpoint.to_items(fresh)["model"]
-    with checkpoint.open_checkpoints(tmp_path / "run") as manager:
-        with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
-            checkpoint.restore_model(manager, "last", model)
-        step, variables = checkpoint.restore_model(manager, "4", model)
+    with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
+        checkpoint.restore_model(tmp_path / "run", "last", model)
+    step, variables = checkpoint.restore_model(tmp_path / "run", "4", model)
     assert step == 4
     assert checkpoint.digest(variables) == checkpoint.digest(
         checkpoint.to_items(states[4])["model"]
@@ -112,44 +105,43 @@ def test_another_network_is_told_apart_from_damage(saved):
     wide = train_step.create_state(
         config, create_model(config), train_step.make_optimizer(config)[0]
     )
-    with (
-        checkpoint.open_checkpoints(whole, 2, 5) as manager,
-        pytest.raises(UserError, match=r"checkpoint 8 has model.* the config needs float32"),
-    ):
-        checkpoint.restore(manager, wide)
+    with pytest.raises(UserError, match=r"checkpoint 8 has model.* the config needs float32"):
+        checkpoint.restore(whole, wide)
     assert (whole / "checkpoints" / "8").exists()
 
 
 def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
     whole, states, _ = saved
     shutil.copytree(whole, tmp_path / "run")
-    with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
-        checkpoint.save(manager, states[8].replace(step=np.int32(9)), {"loss": float("inf")})
-        checkpoint.wait(manager)
-        assert (manager.best_step(), manager.latest_step()) == (8, 9)
-    metrics = tmp_path / "run" / "checkpoints" / "9" / "metrics" / "metrics"
-    assert json.loads(metrics.read_text()) == {"loss": float("inf")}
+    with checkpoint.opened(tmp_path / "run", 2, 5) as saver:
+        saver.save(states[8].replace(step=np.int32(9)), {"loss": float("inf")})
+    model = checkpoint.to_items(saved[2])["model"]
+    for which, step in (("best", 8), ("last", 9)):
+        assert checkpoint.restore_model(tmp_path / "run", which, model)[0] == step
+    record = checkpoint.read_record(tmp_path / "run" / "checkpoints" / "9")
+    assert record["metrics"] == {"loss": float("inf")}
 
 
 def test_the_best_is_by_rank_whatever_the_loss(saved, tmp_path):
     state = saved[2]
-    with checkpoint.opened(tmp_path, keep_latest=1, keep_best=1) as manager:
+    with checkpoint.opened(tmp_path, keep_latest=1, keep_best=1) as saver:
         for step, rank in ((2, 0.5), (4, -0.1), (6, 0.3), (8, 0.2)):
             found = {"loss": 1 / step, "rank": rank}
-            checkpoint.save(manager, state.replace(step=np.int32(step)), found)
-        checkpoint.wait(manager)
-        assert (manager.best_step(), sorted(manager.all_steps())) == (4, [4, 8])
+            saver.save(state.replace(step=np.int32(step)), found)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "8"}
+    model = checkpoint.to_items(state)["model"]
+    assert checkpoint.restore_model(tmp_path, "best", model)[0] == 4
 
 
-def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
+@pytest.mark.parametrize("part", ["model/d", "checksums"])
+def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(part, saved, tmp_path):
     whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
     model = checkpoint.to_items(fresh)["model"]
-    with checkpoint.open_checkpoints(tmp_path / "run", 2, 5) as manager:
-        assert manager.best_step() == 8
-        for path in (tmp_path / "run" / "checkpoints" / "8" / "model" / "d").iterdir():
-            damage(path, "flipped")
-        step, variables = checkpoint.restore_model(manager, "best", model, skip_damaged=True)
+    assert checkpoint.restore_model(tmp_path / "run", "best", model)[0] == 8
+    for path in (tmp_path / "run" / "checkpoints" / "8" / part).iterdir():
+        damage(path, "flipped")
+    step, variables = checkpoint.restore_model(tmp_path / "run", "best", model, skip_damaged=True)
     assert step == 4
     assert checkpoint.digest(variables) == checkpoint.digest(
         checkpoint.to_items(states[4])["model"]
@@ -158,21 +150,30 @@ def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(saved, tmp_path):
     assert names == {"4", "8.damaged"}
 
 
+def test_what_a_killed_process_left_half_written_or_half_removed_is_removed(saved, tmp_path):
+    whole, _, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    for name in (f"8{checkpoint.TEMPORARY}", f"12{checkpoint.TEMPORARY}-123"):
+        shutil.copytree(folder / "4", folder / name)
+    assert checkpoint.steps_in(folder) == {4, 8}
+    with checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5):
+        assert {path.name for path in folder.iterdir()} == {"4", "8"}
+
+
 def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path, monkeypatch):
     whole, states, _ = saved
     shutil.copytree(whole, tmp_path / "run")
-    hook = threading.excepthook
 
     def full(*args, **options):
         raise OSError("No space left on device")
 
     with (
         pytest.raises(UserError, match=r"cannot be written: no space left on the device; the ones"),
-        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
+        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
-        monkeypatch.setattr(manager, "save", full)
-        checkpoint.save(manager, states[8].replace(step=np.int32(9)), {"loss": 0.5})
-    assert threading.excepthook is hook
+        monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
+        saver.save(states[8].replace(step=np.int32(9)), {"loss": 0.5})
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
 
 
@@ -183,8 +184,8 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
     jax.tree.leaves(params)[-1].flat[-1] = np.inf
     with (
         pytest.raises(UserError, match=r"step 9 .* not finite; the last good checkpoint is 8;"),
-        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as manager,
+        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
         state = states[8].replace(step=np.int32(9), params=params)
-        checkpoint.save(manager, state, {"loss": 0.5})
+        saver.save(state, {"loss": 0.5})
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}

@@ -108,7 +108,7 @@ def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path
     "options, message",
     [
         (["--step=6"], "no checkpoint 6"),
-        (["--step=first"], "best, last or the number of a step"),
+        (["--step=first"], "no checkpoint first in"),
         (["--split=exam"], "train|validation|test"),
         (["--workdir=nowhere"], "no run there"),
     ],

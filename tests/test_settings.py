@@ -1,4 +1,3 @@
-import inspect
 import json
 import os
 import re
@@ -28,7 +27,7 @@ def check(key, value):
     "key, value, allowed",
     [
         ("seed", -1, "not negative"),
-        ("seed", 2**32, "below 2**32"),
+        ("seed", 2**32, "from 0 to 4,294,967,295"),
         ("batch_size", 0, "from 1 to"),
         ("num_steps", 0, "from 1 to"),
         ("data.max_size", 16, "the farthest shape needs data.image_size=33"),
@@ -54,7 +53,7 @@ def check(key, value):
         ("model.stage_sizes", (), "blocks per stage"),
         ("model.stage_sizes", (2, 0), "blocks per stage"),
         ("model.width", 0, "from 1 to"),
-        ("optimizer.name", "lion", "adam, adamw or sgd"),
+        ("optimizer.name", "lion", "one of ('adam', 'adamw', 'sgd')"),
         ("optimizer.learning_rate", float("nan"), "finite"),
         ("optimizer.learning_rate", float("inf"), "finite"),
         ("optimizer.learning_rate", 0.0, "above 0"),
@@ -62,7 +61,7 @@ def check(key, value):
         ("optimizer.weight_decay", -1e-4, "not negative"),
         ("optimizer.momentum", 1.0, "below 1"),
         ("num_steps", 401, "a multiple of the 2 batches"),
-        ("eval.threshold", 1.0, "between 0 and 1"),
+        ("eval.threshold", 1.0, "below 1"),
         ("checkpoint.keep_best", 0, "from 1 to"),
         ("batch_size", "many", "type int"),
         ("data.shapes", "circle", "type tuple"),
@@ -85,7 +84,10 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
             {"source": "folder", "path": "photos", "splits_of": "runs/a"},
             "data.splits_of=runs/a: must be empty with data.split=shared",
         ),
-        ({"source": "tfds", "path": "mnist", "channels": 2}, "data.channels=2: must be 1, 3, or 0"),
+        (
+            {"source": "tfds", "path": "mnist", "channels": 2},
+            "data.channels=2: must be one of (0, 1, 3)",
+        ),
         ({"source": "tfds", "path": "mnist", "same_as": "pixels"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
         ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
@@ -159,24 +161,14 @@ def test_keys_must_be_those_of_the_default():
 
 
 def test_every_key_is_read_by_the_code():
-    code = "".join(path.read_text() for path in ROOT.glob("*.py"))
-    for name in (
-        "rules",
-        "augment_rules",
-        "model_rules",
-        "data_rules",
-        "file_rules",
-        "shape_rules",
-    ):
-        rules = inspect.getsource(getattr(settings, name))  # to check a value is not to use it
-        assert rules in code
-        code = code.replace(rules, "")
+    paths = {*ROOT.glob("*.py")} - {ROOT / "settings.py"}  # to check a value is not to use it
+    code = "".join(path.read_text() for path in paths)
     aliases = {"data": "(config\\.)?data", "optimizer": "(options|config\\.optimizer)"}
     aliases |= {group: f"(options|config\\.{group})" for group in ("model", "augment")}
     for key in settings.flatten(default.get_config().to_dict()):
         *group, name = key.split(".")
         owner = "".join(aliases.get(g, f"config\\.{g}") for g in group) or "config"
-        if group != ["checkpoint"]:  # handed over whole, as open_checkpoints(**config.checkpoint)
+        if group != ["checkpoint"]:  # handed over whole, as opened(**config.checkpoint)
             assert re.search(rf"\b{owner}\.{name}\b", code), f"nothing reads {key}"
 
 
@@ -216,15 +208,6 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.modell.head=cosine"], "'modell' Did you mean"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
         (["--config.seed=1", "--config.seed=-1"], "config.seed=-1"),
-        (
-            [
-                "--config.model.width=4",
-                "--config.model.stage_sizes=2",
-                "-config.model.stage_sizes=2",
-            ],
-            "--config.model.stage_sizes is given 2 times",
-        ),
-        (["--config.data.shapes=('circle','ring')", "--config.data.shapes", "star"], "2 times"),
         ([f"--config={ROOT}/data.py"], "get_config"),
         ([f"--config={ROOT}/README.md"], "SyntaxError"),
     ],

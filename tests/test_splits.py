@@ -448,7 +448,7 @@ def test_folds_are_refused_where_something_else_says_the_test(give):
         ({"folds": 3, "fold": 3}, "data.fold=3: must be below data.folds=3"),
         ({"fold": 1}, "data.fold=1: must be below data.folds=0, or 0"),
         ({"folds": 3, "split": "shared"}, "data.folds=3: must be 0 with data.split=shared"),
-        ({"folds": 3, "splits_of": "a"}, "data.folds=3: must be 0 with data.split=shared, whose"),
+        ({"folds": 3, "splits_of": "a"}, "data.folds=3: must be 0 with data.split=shared, or with"),
         ({"source": "pairs", "split": "groups"}, "data.split=groups: must be shared or disjoint"),
         ({"source": "shapes", "path": "", "split": "groups"}, "data.split=groups: must be shared"),
         ({"source": "shapes", "path": "", "folds": 3}, "data.folds=3: must be left out: it has"),
