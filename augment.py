@@ -55,7 +55,9 @@ def augment_batch(config, step, batch):
     places = 2 * (lax.axis_index(AXIS) * pairs + jnp.arange(pairs))
     images = jnp.concatenate([batch.image1, batch.image2])
     places = jnp.concatenate([places, places + 1])
-    image1, image2 = jnp.split(augment(config.augment, config.seed, step, places, images), 2)
+    images = augment(config.augment, config.seed, step, places, images)
+    # A barrier: else XLA may compute all this once more for each tap of the first convolution.
+    image1, image2 = jnp.split(lax.optimization_barrier(images), 2)
     return batch._replace(image1=image1, image2=image2)
 
 

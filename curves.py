@@ -59,8 +59,8 @@ class Writer:
             print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
 
     def open(self):
-        mark_start(self.folder, self.start)
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
+        mark_start(self.folder, self.start)
         from clu import metric_writers
 
         self.writer = metric_writers.create_default_writer(self.folder, asynchronous=False)

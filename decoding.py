@@ -77,7 +77,7 @@ def natural_form(sample):
                     colored = bool(np.ptp(small, axis=2).max() > 32)
         except Exception:  # whatever a damaged file does; `images.load` names it
             continue
-    size = 16 * round(float(np.median(sides or [0])) / 48)
+    size = 16 * round(float(np.median(sides or [0])) / 32)
     return min(max(size, 32), 64), 3 if colored else 1
 
 
