@@ -38,12 +38,14 @@ sys.path.insert(0, str(ROOT))
 import command_line
 import figures
 import images
+import retrieval
 import scoring
 import settings
 from decoding import Form, form_of
 from errors import UserError
 from metrics import ranking_metrics
 from model import create_model
+from shortcuts import pixel_scores
 from spaces import Pairs
 
 OPTIONS = flags.FLAGS
@@ -52,8 +54,7 @@ OURS_FOR = {}  # and more for sets of these names
 THEIRS_FOR = {"omniglot": ["--turns"], "faces": ["--photos"], "objects": ["--photos"]}
 RECIPES = "multi-similarity", "triplet", "prototypical"
 MEASURES = {"one_shot": "one-shot error, %", "eer": "EER, %", "roc_auc": "AUC"}
-PIXELS = "pixels, L2", "pixels, correlation"
-EPISODES = 400
+PIXELS = "L2 distance of pixels", "correlation of pixels"
 
 
 def define_flags():
@@ -119,8 +120,9 @@ def run_fold(out, root, fold, test):
             file.write(json.dumps(row) + "\n")
 
     if (PIXELS[0], 0) not in done:
-        for program, scores in zip(PIXELS, compare_pixels(folder / "test", test), strict=True):
-            save(program, 0, 0, 0, scores)
+        for program in PIXELS:
+            answer = lambda pairs, name=program: pixel_scores(pairs)[name]  # noqa: E731
+            save(program, 0, 0, 0, compare(folder / "test", test, Form(32, 3), answer))
     for recipe in RECIPES if OPTIONS.recipe == "best" else [OPTIONS.recipe]:
         missing = [s for s in OPTIONS.seconds if (f"PyTorch, {recipe}", int(s)) not in done]
         for seconds, *found in run_theirs(folder, root.name, recipe, missing, test):
@@ -179,12 +181,18 @@ def compare_ours(workdir, folder, names):
     config = settings.load_config(workdir)
     model = create_model(config)
     _, variables = scoring.load_variables(config, workdir, model, "best")
-    paths, pixels = images.open_images([str(folder)], form_of(config.data))
+    score = scoring.make_scorer(model)
+    return compare(folder, names, form_of(config.data), lambda pairs: score(variables, pairs)[1])
+
+
+def compare(folder, names, form, score):
+    """score(pairs), float [m], of every two images of a folder in a Form: float [n, n]."""
+    paths, pixels = images.open_images([str(folder)], form)
     first, second = np.triu_indices(len(paths), 1)
     label = np.zeros(len(first))
     pairs = Pairs(pixels, first, second, label, label + 1 / len(label), True, False, None, None)
     scores = np.zeros((len(paths), len(paths)))
-    scores[first, second] = scores[second, first] = scoring.make_scorer(model)(variables, pairs)[1]
+    scores[first, second] = scores[second, first] = score(pairs)
     return in_order(scores, [Path(path).relative_to(folder).as_posix() for path in paths], names)
 
 
@@ -202,17 +210,6 @@ def run_theirs(folder, name, recipe, budgets, names):
         found = np.load(out / f"{seconds}.npz")
         scores = in_order(closeness(found["embeddings"]), found["names"], names)
         yield seconds, float(found["wall"]), int(found["steps"]), scores
-
-
-def compare_pixels(folder, names):
-    """Scores [n, n] for each of PIXELS."""
-    paths, pixels = images.open_images([str(folder)], Form(32, 3))
-    found = [Path(path).relative_to(folder).as_posix() for path in paths]
-    rows = np.float64(pixels.reshape(len(paths), -1))
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    for one in (rows, centred / np.maximum(norms, 1e-9)):
-        yield in_order(closeness(one), found, names)
 
 
 def closeness(embeddings):
@@ -233,42 +230,15 @@ def in_order(scores, found, names):
 def measure(scores, names):
     """{name: float} for MEASURES and "way", of scores [n, n]."""
     classes, groups = split_name(names)
-    _, kinds = np.unique(classes, return_inverse=True)
-    first, second = np.triu_indices(len(names), 1)
-    same = np.float64(kinds[first] == kinds[second])
-    ranking = ranking_metrics(scores[first, second], same, np.ones(len(same)))
-    fewest = min(len(np.unique(kinds[groups == group])) for group in np.unique(groups))
-    way = next(n for n in (20, 5, 2) if n <= fewest)
-    error = one_shot_error(scores, *episodes(kinds, groups, way, EPISODES))
+    _, first, kinds = np.unique(classes, return_index=True, return_inverse=True)
+    group_sizes = np.unique(groups[first], return_counts=True)[1]
+    way = next(n for n in (20, 5, 2) if n <= group_sizes.min())
+    queries, supports, _ = retrieval.draw_episodes(kinds, groups[first], way, 1, seed=0)
+    error, _ = retrieval.few_shot(lambda one, other: scores[one, other], queries, supports)
+    pair = np.triu_indices(len(names), 1)
+    same = np.float64(kinds[pair[0]] == kinds[pair[1]])
+    ranking = ranking_metrics(scores[pair], same, np.ones(len(same)))
     return {"way": way, "one_shot": error, "eer": ranking["eer"], "roc_auc": ranking["roc_auc"]}
-
-
-def episodes(kinds, groups, way, count):
-    """(support, query) images, int [count, way] each: two of each of `way` classes of one group.
-
-    A class of one image is left out. The same for the same classes: the seed is fixed.
-    """
-    random = np.random.default_rng(0)
-    members = {}
-    for kind in np.unique(kinds):
-        rows = np.flatnonzero(kinds == kind)
-        if len(rows) > 1:
-            members.setdefault(groups[rows[0]], []).append(rows)
-    usable = [classes for classes in members.values() if len(classes) >= way]
-    drawn = np.empty((count, way, 2), int)
-    for episode in drawn:
-        classes = usable[random.integers(len(usable))]
-        for i, kind in enumerate(random.permutation(len(classes))[:way]):
-            episode[i] = random.permutation(classes[kind])[:2]
-    return drawn[..., 0], drawn[..., 1]
-
-
-def one_shot_error(scores, support, query):
-    """The share of queries whose own support has not the highest score; k that tie share it."""
-    found = scores[query[:, :, None], support[:, None, :]]
-    own = np.diagonal(found, axis1=1, axis2=2)[..., None]
-    right = (found <= own).all(axis=-1) / (found == own).sum(axis=-1)
-    return float(1 - right.mean())
 
 
 def read_rows(out, name=None, fold=None):

@@ -1,5 +1,4 @@
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,8 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import pictures
 import sets
+from decoding import Form
+from shortcuts import pixel_scores
 
 ALPHABETS = [f"{a}/c{c}/{i}.png" for a in ("Greek", "Latin") for c in range(6) for i in range(3)]
 CLASSES = [f"{c}/{i}.png" for c in "abcdefg" for i in range(4)]
@@ -22,29 +23,6 @@ def test_a_group_is_a_fold_and_without_groups_each_class_is_in_one_fold_whole():
     assert sorted(name for test in found.values() for name in test) == CLASSES
     kinds = [{name[0] for name in test} for test in found.values()]
     assert sorted(map(len, kinds)) == [2, 2, 3] and len(set().union(*kinds)) == 7
-
-
-def test_an_episode_has_two_images_of_each_of_different_classes_of_one_group():
-    classes, groups = pictures.split_name([*ALPHABETS, "Latin/alone/0.png"])
-    support, query = pictures.episodes(classes, groups, 5, 200)
-    assert support.shape == query.shape == (200, 5) and (support != query).all()
-    assert (classes[support] == classes[query]).all() and "Latin/alone" not in classes[support]
-    assert all(len(set(row)) == 5 for row in classes[support])
-    assert Counter(len(set(row)) for row in groups[support]) == {1: 200}
-    assert set(support.flat) == set(query.flat) == set(range(36))
-
-
-def test_the_one_shot_error_counts_queries_whose_own_support_is_not_the_nearest():
-    random = np.random.default_rng(0)
-    scores = random.integers(0, 4, (36, 36))  # with many ties
-    support, query = pictures.episodes(*pictures.split_name(ALPHABETS), 5, 30)
-    wrong = []
-    for supports, queries in zip(support, query, strict=True):
-        for own, asked in enumerate(queries):
-            found = [scores[asked, one] for one in supports]
-            best = [i for i, score in enumerate(found) if score == max(found)]
-            wrong.append(1 - (own in best) / len(best))
-    assert pictures.one_shot_error(scores, support, query) == pytest.approx(np.mean(wrong))
 
 
 def test_scores_of_the_truth_have_no_error_and_may_come_in_another_order():
@@ -63,9 +41,14 @@ def test_pixels_are_compared_by_distance_and_by_correlation(tmp_path):
     for i, pixels in enumerate((ramp, ramp + 50, ramp[::-1, ::-1])):
         Image.fromarray(np.uint8(pixels)).save(tmp_path / f"{i}.png")
     names = ["0.png", "1.png", "2.png"]
-    distance, correlation = pictures.compare_pixels(tmp_path, names)
-    assert distance[0, 1] == pytest.approx(-(50**2) * 3 * 32 * 32)
-    assert correlation[0, 1] > -1e-3 and correlation[0, 2] == pytest.approx(-4, abs=0.01)
+    distance, correlation = (
+        pictures.compare(
+            tmp_path, names, Form(32, 3), lambda pairs, name=name: pixel_scores(pairs)[name]
+        )
+        for name in pictures.PIXELS
+    )
+    assert distance[0, 1] == pytest.approx(-50 * (3 * 32 * 32) ** 0.5)
+    assert correlation[0, 1] > 0.999 and correlation[0, 2] == pytest.approx(-1, abs=0.01)
 
 
 def test_the_best_recipe_is_that_of_the_lowest_mean_error_at_the_middle():
