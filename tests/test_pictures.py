@@ -9,6 +9,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 
 import pictures
 import sets
+
 from decoding import Form
 from shortcuts import pixel_scores
 
