@@ -17,10 +17,12 @@ No test image is in training. With --config.data.split=classes no test class is 
 (it takes six classes or more), with groups no group of classes, such as an alphabet: use these when
 the network must compare classes that it has never seen.
 
-The recipe is the same for all sets. A batch has 32 classes with 4 images of each, each one turned,
-scaled, leant and moved a little. Quarter turns of a class are classes of their own: where things
-lie in any direction, as under a microscope, say --config.data.turned_classes=1 and
---config.augment.rotation=180. The embeddings learn by the supervised contrastive loss.
+The recipe is the same for all sets. A batch has 32 classes with 4 images of each. Three in four
+images are turned, scaled, leant and moved a little. Quarter turns of a class and its mirror image
+are classes of their own, and 3 classes in 10 are two laid over each other: a network that compares
+classes it has never seen needs many to learn from. Where things lie in any direction, as under a
+microscope, say --config.data.turned_classes=1 and --config.augment.rotation=180. The embeddings
+learn by the supervised contrastive loss.
 benchmarks/README.md says how good and how fast it is.
 """
 
