@@ -12,7 +12,7 @@ from jax.nn import logsumexp, softplus
 
 from model import AXIS
 
-TEMPERATURE = 0.04  # of a softmax over cosines; 0.1 makes 2 to 3 in 100 more one-shot errors
+TEMPERATURE = 0.04  # of a softmax over cosines; with few classes lower than the paper's 0.1 is better
 ALPHA, BETA, EPSILON = 2.0, 50.0, 0.1  # Wang et al. 2019
 LAMBDA = 0.5  # a cosine; the value of the same authors' program
 NONE = -1e9  # in place of a number that is not chosen: finite, so that no gradient is nan
