@@ -12,7 +12,7 @@ from jax.nn import logsumexp, softplus
 
 from model import AXIS
 
-TEMPERATURE = 0.04  # of a softmax over cosines; with few classes lower than the paper's 0.1 is better
+TEMPERATURE = 0.04  # of a softmax over cosines; the paper has 0.1, worse with few classes
 ALPHA, BETA, EPSILON = 2.0, 50.0, 0.1  # Wang et al. 2019
 LAMBDA = 0.5  # a cosine; the value of the same authors' program
 NONE = -1e9  # in place of a number that is not chosen: finite, so that no gradient is nan
