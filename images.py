@@ -27,7 +27,6 @@ from pair_lists import list_pairs
 PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine, not of the file
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 SURVEYED = 100  # images that `resolve` looks at, at most
-PLAIN = "of a single colour"  # what is remarked about an image that is not left out
 
 
 def load(data):
@@ -69,9 +68,9 @@ def load_set(source, path, class_level, form):
     fill = partial(decode_set, files.names, files.items, form)
     images, notes = kept_images.fetch(key, content, shape, fill)
     is_read, facts = describe(files.names, notes)
-    decoded = {"images": images, "split_hash": notes["split_hash"], "white": int(notes["white"])}
-    decoded |= {"classes": np.where(is_read, files.classes, -1), "facts": (*files.facts, *facts)}
-    return files._replace(items=None, **decoded)
+    classes, facts = np.where(is_read, files.classes, -1), (*files.facts, *facts)
+    files = files._replace(items=None, classes=classes, facts=facts, images=images)
+    return files._replace(split_hash=notes["split_hash"], white=int(notes["white"]))
 
 
 def digest(*parts):
@@ -82,24 +81,22 @@ def digest(*parts):
 def decode_set(names, items, form, store):
     """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
 
-    Returns notes {name: array}: split_hash float64 [n]; remarks str [n], "" or why an image cannot
-    be read or PLAIN; white int.
+    Returns notes {name: array}: split_hash float64 [n]; reasons str [n], why an image cannot be
+    read, or ""; white int.
     """
     n = len(items)
-    split_hash, whites, remarks = np.zeros(n), np.zeros(n, int), [""] * n
+    split_hash, whites, reasons = np.zeros(n), np.zeros(n, int), [""] * n
 
     def read(index, form):
         try:
             pixels, whites[index] = decode(items[index].open, form)
         except Exception as error:  # whatever a damaged file does to its decoder
-            remarks[index] = decoding.reason(error)
+            reasons[index] = why = decoding.reason(error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
-                text = f"{names[index]} cannot be read now: {remarks[index]}"
-                raise UserError(text) from None
+                raise UserError(f"{names[index]} cannot be read now: {why}") from None
             return
         store(index, pixels)
         split_hash[index] = hash_pixels(pixels[None])[0]
-        remarks[index] = "" if np.ptp(pixels, axis=(0, 1)).any() else PLAIN
 
     def read_all(indices, form):
         shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
@@ -111,19 +108,16 @@ def decode_set(names, items, form, store):
     read_all(range(n), form)
     white = whites.max(initial=0)
     read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
-    return {"split_hash": split_hash, "remarks": np.array(remarks, str), "white": white}
+    return {"split_hash": split_hash, "reasons": np.array(reasons, str), "white": white}
 
 
 def describe(names, notes):
     """(Which images could be read, bool [n]; what is to be said about them, list of str)."""
-    facts, white, remarks = [], int(notes["white"]), notes["remarks"]
-    is_read = np.isin(remarks, ["", PLAIN])
-    both = zip(names[~is_read], remarks[~is_read], strict=True)
-    if bad := [f"{name} ({why})" for name, why in both]:
-        text = f"{len(bad):,} of {len(names):,} images cannot be read and are left out"
-        facts.append(f"{text}: {first_five(bad)}")
-    if len(plain := names[remarks == PLAIN]):
-        facts.append(f"images {PLAIN}: {len(plain):,} ({first_five(plain)})")
+    facts, white, is_read = [], int(notes["white"]), notes["reasons"] == ""
+    if not is_read.all():
+        both = zip(names[~is_read], notes["reasons"][~is_read], strict=True)
+        text = f"{(~is_read).sum():,} of {len(names):,} images cannot be read and are left out"
+        facts.append(f"{text}: {first_five([f'{name} ({why})' for name, why in both])}")
     if white:
         text = f"images of over 8 bits have values of {white.bit_length()} bits"
         facts.append(f"{text}: white is {white:,}")
@@ -137,8 +131,6 @@ def open_images(names, form):
     raises UserError where these are fewer than two.
     """
     paths, facts = names, []
-    if missing := [name for name in names if not os.path.exists(name)]:
-        raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
     if len(names) == 1 and os.path.isdir(names[0]):
         found, facts = find_images(names[0])
         paths = [os.path.join(names[0], name) for name in found]

@@ -2,7 +2,7 @@
 
 A set is a folder: a file of raw pixels, which is mapped, and one of notes about them. It gets its
 name when it is whole. A process locks the set while it decodes; others, also on other hosts that
-share the disk, wait and map its file. Hosts that share no disk decode the whole set each.
+share the disk, wait and map its file.
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import numpy as np
 
 from errors import UserError
 
-MOST_BYTES = 2**33  # of all sets that are kept; those that were used least recently go first
+MOST_BYTES = 2**33  # of all sets; those used least recently go first, and the newest always stays
 folder = None  # of the sets, a Path; None: each is in a temporary folder, and not kept
 
 
@@ -43,8 +43,6 @@ def fetch(key, digest, shape, fill):
 
 def keep(key, digest, shape, fill):
     """As `fetch`, in the user's cache."""
-    if (room := MOST_BYTES - np.prod(shape, dtype=float)) < 0:
-        raise OSError(f"they take more than {MOST_BYTES / 2**30:.0f} GiB")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     place = folder / f"{key}-{digest}"
     with open(folder / f"{key}.lock", "w") as file:  # the lock ends with the process
@@ -57,7 +55,7 @@ def keep(key, digest, shape, fill):
             found = read(place, shape)
             os.utime(place)  # when it was used
         except Exception:  # it is missing, or whatever a damaged file does
-            make_room(key, room)
+            make_room(key, MOST_BYTES - np.prod(shape, dtype=float))
             with TemporaryDirectory(prefix=f"{key}-", dir=folder) as new:
                 found = make(Path(new), shape, fill)
                 os.rename(new, place)
