@@ -39,11 +39,9 @@ def list_pairs(path):
         raise bad_set(path, f"none of {len(names):,} images found; {where}")
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
-    same = pairs[:, 2].sum()
-    counts = f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"
+    fact = f"{len(rows):,} pairs of {len(names):,} images, {pairs[:, 2].sum():,} of them the same"
     given = None if given is None else np.array(given, np.int8)
-    classes = np.arange(len(names))
-    return Files(np.array(names), items, classes, tuple(names), given, pairs, (counts,))
+    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (fact,))
 
 
 def read_table(text):
@@ -84,9 +82,8 @@ def read_lfw(text):
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if found := match_lfw(line):
             name1, n1, name2, n2 = found.groups()
-            images = (name1, int(n1)), (name2 or name1, int(n2))
-            names = (f"{name}/{name}_{n:04d}.jpg" for name, n in images)
-            rows.append((*names, int(name2 is None)))
+            both = (name1, int(n1)), (name2 or name1, int(n2))
+            rows.append((*(f"{name}/{name}_{n:04d}.jpg" for name, n in both), int(not name2)))
         elif line and not (number == 1 and LFW_FIRST_LINE.fullmatch(line)):
             must = "must be name n1 n2, or name1 n1 name2 n2"
             raise ValueError(f"line {number}: {line[:80]!r}; {must}")
@@ -106,13 +103,13 @@ def contradictions(pairs, names):
     Whichever image comes first, it is the same pair. names: str [n], of the images.
     """
     lines = Counter(sorted((min(a, b), max(a, b), label) for a, b, label in pairs.tolist()))
-    pairs = {(a, b): f"{names[a]} with {names[b]}" for a, b, _ in lines}
     kinds = {
         "pairs of an image with itself are labelled different":
-            [text for (a, b), text in pairs.items() if a == b and (a, b, 0) in lines],
+            [(a, b) for a, b, label in lines if a == b and not label],
         "pairs of images are labelled both same and different":
-            [text for pair, text in pairs.items() if {(*pair, 0), (*pair, 1)} <= lines.keys()],
+            [(a, b) for a, b, label in lines if label and (a, b, 0) in lines],
         "pairs are listed more than once with one label":
-            [pairs[pair[:2]] for pair, n in lines.items() if n > 1],
+            [(a, b) for (a, b, _), count in lines.items() if count > 1],
     }  # fmt: skip
-    return [f"{len(found):,} {what}: {first_five(found)}" for what, found in kinds.items() if found]
+    named = {what: [f"{names[a]} with {names[b]}" for a, b in kinds[what]] for what in kinds}
+    return [f"{len(found):,} {what}: {first_five(found)}" for what, found in named.items() if found]
