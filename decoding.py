@@ -4,13 +4,11 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-# Pillow lists these formats, too, but needs another program for their pixels.
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow lists, and cannot decode them
 WHITES = 2 ** np.array([8, 10, 12, 14, 16]) - 1  # the largest values that cameras and scanners give
 PHOTOMETRIC = 262  # tag of TIFF
-LOW_CONTRAST = 32  # grey levels
 FITS = ("squeeze", "pad", "crop")
 
 
@@ -41,10 +39,10 @@ def decode(open_image, form):
 
     `open_image` is a function without arguments that returns a Pillow image. `white` is the value
     that became 255 in a grey image of over 8 bits, and 0 for others: of 16 bits a colour Pillow
-    reads the upper 8. A large JPEG is decoded at a half, a quarter or an eighth of its size.
+    reads the upper 8.
     """
     with open_image() as image:
-        image.draft(None, (2 * form.image_size, 2 * form.image_size))
+        image.draft(None, (2 * form.image_size,) * 2)  # a JPEG is read at a half or less, if large
         if image.mode == "F":
             raise ValueError("its values are real numbers, whose range is not known")
         tags, tile, white = getattr(image, "tag_v2", {}), str(getattr(image, "tile", "")), 0
@@ -63,8 +61,8 @@ def decode(open_image, form):
 def natural_form(sample):
     """(image size, channels) that suit images, from functions as `decode` takes; skips bad ones.
 
-    Half of the median shorter side, a multiple of 16 from 32 to 64 pixels: small images learn
-    fast on a CPU. Grey, unless the colours of some pixel differ by over 32 of 255.
+    Half of the median shorter side, a multiple of 16 from 32 to 64 pixels. Grey, unless the colours
+    of some pixel differ by over 32 of 255.
     """
     sides, colored = [], False
     for open_image in sample:
@@ -83,8 +81,7 @@ def natural_form(sample):
 def to_8_bits(values, tags, white):
     """Values [h, w] of over 8 bits, with `white` as 255: (grey image, its white).
 
-    tags are those of a TIFF. White 0: the smallest of WHITES that no value exceeds. Raises
-    ValueError where values are out of range.
+    White 0: the smallest of WHITES that no value exceeds. Raises ValueError.
     """
     low, high, most = int(values.min()), int(values.max()), white or int(WHITES[-1])
     if low < 0 or high > most:
@@ -97,11 +94,11 @@ def to_8_bits(values, tags, white):
 
 
 def on_ground(image):
-    """An RGBA image on white, or on black where white leaves less contrast than LOW_CONTRAST."""
+    """An RGBA image on white, or on black where white leaves contrast below 32 grey levels."""
     grounds = (Image.new("RGBA", image.size, color) for color in ("white", "black"))
     flat = [Image.alpha_composite(ground, image).convert("RGB") for ground in grounds]
     contrast = [max(high - low for low, high in one.getextrema()) for one in flat]
-    return flat[contrast[0] < min(LOW_CONTRAST, contrast[1])]
+    return flat[contrast[0] < min(32, contrast[1])]
 
 
 def into_square(image, form):
@@ -119,7 +116,5 @@ def into_square(image, form):
 
 def reason(error):
     """Why an image cannot be read, in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no image, or of a format that Pillow does not know"
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())[:100] or type(error).__name__

@@ -51,10 +51,9 @@ def file_item(path):
 
 
 def find_images(root):
-    """The files below a folder that Pillow can read by their suffix.
+    """The files below a folder that Pillow can read by their suffix, links followed.
 
-    Returns (their paths from there with "/", sorted; facts: how many were skipped and why). Links
-    are followed. Names with a dot in front are skipped: those that systems and programs write.
+    Returns (their paths from there with "/", sorted; facts: how many were skipped and why).
     """
     found, seen, closed, skipped = [], set(), [], Counter()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=closed.append):
@@ -81,8 +80,7 @@ def list_folder(path, class_level=0):
     """A folder of images: Files; raises UserError.
 
     The class of an image is the path of its folder from the root, or with class_level the first so
-    many folders of that. Where all folders of the first level have names of splits, train and
-    another, they are the splits, and paths begin below them.
+    many folders of that. Paths begin below the splits, where the first level is train and others.
     """
     names, skipped = find_images(path)
     folders, given, facts = [name.split("/")[:-1] for name in names], None, []
@@ -102,10 +100,9 @@ def list_folder(path, class_level=0):
 
 
 def list_classes(path, names, items, labels, facts, given=None, class_names=None):
-    """The Files of named items with the label of each; raises UserError.
+    """The Files of named items with the label of each; classes of one image are left out.
 
     A label is the name of a class, an index into `class_names`, or a number; None: it has no class.
-    Classes of one image are left out.
     """
     called = str if class_names is None else class_names.__getitem__
     if loose := [name for name, label in zip(names, labels, strict=True) if label is None]:
@@ -152,10 +149,7 @@ def list_tfds(path):
 
 
 def read_examples(sources):
-    """The examples of {name of a split: data source}: (names, items, labels, facts); not decoded.
-
-    The splits are put together. An image that is in two of them is taken once.
-    """
+    """The examples of {name of a split: data source}: (names, items, labels, facts)."""
     names, items, labels, first_split, again = [], [], [], {}, 0
     for split, source in sources.items():
         for i, example in enumerate(source):
@@ -165,8 +159,7 @@ def read_examples(sources):
                 again += 1
                 continue
             names.append(f"{split} {i}")
-            read = partial(source.__getitem__, i)
-            items.append(Item(stamp, lambda read=read: Image.open(BytesIO(read()["image"]))))
+            items.append(Item(stamp, lambda k=source, i=i: Image.open(BytesIO(k[i]["image"]))))
             label = label.decode() if isinstance(label, bytes) else label
             labels.append(None if label == -1 else label)
     sizes = ", ".join(f"{split} ({len(source):,})" for split, source in sources.items())

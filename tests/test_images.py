@@ -196,7 +196,7 @@ def test_named_images_are_two_files_or_a_folder_of_them(photos, tmp_path, capsys
     assert "1 of 3 images cannot be read" in left_out and "empty.png" in left_out
     with pytest.raises(UserError, match=r"^--images=.*a.png: wanted are two files"):
         images.open_images(two[:1], Form(24, 3))
-    with pytest.raises(UserError, match=r"^--images=.*1 of 2 .* are left out: .*empty.png .no im"):
+    with pytest.raises(UserError, match=r"^--images=.*1 of 2 .* are left out: .*empty.png .canno"):
         images.open_images([two[0], str(tmp_path / "empty.png")], Form(24, 3))
     with pytest.raises(UserError, match=r"2 of 3 images .*: none.png .No such file or dir"):
         images.open_images(["none.png", two[0], "other.png"], Form(24, 3))
