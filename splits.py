@@ -32,7 +32,7 @@ def assign_splits(data):
     """The split of each image of `images.load(data)`, of a list of pairs of each pair: int8 [n].
 
     An index into SPLITS; -1: in none. None where everything is in every split, and of drawn shapes.
-    The result is remembered. Raises UserError where the splits cannot be made.
+    Raises UserError.
     """
     return assign(settings.frozen(data))[0]
 
@@ -89,8 +89,9 @@ def given_splits(data, files):
         missing = [SPLITS[k] for k in (1, 2) if k not in given and not listed]
         text = f"; {missing[0]} is a tenth of train" if len(missing) == 1 else ""
         return given, f"the set itself (data.split moves none){text}"
-    test = data.fold if data.folds else count - 1
-    validation = (test + 1) % count if data.folds else count - 2
+    test, validation = count - 1, count - 2
+    if data.folds:
+        test, validation = data.fold, (data.fold + 1) % count
     fold = given - len(SPLITS)
     how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
     return np.select([fold == test, fold == validation], [2, 1], 0), how
@@ -131,10 +132,7 @@ def known_splits(data):
 
 
 def read_fingerprint(workdir):
-    """The fingerprint in a run's folder, see `fingerprint`; None where there is none.
-
-    Raises UserError where it is damaged.
-    """
+    """The fingerprint in a run's folder, or None; raises UserError where it is damaged."""
     path = Path(workdir, FINGERPRINT)
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
