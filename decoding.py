@@ -4,22 +4,20 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-# Pillow lists these formats, too, but needs another program for their pixels.
-NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow lists, and cannot decode them
 WHITES = 2 ** np.array([8, 10, 12, 14, 16]) - 1  # the largest values that cameras and scanners give
-BITS_PER_SAMPLE, PHOTOMETRIC = 258, 262  # tags of TIFF
-LOW_CONTRAST = 32  # grey levels
+PHOTOMETRIC = 262  # tag of TIFF
 FITS = ("squeeze", "pad", "crop")
 
 
 class Form(NamedTuple):
-    """What an image becomes: uint8 [image_size, image_size, channels]; keys of config.data."""
+    """What an image becomes: keys of config.data."""
 
-    image_size: int  # pixels
-    channels: int  # 1: grey, 3: colour
-    fit: str = "squeeze"  # or pad, crop
+    image_size: int
+    channels: int
+    fit: str = "squeeze"
     white: int = 0  # the value of white in images of over 8 bits; 0: each image's own
 
 
@@ -30,10 +28,10 @@ def form_of(data):
 
 @lru_cache
 def suffixes():
-    """The suffixes of the files that Pillow can read, in lower case: frozenset of str."""
+    """The suffixes of the files that Pillow can read, in lower case: set of str."""
     known = Image.registered_extensions()  # loads all formats
     readable = {*Image.OPEN, "MPO"} - NO_PIXELS  # MPO, JPEGs in one file, is opened as JPEG
-    return frozenset(suffix for suffix, name in known.items() if name in readable)
+    return {suffix for suffix, name in known.items() if name in readable}
 
 
 def decode(open_image, form):
@@ -41,11 +39,10 @@ def decode(open_image, form):
 
     `open_image` is a function without arguments that returns a Pillow image. `white` is the value
     that became 255 in a grey image of over 8 bits, and 0 for others: of 16 bits a colour Pillow
-    reads the upper 8. A JPEG is decoded at a half, a quarter or an eighth of its size, if that is
-    still twice the wanted one.
+    reads the upper 8.
     """
     with open_image() as image:
-        image.draft(None, (2 * form.image_size, 2 * form.image_size))
+        image.draft(None, (2 * form.image_size,) * 2)  # a JPEG is read at a half or less, if large
         if image.mode == "F":
             raise ValueError("its values are real numbers, whose range is not known")
         tags, tile, white = getattr(image, "tag_v2", {}), str(getattr(image, "tile", "")), 0
@@ -64,8 +61,8 @@ def decode(open_image, form):
 def natural_form(sample):
     """(image size, channels) that suit images, from functions as `decode` takes; skips bad ones.
 
-    Half of the median shorter side, a multiple of 16 from 32 to 64 pixels: small images learn
-    fast on a CPU. Grey, unless the colours of some pixel differ by over 32 of 255.
+    Half of the median shorter side, a multiple of 16 from 32 to 64 pixels. Grey, unless the colours
+    of some pixel differ by over 32 of 255.
     """
     sides, colored = [], False
     for open_image in sample:
@@ -84,15 +81,12 @@ def natural_form(sample):
 def to_8_bits(values, tags, white):
     """Values [h, w] of over 8 bits, with `white` as 255: (grey image, its white).
 
-    tags are those of a TIFF. White 0: 2**bits - 1 if it names 9 to 15 bits, or the smallest of
-    WHITES that no value exceeds. Raises ValueError where values are out of range.
+    White 0: the smallest of WHITES that no value exceeds. Raises ValueError.
     """
     low, high, most = int(values.min()), int(values.max()), white or int(WHITES[-1])
     if low < 0 or high > most:
         raise ValueError(f"its values are from {low:,} to {high:,}, not from 0 to {most:,}")
-    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
-    if not white:
-        white = max(2**bits - 1 if bits < 16 else 0, int(WHITES[WHITES.searchsorted(high)]))
+    white = white or int(WHITES[WHITES.searchsorted(high)])
     scaled = ((255 * values + white // 2) // white).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == 0:  # 0 is white: Pillow inverts up to 8 bits only
         scaled = 255 - scaled
@@ -100,11 +94,11 @@ def to_8_bits(values, tags, white):
 
 
 def on_ground(image):
-    """An RGBA image on white, or on black where white leaves less contrast than LOW_CONTRAST."""
+    """An RGBA image on white, or on black where white leaves contrast below 32 grey levels."""
     grounds = (Image.new("RGBA", image.size, color) for color in ("white", "black"))
     flat = [Image.alpha_composite(ground, image).convert("RGB") for ground in grounds]
     contrast = [max(high - low for low, high in one.getextrema()) for one in flat]
-    return flat[contrast[0] < min(LOW_CONTRAST, contrast[1])]
+    return flat[contrast[0] < min(32, contrast[1])]
 
 
 def into_square(image, form):
@@ -122,7 +116,5 @@ def into_square(image, form):
 
 def reason(error):
     """Why an image cannot be read, in a few words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "no image, or of a format that Pillow does not know"
     text = getattr(error, "strerror", None) or str(error)
     return " ".join(text.split())[:100] or type(error).__name__

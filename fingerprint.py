@@ -1,7 +1,6 @@
 """The fingerprint of a run's files: which images it had, and in which split each of them was.
 
-A run is resumed on the same pixels only, and evaluated with the splits of its training: files may
-move, and what is added later does not turn an image of its training into one of its test. The file
+A run is resumed on the same pixels only, and evaluated with the splits of its training. The file
 `data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
     images      {name: [class, split, hash of the pixels]}
@@ -29,8 +28,8 @@ def take(data):
         for name, label, split in zip(names, files.pairs[:, 2].tolist(), splits, strict=True):
             pairs.setdefault(name, []).extend([label, split])
         classes = splits = [None] * len(classes)
-    rows = map(list, zip(classes, splits, hash_texts(files), strict=True))
-    return {"images": dict(zip(files.names.tolist(), rows, strict=True)), "pairs": pairs}
+    rows = zip(files.names.tolist(), classes, splits, hash_texts(files), strict=True)
+    return {"images": {name: row for name, *row in rows}, "pairs": pairs}
 
 
 def write(data, workdir):
@@ -46,15 +45,13 @@ def write(data, workdir):
 
 def identity(found):
     """SHA-256 of a fingerprint, which decides a run's pairs."""
-    rows = [[name, *row] for kind in found.values() for name, row in kind.items()]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
 def seal(data):
     """{what: SHA-256} of a set of files, which must be alike on all hosts; {} of drawn shapes."""
-    if data.source == "shapes":
-        return {}
-    return {"the images, their classes and their splits": identity(take(data))}
+    what = "the images, their classes and their splits"
+    return {} if data.source == "shapes" else {what: identity(take(data))}
 
 
 def check(data, workdir):
@@ -89,13 +86,10 @@ def changes(data, workdir):
     texts = []
     for kind, old in before.items():
         new = now[kind]
-        groups = {
+        for how, names in {
             "added": [name for name in new if name not in old],
             "removed": [name for name in old if name not in new],
-            "changed": [name for name in new if name in old and new[name] != old[name]],
-        }
-        texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"
-                  for how, names in groups.items() if names]  # fmt: skip
-        if len(groups["changed"]) == len(old) > 0:
-            texts[-1] += ", all that there are: other options of the images, or another Pillow?"
+            "changed": [name for name in new if new[name] != old.get(name, new[name])],
+        }.items():
+            texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"] * bool(names)
     return ", ".join(texts) or "another order of its images or pairs"

@@ -1,24 +1,28 @@
 """Images from files: folders of classes, lists of pairs, prepared TensorFlow datasets.
 
 Every image is decoded once, to uint8 [image_size, image_size, channels], and kept for the next
-start (`kept_images`). Images of over 8 bits have one white for a whole set (`decoding`).
+start in the user's cache: a folder for each set, with a file of raw pixels, which is mapped, and
+one of notes. It gets its name when it is whole. A process locks the set while it decodes; others,
+also on other hosts that share the disk, wait and map its file.
 """
 
 import errno
+import fcntl
 import os
+import shutil
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import PIL
 from tqdm import tqdm
 
 import decoding
-import kept_images
 from decoding import decode, form_of
 from errors import UserError, first_five
 from listings import file_item, find_images, list_folder, list_tfds
@@ -27,14 +31,12 @@ from pair_lists import list_pairs
 PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine, not of the file
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 SURVEYED = 100  # images that `resolve` looks at, at most
-PLAIN = "of a single colour"  # what is remarked about an image that is not left out
+MOST_BYTES = 2**33  # of all kept sets; those used least recently go first, and the newest stays
+cache = None  # the folder of kept sets, a Path; None: each is in a temporary folder, and not kept
 
 
 def load(data):
-    """Reads the whole set that config.data names: listings.Files; raises UserError.
-
-    The result is remembered: only keys that it depends on have the images decoded again.
-    """
+    """The whole set that config.data names: listings.Files, remembered; raises UserError."""
     return load_set(data.source, data.path, data.class_level, form_of(data))
 
 
@@ -67,11 +69,11 @@ def load_set(source, path, class_level, form):
     content = digest(*code, files.names.tolist(), [item.stamp for item in files.items])
     shape = (len(files.items), form.image_size, form.image_size, form.channels)
     fill = partial(decode_set, files.names, files.items, form)
-    images, notes = kept_images.fetch(key, content, shape, fill)
+    images, notes = fetch(key, content, shape, fill)
     is_read, facts = describe(files.names, notes)
-    decoded = {"images": images, "split_hash": notes["split_hash"], "white": int(notes["white"])}
-    decoded |= {"classes": np.where(is_read, files.classes, -1), "facts": (*files.facts, *facts)}
-    return files._replace(items=None, **decoded)
+    classes, facts = np.where(is_read, files.classes, -1), (*files.facts, *facts)
+    files = files._replace(items=None, classes=classes, facts=facts, images=images)
+    return files._replace(split_hash=notes["split_hash"], white=int(notes["white"]))
 
 
 def digest(*parts):
@@ -82,24 +84,22 @@ def digest(*parts):
 def decode_set(names, items, form, store):
     """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
 
-    Returns notes {name: array}: split_hash float64 [n]; remarks str [n], "" or why an image cannot
-    be read or PLAIN; white int.
+    Returns notes {name: array}: split_hash float64 [n]; reasons str [n], why an image cannot be
+    read, or ""; white int.
     """
     n = len(items)
-    split_hash, whites, remarks = np.zeros(n), np.zeros(n, int), [""] * n
+    split_hash, whites, reasons = np.zeros(n), np.zeros(n, int), [""] * n
 
     def read(index, form):
         try:
             pixels, whites[index] = decode(items[index].open, form)
         except Exception as error:  # whatever a damaged file does to its decoder
-            remarks[index] = decoding.reason(error)
+            reasons[index] = why = decoding.reason(error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
-                text = f"{names[index]} cannot be read now: {remarks[index]}"
-                raise UserError(text) from None
+                raise UserError(f"{names[index]} cannot be read now: {why}") from None
             return
         store(index, pixels)
         split_hash[index] = hash_pixels(pixels[None])[0]
-        remarks[index] = "" if np.ptp(pixels, axis=(0, 1)).any() else PLAIN
 
     def read_all(indices, form):
         shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
@@ -111,34 +111,94 @@ def decode_set(names, items, form, store):
     read_all(range(n), form)
     white = whites.max(initial=0)
     read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
-    return {"split_hash": split_hash, "remarks": np.array(remarks, str), "white": white}
+    return {"split_hash": split_hash, "reasons": np.array(reasons, str), "white": white}
 
 
 def describe(names, notes):
     """(Which images could be read, bool [n]; what is to be said about them, list of str)."""
-    facts, white, remarks = [], int(notes["white"]), notes["remarks"]
-    is_read = np.isin(remarks, ["", PLAIN])
-    both = zip(names[~is_read], remarks[~is_read], strict=True)
-    if bad := [f"{name} ({why})" for name, why in both]:
-        text = f"{len(bad):,} of {len(names):,} images cannot be read and are left out"
-        facts.append(f"{text}: {first_five(bad)}")
-    if len(plain := names[remarks == PLAIN]):
-        facts.append(f"images {PLAIN}: {len(plain):,} ({first_five(plain)})")
+    facts, white, is_read = [], int(notes["white"]), notes["reasons"] == ""
+    if not is_read.all():
+        both = zip(names[~is_read], notes["reasons"][~is_read], strict=True)
+        text = f"{(~is_read).sum():,} of {len(names):,} images cannot be read and are left out"
+        facts.append(f"{text}: {first_five([f'{name} ({why})' for name, why in both])}")
     if white:
         text = f"images of over 8 bits have values of {white.bit_length()} bits"
         facts.append(f"{text}: white is {white:,}")
     return is_read, facts
 
 
-def open_images(names, form):
-    """The images that --images names: two files or more, or one folder.
+def fetch(key, content, shape, fill):
+    """The images of a set, kept or new: (uint8 [shape], mapped; notes {name: array}).
 
-    Returns (paths [n], uint8 [n, image_size, image_size, channels]) of those that can be read;
-    raises UserError where these are fewer than two.
+    key names the set, and content what is in it: of a key one content is kept. fill(store) makes
+    new ones: it calls store(index, pixels) for each image, from any thread, and returns the notes.
+    """
+    try:
+        if cache is not None:
+            return keep(key, content, shape, fill)
+    except OSError as error:
+        text = f"decoded images cannot be kept in {cache}: {error.strerror or error}"
+        print(f"warning: {text}; going on without", file=sys.stderr)
+    try:
+        with TemporaryDirectory() as new:  # what is mapped lives on without a name
+            return make_set(Path(new), shape, fill)
+    except OSError as error:
+        text = f"no room for decoded images in a temporary folder: {error.strerror or error}"
+        raise UserError(f"{text}; TMPDIR=FOLDER names another") from None
+
+
+def keep(key, content, shape, fill):
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = cache / f"{key}-{content}"
+    with open(cache / f"{key}.lock", "w") as file:  # the lock ends with the process
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process decodes these images: waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            found = read_set(place, shape)
+            os.utime(place)  # when it was used
+        except Exception:  # it is missing, or whatever a damaged file does
+            make_room(key, MOST_BYTES - np.prod(shape, dtype=float))
+            with TemporaryDirectory(prefix=f"{key}-", dir=cache) as new:
+                found = make_set(Path(new), shape, fill)
+                os.rename(new, place)
+    return found
+
+
+def make_set(place, shape, fill):
+    each = int(np.prod(shape[1:]))
+    with open(place / "pixels", "wb") as file:
+        file.truncate(each * shape[0])  # those that cannot be read stay black
+        # Not through a map: on a full disk it would kill the process.
+        notes = fill(lambda index, pixels: os.pwrite(file.fileno(), pixels.tobytes(), index * each))
+        os.fsync(file.fileno())
+    np.savez(place / "notes.npz", **notes)
+    return read_set(place, shape)
+
+
+def read_set(place, shape):
+    with np.load(place / "notes.npz", allow_pickle=False) as file:
+        notes = dict(file)
+    return np.memmap(place / "pixels", np.uint8, "r", shape=shape), notes
+
+
+def make_room(key, most):
+    """Deletes the sets of a key, and those used least recently until at most so many bytes stay."""
+    sets = filter(Path.is_dir, cache.glob("*-*"))
+    for path in sorted(sets, key=os.path.getmtime, reverse=True):
+        size = sum(file.stat().st_size for file in path.iterdir())
+        if path.name.startswith(f"{key}-") or (most := most - size) < 0:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def open_images(names, form):
+    """The images that --images names, which can be read: (paths [n], uint8 [n, h, w, channels]).
+
+    Two files or more, or one folder; raises UserError where fewer than two can be read.
     """
     paths, facts = names, []
-    if missing := [name for name in names if not os.path.exists(name)]:
-        raise UserError(f"--images: no such file or folder: {', '.join(missing)}")
     if len(names) == 1 and os.path.isdir(names[0]):
         found, facts = find_images(names[0])
         paths = [os.path.join(names[0], name) for name in found]
@@ -158,20 +218,15 @@ def open_images(names, form):
 def hash_pixels(images):
     """The split hash of each image, float64 [n] in [0, 1): equal pixels have equal ones.
 
-    It looks like a uniform random number, and decides which split an image belongs to. Words of 8
-    bytes are multiplied by odd factors and summed modulo 2**64; the sum's bits are then mixed.
+    It looks like a uniform random number. Words of 8 bytes are multiplied by odd factors and summed
+    modulo 2**64; the sum's bits are then mixed.
     """
     flat = images.reshape(len(images), -1)
     if odd := flat.shape[1] % 8:
         flat = np.pad(flat, ((0, 0), (0, 8 - odd)))
-    words = flat.view("<u8")
-    mixed = (words * odd_factors(words.shape[1])).sum(axis=1, dtype=np.uint64)  # modulo 2**64
+    words, random = flat.view("<u8"), np.random.Generator(np.random.Philox(key=0))
+    factors = random.integers(2**64, size=words.shape[1], dtype=np.uint64) | np.uint64(1)
+    mixed = (words * factors).sum(axis=1, dtype=np.uint64)  # modulo 2**64
     mixed ^= mixed >> np.uint64(32)
     mixed *= np.uint64(0x9E3779B97F4A7C15)
     return (mixed >> np.uint64(11)) / 2.0**53
-
-
-@lru_cache
-def odd_factors(count):
-    random = np.random.Generator(np.random.Philox(key=0))
-    return random.integers(2**64, size=count, dtype=np.uint64) | np.uint64(1)

@@ -41,20 +41,19 @@ class Files(NamedTuple):
 
 
 def file_item(path):
-    """The Item of a file."""
+    """The Item of a file. One that is missing gets (0, 0): `images.load` names it."""
     try:
         status = os.stat(path)
         stamp = status.st_size, status.st_ctime_ns  # also changes with its permissions
-    except OSError:  # it is missing: `images.load` names it
+    except OSError:
         stamp = (0, 0)
     return Item(stamp, partial(Image.open, path))
 
 
 def find_images(root):
-    """The files below a folder that Pillow can read by their suffix.
+    """The files below a folder that Pillow can read by their suffix, links followed.
 
-    Returns (their paths from there with "/", sorted; facts: how many were skipped and why). Links
-    are followed. Names with a dot in front are skipped: those that systems and programs write.
+    Returns (their paths from there with "/", sorted; facts: how many were skipped and why).
     """
     found, seen, closed, skipped = [], set(), [], Counter()
     for folder, folders, files in os.walk(root, followlinks=True, onerror=closed.append):
@@ -81,63 +80,49 @@ def list_folder(path, class_level=0):
     """A folder of images: Files; raises UserError.
 
     The class of an image is the path of its folder from the root, or with class_level the first so
-    many folders of that. Where `find_splits` finds splits, paths begin below them.
+    many folders of that. Paths begin below the splits, where the first level is train and others.
     """
     names, skipped = find_images(path)
-    given, folders, facts = find_splits([name.split("/")[:-1] for name in names])
+    folders, given, facts = [name.split("/")[:-1] for name in names], None, []
+    meant = {parts[0]: SPLIT_NAMES.get(parts[0].lower()) for parts in folders if parts}
+    found = {*meant.values()}
+    alike = sorted({name for parts in folders for name in parts if name.lower() in SPLIT_NAMES})
+    if 0 in found and len(found) > 1 and None not in found:
+        given = np.array([meant[parts[0]] if parts else 0 for parts in folders], np.int8)
+        folders = [parts[1:] for parts in folders]
+        facts = [f"the folders {', '.join(sorted(meant))} are the splits"]
+    elif len(alike) > 1:
+        text = f"the folders {first_five(alike)} are taken for (parts of) classes: splits must be"
+        facts = [f"{text} all folders of the first level"]
     labels = ["/".join(parts[: class_level or None]) or None for parts in folders]
     items = [file_item(os.path.join(path, name)) for name in names]
     return list_classes(path, names, items, labels, facts + skipped, given)
 
 
-def find_splits(folders):
-    """The splits that the parts of n paths mean: (int8 [n] or None, the parts below [n], facts).
-
-    All names of the first level must be names of splits, train and another; a level of one folder
-    does not count.
-    """
-    depth = len(os.path.commonprefix([parts for parts in folders if parts]))  # noqa: RUF071  parts
-    below = [parts[depth:] for parts in folders]
-    top = sorted({parts[0] for parts in below if parts})
-    found = {SPLIT_NAMES.get(name.lower()) for name in top}
-    if 0 in found and len(found) > 1 and None not in found:
-        splits = [SPLIT_NAMES[parts[0].lower()] if parts else 0 for parts in below]
-        fact = f"the folders {', '.join(top)} are the splits"
-        return np.array(splits, np.int8), [parts[1:] for parts in below], [fact]
-    alike = sorted({name for parts in folders for name in parts if name.lower() in SPLIT_NAMES})
-    text = f"the folders {first_five(alike)} are taken for (parts of) classes: splits must be all"
-    text += " folders of the first level; data.class_level=1 ignores them inside of a class"
-    return None, folders, [text] * (len(alike) > 1)
-
-
 def list_classes(path, names, items, labels, facts, given=None, class_names=None):
-    """The Files of named items with the label of each; raises UserError.
+    """The Files of named items with the label of each; classes of one image are left out.
 
     A label is the name of a class, an index into `class_names`, or a number; None: it has no class.
-    Classes of one image are left out.
     """
+    called = str if class_names is None else class_names.__getitem__
     if loose := [name for name, label in zip(names, labels, strict=True) if label is None]:
         facts = [*facts, f"left out: images in no class: {len(loose):,} ({first_five(loose)})"]
-    classed = np.array([i for i, label in enumerate(labels) if label is not None], int)
-    if not len(classed):
-        text = "no images there that have a class (in a folder: class/image.png)"
-        raise bad_set(path, "; ".join([text, *facts]))
-    found = [labels[i] for i in classed]
-    found, classes, counts = np.unique(found, return_inverse=True, return_counts=True)
-    found = found.astype(str) if class_names is None else np.array(class_names)[found]
-    if (usable := counts > 1).sum() < 2:
-        text = f"{usable.sum()} of {len(found):,} classes have two images or more"
-        raise bad_set(path, f"{text} ({first_five(found)}); pairs take two such classes")
-    if not usable.all():
-        text = f"left out: {(~usable).sum():,} of {len(found):,} classes have one image"
-        facts = [*facts, f"{text}: {first_five(found[~usable])}"]
-    kept, counts = classed[usable[classes]], counts[usable]
-    classes, found = (usable.cumsum() - 1)[classes[usable[classes]]], found[usable].tolist()
+    counts = Counter(label for label in labels if label is not None)
+    if single := sorted(label for label, count in counts.items() if count == 1):
+        text = f"left out: {len(single):,} of {len(counts):,} classes have one image"
+        facts = [*facts, f"{text}: {first_five([*map(called, single)])}"]
+    found = sorted(counts.keys() - {*single})
+    if len(found) < 2:
+        text = f"{len(found)} of {len(counts):,} classes have two images or more; pairs take two"
+        raise bad_set(path, "; ".join([f"{text} such classes (in a folder: class/image)", *facts]))
+    index, sizes = {label: k for k, label in enumerate(found)}, [counts[k] for k in found]
+    kept = [i for i, label in enumerate(labels) if label in index]
+    items, classes = [items[i] for i in kept], np.array([index[labels[i]] for i in kept])
+    found = tuple(map(called, found))
     text = f"{len(kept):,} images of {len(found):,} classes ({first_five(found)}), "
-    text += f"{counts.min():,} in the smallest class and {counts.max():,} in the largest"
-    names, items = np.array(names)[kept], [items[i] for i in kept]
+    text += f"{min(sizes):,} in the smallest class and {max(sizes):,} in the largest"
     given = None if given is None else given[kept]
-    return Files(names, items, classes, tuple(found), given, None, (text, *facts))
+    return Files(np.array(names)[kept], items, classes, found, given, None, (text, *facts))
 
 
 def list_tfds(path):
@@ -147,12 +132,12 @@ def list_tfds(path):
     try:
         builder = (tfds.builder_from_directory if os.path.isdir(path) else tfds.builder)(path)
         features, splits = dict(builder.info.features.items()), list(builder.info.splits)
-        if "image" not in features or getattr(features.get("label"), "shape", None) != ():
+        encoded = [k for k, kind in features.items() if isinstance(kind, tfds.features.Image)]
+        if "image" not in encoded or getattr(features.get("label"), "shape", None) != ():
             text = "wanted is a set of image and label, which is one number or text; it has"
             raise ValueError(f"{text} {', '.join(sorted(features))}")
         if not splits:  # as of a set in another format
             raise ValueError("it is not prepared")
-        encoded = [k for k, kind in features.items() if isinstance(kind, tfds.features.Image)]
         decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
         sources = {s: builder.as_data_source(split=s, decoders=decoders) for s in splits}
         *listed, facts = read_examples(sources)
@@ -164,31 +149,20 @@ def list_tfds(path):
 
 
 def read_examples(sources):
-    """The examples of {name of a split: data source}: (names, items, labels, facts); not decoded.
-
-    The splits are put together. An image that is in two of them is taken once.
-    """
+    """The examples of {name of a split: data source}: (names, items, labels, facts)."""
     names, items, labels, first_split, again = [], [], [], {}, 0
     for split, source in sources.items():
         for i, example in enumerate(source):
             content, label = example["image"], example["label"]
-            content = content if isinstance(content, bytes) else content.tobytes()
             stamp = len(content), int.from_bytes(blake2b(content, digest_size=8).digest())
             if first_split.setdefault((stamp, label), split) != split:
                 again += 1
                 continue
             names.append(f"{split} {i}")
-            items.append(Item(stamp, partial(open_example, source, i)))
+            items.append(Item(stamp, lambda k=source, i=i: Image.open(BytesIO(k[i]["image"]))))
             label = label.decode() if isinstance(label, bytes) else label
             labels.append(None if label == -1 else label)
     sizes = ", ".join(f"{split} ({len(source):,})" for split, source in sources.items())
     facts = [f"the splits of the set are put together, and divided anew: {sizes}"]
     facts += [f"taken once: images in two splits of the set: {again:,}"] * (again > 0)
     return names, items, labels, facts
-
-
-def open_example(source, index):
-    """The Pillow image of an example; an array where its feature is no Image."""
-    image = source[index]["image"]
-    is_file = isinstance(image, bytes)
-    return Image.open(BytesIO(image)) if is_file else Image.fromarray(np.squeeze(image))

@@ -20,42 +20,34 @@ LFW_PAIR = re.compile(r"([^\t]+)\t(\d+)\t(?:([^\t]+)\t)?(\d+)")  # name n1 n2; n
 def list_pairs(path):
     """A list of pairs: Files, whose `given` is of pairs, len(SPLITS) + i for fold i.
 
-    Raises UserError. Paths are relative to the list; images of LFW may be in a folder there.
+    Raises UserError. Paths are relative to the list.
     """
     root = Path(path).parent
     try:
         text = Path(path).read_text("utf-8-sig")
         start = text.partition("\n")[0].strip()
         is_lfw = LFW_FIRST_LINE.fullmatch(start) or match_lfw(start)
-        rows, given, facts = (read_lfw if is_lfw else read_table)(text)
+        rows, given = (read_lfw if is_lfw else read_table)(text)
     except (ValueError, csv.Error) as error:  # also of bytes that are no text
         raise bad_set(path, error) from None
     if not rows:
         raise bad_set(path, "no pairs there")
-    first = rows[0][0]
-    holders = [folder.name for folder in sorted(root.iterdir()) if (folder / first).exists()]
-    if is_lfw and holders and not (root / first).exists():
-        rows = [(f"{holders[0]}/{a}", f"{holders[0]}/{b}", label) for a, b, label in rows]
-        facts = [f"images are taken from the folder {holders[0]}"]
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(root / name) for name in names]
     if all(item.stamp == (0, 0) for item in items):
-        where = f"paths are relative to {root.absolute()}; the first is {first}"
+        where = f"paths are relative to {root.absolute()}; the first is {rows[0][0]}"
         raise bad_set(path, f"none of {len(names):,} images found; {where}")
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
-    same = pairs[:, 2].sum()
-    counts = f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"
+    fact = f"{len(rows):,} pairs of {len(names):,} images, {pairs[:, 2].sum():,} of them the same"
     given = None if given is None else np.array(given, np.int8)
-    classes = np.arange(len(names))
-    return Files(np.array(names), items, classes, tuple(names), given, pairs, (counts, *facts))
+    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (fact,))
 
 
 def read_table(text):
     """CSV with columns image1, image2, label and perhaps split, or else fold.
 
-    Returns (rows, a list of (name 1, name 2, label); `given` of each or None; facts); raises
-    ValueError. A backslash is taken for a slash.
+    Returns (rows, a list of (name 1, name 2, label); `given` of each or None); raises ValueError.
     """
     reader = csv.DictReader(io.StringIO(text), skipinitialspace=True)
     columns = reader.fieldnames or []
@@ -63,7 +55,7 @@ def read_table(text):
         raise ValueError(f"lacks the column {', '.join(sorted(missing))}; it has {columns}")
     by = next((name for name in ("split", "fold") if name in columns), "")
     words = SPLIT_NAMES if by == "split" else {str(k): len(SPLITS) + k for k in range(100)}
-    rows, given, turned = [], [], set()
+    rows, given = [], []
     for line in reader:
         *names, label, word = (
             (line.get(column) or "").strip() for column in ("image1", "image2", "label", by)
@@ -73,13 +65,11 @@ def read_table(text):
             text = f"line {reader.line_num}: {names}, label {label!r}, {by} {word!r}; must be two"
             text += f" images, one of {', '.join(LABELS)}, and as split train, validation or test"
             raise ValueError(f"{text}, or as fold a number from 0 to 99")
-        rows.append((*(name.replace("\\", "/") for name in names), LABELS[label]))
+        rows.append((*names, LABELS[label]))
         given.append(words.get(word))
-        turned |= {name for name in names if "\\" in name}
     if by == "fold" and (len({*given}) < 3 or len({*given}) <= max(given) - len(SPLITS)):
         raise ValueError("the column fold must name three folds or more: 0, 1, 2 and so on")
-    facts = [f"backslashes in {len(turned):,} paths are taken for slashes"] * bool(turned)
-    return rows, given if by else None, facts
+    return rows, given if by else None
 
 
 def read_lfw(text):
@@ -92,15 +82,14 @@ def read_lfw(text):
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if found := match_lfw(line):
             name1, n1, name2, n2 = found.groups()
-            images = (name1, int(n1)), (name2 or name1, int(n2))
-            names = (f"{name}/{name}_{n:04d}.jpg" for name, n in images)
-            rows.append((*names, int(name2 is None)))
+            both = (name1, int(n1)), (name2 or name1, int(n2))
+            rows.append((*(f"{name}/{name}_{n:04d}.jpg" for name, n in both), int(not name2)))
         elif line and not (number == 1 and LFW_FIRST_LINE.fullmatch(line)):
             must = "must be name n1 n2, or name1 n1 name2 n2"
             raise ValueError(f"line {number}: {line[:80]!r}; {must}")
     fold = np.cumsum(np.diff([label for *_, label in rows], prepend=1) == 1)
     sizes = np.bincount(fold)
-    return rows, len(SPLITS) + fold if len(sizes) == 10 and np.ptp(sizes) == 0 else None, []
+    return rows, len(SPLITS) + fold if len(sizes) == 10 and np.ptp(sizes) == 0 else None
 
 
 def match_lfw(line):
@@ -114,13 +103,13 @@ def contradictions(pairs, names):
     Whichever image comes first, it is the same pair. names: str [n], of the images.
     """
     lines = Counter(sorted((min(a, b), max(a, b), label) for a, b, label in pairs.tolist()))
-    pairs = {(a, b): f"{names[a]} with {names[b]}" for a, b, _ in lines}
     kinds = {
         "pairs of an image with itself are labelled different":
-            [text for (a, b), text in pairs.items() if a == b and (a, b, 0) in lines],
+            [(a, b) for a, b, label in lines if a == b and not label],
         "pairs of images are labelled both same and different":
-            [text for pair, text in pairs.items() if {(*pair, 0), (*pair, 1)} <= lines.keys()],
+            [(a, b) for a, b, label in lines if label and (a, b, 0) in lines],
         "pairs are listed more than once with one label":
-            [pairs[pair[:2]] for pair, n in lines.items() if n > 1],
+            [(a, b) for (a, b, _), count in lines.items() if count > 1],
     }  # fmt: skip
-    return [f"{len(found):,} {what}: {first_five(found)}" for what, found in kinds.items() if found]
+    named = {what: [f"{names[a]} with {names[b]}" for a, b in kinds[what]] for what in kinds}
+    return [f"{len(found):,} {what}: {first_five(found)}" for what, found in named.items() if found]

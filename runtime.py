@@ -19,7 +19,7 @@ from pathlib import Path
 import jax
 from absl import flags
 
-import kept_images
+import images
 from errors import UserError
 from settings import check_writable
 
@@ -41,7 +41,7 @@ def prepare(cache):
         jax.config.update("jax_logging_level", "CRITICAL")
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # TensorFlow logs pages, too
     base = cache_base(cache)
-    kept_images.folder = base and base / "images"
+    images.cache = base and base / "images"
     if base is None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif cache is not None or "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX reads that

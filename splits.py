@@ -11,10 +11,8 @@ import hashlib
 import json
 import os
 import zlib
-from collections import defaultdict
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -30,19 +28,11 @@ KINDS = ("shared", "disjoint", "classes", "groups")  # of data.split: each keeps
 WHOLE = KINDS[2:]  # those that leave each class whole
 
 
-class Units(NamedTuple):
-    """Images, or classes, or groups of classes: a split takes each of the k whole."""
-
-    names: np.ndarray  # str [k]
-    hashes: np.ndarray  # float64 [k] in [0, 1), which decide
-    weights: np.ndarray  # int [k]: images that can be read, or classes with two of them
-
-
 def assign_splits(data):
     """The split of each image of `images.load(data)`, of a list of pairs of each pair: int8 [n].
 
     An index into SPLITS; -1: in none. None where everything is in every split, and of drawn shapes.
-    The result is remembered. Raises UserError where the splits cannot be made.
+    Raises UserError.
     """
     return assign(settings.frozen(data))[0]
 
@@ -62,14 +52,16 @@ def assign(data):
     splits, how = given_splits(data, files)
     if splits is None and data.split == "shared":
         return None, facts
-    known, other_names = known_splits(data), hash_texts(files) if files.pairs is None else names
+    known, other_names = known_splits(data), hash_texts(files) if what == "images" else names
     both = zip(names, other_names, strict=True)  # an image may have another name now
     before = np.array([known.get(name, known.get(other, -1)) for name, other in both], np.int8)
-    if files.pairs is None:
-        splits, more = divide_images(data, files, splits, usable, known, before)
-    elif splits is None:
-        splits = divide_pairs(files, usable, before)
-    splits = np.where(usable, np.where(before >= 0, before, splits), -1).astype(np.int8)
+    before[~usable] = -1
+    if what == "images":
+        splits, more = divide_images(data, files, splits, known, before)
+    else:
+        splits = divide_pairs(files, usable, before) if splits is None else splits
+        splits = np.where(before >= 0, before, splits)
+    splits = np.where(usable, splits, -1).astype(np.int8)
     counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
     counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
     facts = [f"{what} are split by {how}: {counts}", *facts, *more]
@@ -100,8 +92,8 @@ def given_splits(data, files):
     test, validation = count - 1, count - 2
     if data.folds:
         test, validation = data.fold, (data.fold + 1) % count
-    how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
     fold = given - len(SPLITS)
+    how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
     return np.select([fold == test, fold == validation], [2, 1], 0), how
 
 
@@ -119,9 +111,9 @@ def unit_names(files):
 
 
 def known_splits(data):
-    """What data.splits_of had in one split: {name or pixels of an image, class or pair: split}.
+    """Where data.splits_of had what: {name or pixels of an image, name of a class or pair: split}.
 
-    A split is an index into SPLITS. Empty without such a run. Raises UserError.
+    An index into SPLITS; -1: in two of them. Empty without such a run. Raises UserError.
     """
     if not data.splits_of:
         return {}
@@ -131,27 +123,23 @@ def known_splits(data):
     before = settings.load_config(Path(data.splits_of)).data.split
     if KINDS.index(data.split) > KINDS.index(before):
         raise UserError(f"{text}: data.split={before} was all that run kept apart: say so")
-    found = defaultdict(set)
+    known = {}
     for name, (owner, split, *pixels) in (saved["images"] | saved["pairs"]).items():
-        for key in (name, owner, *pixels[:1]):  # the owner of an image is its class
-            found[key].add(split)
-    one = {key: splits for key, splits in found.items() if len(splits) == 1 and splits != {None}}
-    return {key: SPLITS.index(*splits) for key, splits in one.items()}
+        for key in (name, owner, *pixels[:1]) if split else ():  # the owner of an image: its class
+            place = SPLITS.index(split)
+            known[key] = place if known.get(key, place) == place else -1
+    return known
 
 
 def read_fingerprint(workdir):
-    """The fingerprint in a run's folder, see `fingerprint`; None where there is none.
-
-    Raises UserError where it is damaged.
-    """
+    """The fingerprint in a run's folder, or None; raises UserError where it is damaged."""
     path = Path(workdir, FINGERPRINT)
     try:
         found = json.loads(gzip.decompress(path.read_bytes()))
-        rows = {name: row[:3] for name, row in found["images"].items()}  # once also bytes of files
-        return {"images": rows, "pairs": found["pairs"]}
+        return {kind: dict(found[kind]) for kind in ("images", "pairs")}
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
         text = "is damaged: put it back, or delete it to go on without its comparison"
         raise UserError(f"{path} {text}") from None
 
@@ -165,11 +153,11 @@ def split_facts(data):
     divided = data.split not in WHOLE and files.given is None  # each class in each split
     for split in SPLITS[:1] if splits is None else SPLITS:
         _, here = count_classes(data, files, split)
-        lost = here < 2 if divided else here == 1
-        if lost.any():
+        lost = np.flatnonzero(here < 2 if divided else here == 1)
+        if len(lost):
             where = "every split" if splits is None else split
-            text = f"{lost.sum()} of {len(lost)} classes have fewer than two images in {where}"
-            names = first_five([files.class_names[k] for k in np.flatnonzero(lost)])
+            text = f"{len(lost)} of {len(here)} classes have fewer than two images in {where}"
+            names = first_five([files.class_names[k] for k in lost])
             facts.append(f"{text} and are left out of it: {names}")
     return tuple(facts)
 
@@ -192,100 +180,94 @@ def hash_name(name):
     return (int.from_bytes(digest, "little") >> 11) / 2.0**53
 
 
-def divide_images(data, files, given, usable, known, before):
+def divide_images(data, files, given, known, before):
     """Divides images: (int8 [n], facts). Splits that the set does not give are made of its train.
 
-    usable: bool [n]; known: see `known_splits`; before: int8 [n], the splits of a run, or -1.
-    Raises UserError where data.split leaves classes whole, and they are too few.
+    known: see `known_splits`; before: int8 [n], the splits of a run, or -1. A split takes images,
+    or classes, each whole: unit, int [n], names them. Raises UserError where classes are too few.
     """
-    own = np.zeros(len(usable), np.int8) if given is None else given
-    made, free = [0, *({1, 2} - {*own})], usable & (own == 0)
-    facts, whole, before = [], data.split in WHOLE, np.where(free, before, -1)
-    unit, units = np.arange(len(own)), Units(files.names, files.split_hash, free)
-    if whole:
-        unit, names = files.classes, files.class_names
+    own = np.zeros(len(before), np.int8) if given is None else given
+    made, free = [0, *({1, 2} - {*own})], (files.classes >= 0) & (own == 0)
+    unit, names, hashes, weights = np.arange(len(own)), files.names, files.split_hash, free
+    whole, had, old = data.split in WHOLE, before, before >= 0
+    if whole:  # a class of another name is where its images were: where they differ, in training
+        unit, names = files.classes, np.array(files.class_names)
+        hashes = np.array([*map(hash_name, files.class_names)])
         weights = np.bincount(unit[free], minlength=len(names)) > 1
-        units = Units(np.array(names), np.array([*map(hash_name, names)]), weights)
-        of_class = np.full(len(names), -1)
-        of_class[unit[before >= 0]] = before[before >= 0]  # where the class has another name now
-        of_class = np.array([known.get(name, k) for name, k in zip(names, of_class, strict=True)])
-        apart = files.names[(before >= 0) & (before != of_class[unit])]
-        text = f"{len(apart):,} images stay in a split where their class is not"
-        facts = [f"{text}: {first_five(apart)}"] * (len(apart) > 0)
-        before = np.where(free & (before < 0), of_class[unit], before)
-    least, rest, in_test, smallest = (2, 2, 2), made, np.zeros(len(units.names), bool), 2
+        had = np.full(len(names), len(SPLITS))
+        np.minimum.at(had, unit[old], before[old])
+        had = [known.get(name, k) for name, k in zip(files.class_names, had, strict=True)]
+        had = np.where(np.less(had, len(SPLITS)), had, -1)
+    moves = whole and len(made) > 1 and not data.splits_of  # a run's splits stay as they are
+    side, facts, smallest = np.zeros(len(names), int), [], 2
+    rest, least = made, (2, 2, 2)
     if data.folds or data.split == "groups":
         if 2 in made:
-            in_test, smallest, more = choose_test(data, units, made, unit, before)
-            facts += more
-        rest = [split for split in made if split != 2]
+            side, smallest, facts = choose_test(data, names, hashes, weights, had, made)
+        rest, count = made[: len(made) - (2 in made)], (weights & (side == 0)).sum()
         # The lower bits: independent of the order of the hashes, which has chosen the test.
-        units = units._replace(hashes=units.hashes * 2.0**20 % 1)
-        least = (2, min(max((units.weights & ~in_test).sum() // 5, 2), 6), 2)
-    moves = whole and len(made) > 1 and not data.splits_of  # a run's splits stay as they are
-    side, moved = settle(units._replace(weights=units.weights & ~in_test), rest, least, moves)
-    side = np.where(in_test, 2, side)
-    smallest = min(smallest, np.bincount(side, units.weights, 3)[made].min())
-    if moves and smallest < 2:
+        hashes, least = hashes * 2.0**20 % 1, (2, min(max(count // 5, 2), 6), 2)
+    others, more = settle(names, hashes, weights & (side == 0), rest, least * moves)
+    side = np.where(side, side, others)
+    if moves and min(smallest, np.bincount(side, weights, 3)[made].min()) < 2:
         text = f"data.split={data.split} leaves a split, or a fold, fewer than two of"
-        text += f" {units.weights.sum()} classes of two images or more: add classes, or say"
+        text += f" {weights.sum()} classes of two images or more: add classes, or say"
         other = "data.split=" + ("disjoint" if data.split == "classes" else "classes")
         raise bad_set(data.path, f"{text} {'fewer data.folds' if data.folds else other}")
-    side = np.where(free & np.isin(side[unit], made), side[unit], own)
-    return np.where(before >= 0, before, side), facts + moved
+    splits = np.where(old, before, np.where(free, side[unit], own))
+    splits = np.where(had[unit] >= 0, had[unit], splits)
+    follow = files.names[old & (splits != before)]
+    text = f"images that follow their class into another split: {len(follow):,}"
+    return splits, facts + more + [f"{text} ({first_five(follow)})"] * (len(follow) > 0)
 
 
-def choose_test(data, units, made, unit, before):
-    """The test where it is a fold or of whole groups: (bool [k], size of the least fold, facts).
+def choose_test(data, names, hashes, weights, had, made):
+    """The test where it is a fold or of whole groups: (2 or 0, [k]; size of the least fold; facts).
 
-    A group is the path of a class without its last part. One that a run had (before, int [n], of
-    images whose units are `unit`) is in the test where it was.
+    A group is the path of a class without its last part. One that a run had (had, int [k], its
+    split or -1) is in the test where it was.
     """
-    group, groups, facts, smallest = np.arange(len(units.names)), units, [], 2
-    if data.split == "groups":
-        paths = [os.path.dirname(name) or "." for name in units.names.tolist()]
+    group, facts, smallest, by_group = np.arange(len(names)), [], 2, data.split == "groups"
+    if by_group:
+        paths = [os.path.dirname(name) or "." for name in names.tolist()]
         names, group = np.unique(paths, return_inverse=True)
-        hashes = np.array([*map(hash_name, names.tolist())])
-        groups = Units(names, hashes, np.bincount(group, units.weights))
+        hashes, weights = np.array([*map(hash_name, names.tolist())]), np.bincount(group, weights)
     if data.folds:
-        order = np.unique(groups.hashes[groups.weights > 0])  # equal hashes are in one fold
-        fold = np.searchsorted(order, groups.hashes) * data.folds // max(len(order), 1)
+        order = np.unique(hashes[weights > 0])  # equal hashes are in one fold
+        fold = np.searchsorted(order, hashes) * data.folds // max(len(order), 1)
         fold = fold.clip(max=data.folds - 1)
-        sizes, in_test = np.bincount(fold, groups.weights, data.folds), fold == data.fold
+        sizes, side = np.bincount(fold, weights, data.folds), 2 * (fold == data.fold)
         smallest = min(sizes.min(), (sizes.sum() - sizes.max()) // (len(made) - 1))
     else:
-        least = (2 * len(made) - 2, 0, 2)
-        side, facts = settle(groups, [0, 2], least, not data.splits_of, "groups")
-        in_test = side == 2
-    in_test[group[unit[before >= 0]]] = False
-    in_test[group[unit[before == 2]]] = True
-    if data.split == "groups":
-        chosen = groups.names[in_test & (groups.weights > 0)]
-        text = f"the test is {len(chosen)} of {len(groups.names)} groups of classes"
+        least = (2 * len(made) - 2, 0, 2) * (not data.splits_of)
+        side, facts = settle(names, hashes, weights, [0, 2], least, "groups")
+    side[group[had >= 0]] = 0
+    side[group[had == 2]] = 2
+    if by_group:
+        chosen = names[(side == 2) & (weights > 0)]
+        text = f"the test is {len(chosen)} of {len(names)} groups of classes"
         facts = [f"{text} ({first_five(chosen)})", *facts]
-    return in_test[group], smallest, facts
+    return side[group], smallest, facts
 
 
-def settle(units, made, least, moves, what="classes"):
-    """Puts units into the splits `made` by their hashes: (int [k], what is to be said).
+def settle(names, hashes, weights, made, least, what="classes"):
+    """Puts k units into the splits `made` by their hashes: (int [k], what is to be said).
 
-    moves: a split of fewer than `least`, [3], by their weights, gets those that are nearest to its
-    bounds.
+    A split of fewer than `least`, [3] or empty, by their weights, gets those nearest to its bounds.
     """
-    side, moved = by_hash(units.hashes), []
+    side, moved = by_hash(hashes), []
     side = np.where(np.isin(side, made), side, 0)
-    for split in made if moves else []:
-        distance = np.maximum(BOUNDS[split] - units.hashes, units.hashes - BOUNDS[split + 1])
+    for split in made if least else []:
+        distance = np.maximum(BOUNDS[split] - hashes, hashes - BOUNDS[split + 1])
         for k in np.argsort(distance, kind="stable"):
-            count, weight = np.bincount(side, units.weights, 3), units.weights[k]
+            count = np.bincount(side, weights, 3)
             if count[split] >= least[split]:
                 break
-            if weight and count[side[k]] - weight >= least[side[k]]:
+            if weights[k] and count[side[k]] - weights[k] >= least[side[k]]:
                 side[k] = split
-                moved.append(k)
-    texts = first_five([f"{units.names[k]} ({SPLITS[side[k]]})" for k in moved])
+                moved.append(f"{names[k]} ({SPLITS[split]})")
     text = f"{what} moved into a split that would have too few classes"
-    return side, [f"{text}: {len(moved)} ({texts})"] * (len(moved) > 0)
+    return side, [f"{text}: {len(moved)} ({first_five(moved)})"] * (len(moved) > 0)
 
 
 def divide_pairs(files, usable, before):

@@ -7,11 +7,11 @@ Greek/character01. --config.data.class_level=1 takes the first folder of the pat
 as root/person/session/image. Folders root/train, root/val and root/test are the splits. Names that
 begin with a dot are skipped, and classes of one image left out.
 
-Size and colours are found from the images: a third of their shorter side, from 32 to 64 pixels;
---config.data.image_size=96 sees finer detail, and takes longer. --config.data.fit says how an image
-becomes a square: squeeze, pad (with the median of its border) or crop (the middle). Images of over
-8 bits, as of microscopes, have one white for the whole set: the smallest of 255, 1,023, 4,095,
-16,383 and 65,535 that no value exceeds, or what a TIFF names, or --config.data.white.
+Size and colours are found from the images: half of their median shorter side, a multiple of 16 from
+32 to 64 pixels; --config.data.image_size=96 sees finer detail, and takes longer.
+--config.data.fit says how an image becomes a square: squeeze, pad (with the median of its border)
+or crop (the middle). Images of over 8 bits, as of microscopes, have one white for the whole set:
+the smallest of 255, 1,023, 4,095, 16,383 and 65,535 that no value exceeds, or --config.data.white.
 
 No test image is in training. With --config.data.split=classes no test class is in training either
 (it takes six classes or more), with groups no group of classes, such as an alphabet: use these when

@@ -9,8 +9,8 @@ each such group is in one split. Where one group has nearly all pairs, it is cut
 of the pairs, which join images of two splits, is left out, and validation and test keep about 1 %
 each. The first lines that are printed say so. Give the column then.
 
-The pairs.txt of "Labeled Faces in the Wild" is read as it is, beside the folder of its images. Of
-its ten folds the last is the test, the one before the validation.
+The pairs.txt of "Labeled Faces in the Wild" is read as it is, in the folder of its people. Of its
+ten folds the last is the test, the one before the validation.
 
 The recipe is that of configs/folder.py, but for what takes classes: pairs are drawn one by one, and
 the loss is of these pairs.

@@ -180,16 +180,6 @@ def test_an_image_in_another_split_is_named(begun):
         resume(config, workdir)
 
 
-def test_where_all_pixels_differ_another_version_of_pillow_may_be_why(begun, tmp_path):
-    _, workdir = begun()
-    for i in range(200):
-        save_image(tmp_path / "other" / f"class{i // 20}" / f"{i % 20}.png", 1000 + i)
-    with pytest.raises(
-        UserError, match=r"images changed: 200 .*, all that there are: other options"
-    ):
-        resume(config_of(tmp_path / "other"), workdir)
-
-
 def write_pairs(root, lines):
     path = root / "pairs.csv"
     path.write_text("\n".join(["image1,image2,label,split", *lines]) + "\n")
@@ -290,9 +280,6 @@ def test_the_identity_is_of_what_decides_the_pairs(begun):
     _, workdir = begun()
     kept = read_fingerprint(workdir)
     before = fingerprint.identity(kept)
-    old = {"classes": {}, "pairs": {}, "images": {k: [*v, 9] for k, v in kept["images"].items()}}
-    (workdir / FINGERPRINT).write_bytes(gzip.compress(json.dumps(old).encode()))
-    assert read_fingerprint(workdir) == kept  # as runs had it before, with the sizes of the files
     kept["images"]["class0/0.png"][0] = "class1"
     assert fingerprint.identity(kept) != before
 

@@ -48,16 +48,16 @@ def test_decoded_images_are_kept_beside_the_programs(option, name, monkeypatch, 
     monkeypatch.setattr(runtime.jax.config, "update", lambda *setting: None)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
-    monkeypatch.setattr(runtime.kept_images, "folder", tmp_path)
+    monkeypatch.setattr(runtime.images, "cache", tmp_path)
     runtime.prepare(option and str(tmp_path / option))
-    assert runtime.kept_images.folder == (name and tmp_path / name)
+    assert runtime.images.cache == (name and tmp_path / name)
 
 
 def test_the_warning_that_empties_the_cache_is_the_one_that_jax_shows(monkeypatch, tmp_path):
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-    monkeypatch.setattr(runtime.kept_images, "folder", None)
+    monkeypatch.setattr(runtime.images, "cache", None)
     monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
     runtime.prepare(str(tmp_path))
     folder = tmp_path / runtime.machine()
@@ -91,7 +91,7 @@ def test_other_versions_are_warned_of_and_kept_with_their_step(tmp_path, capsys)
 def test_a_level_of_logs_that_the_user_sets_stays(level, kept, monkeypatch):
     monkeypatch.setattr(os, "environ", {"TF_CPP_MIN_LOG_LEVEL": level})
     monkeypatch.setattr(runtime, "cache_base", lambda option: None)
-    monkeypatch.setattr(runtime.kept_images, "folder", None)
+    monkeypatch.setattr(runtime.images, "cache", None)
     monkeypatch.setattr(runtime.gc, "set_threshold", lambda count: None)
     updates = {}
     monkeypatch.setattr(runtime.jax.config, "update", updates.__setitem__)

@@ -254,19 +254,64 @@ def test_a_run_whose_splits_keep_less_apart_is_refused(give, tmp_path):
     assert assign_splits(give(files, splits_of=run))[[9, 10, 18]].tolist() == [0, 2, 0]
 
 
-def test_an_image_that_was_moved_into_another_class_stays_in_its_split(give, tmp_path):
-    files = folder(np.repeat(range(8), 9))
-    known = {
-        name: "test" if k == 1 else "train"
-        for name, k in zip(files.names, files.classes, strict=True)
-    }
-    run = fingerprint(tmp_path / "run", images=known)
-    files.classes[0] = 1
+def save_fingerprint(workdir, files, found, split):
+    """The fingerprint of a run that had these Files in the splits `found`."""
+    fingerprint(workdir, split=split)
+    classes = [files.class_names[k] for k in files.classes]
+    rows = zip(classes, [SPLITS[k] for k in found], splits.hash_texts(files), strict=True)
+    images = dict(zip(files.names.tolist(), map(list, rows), strict=True))
+    with gzip.open(workdir / "data.json.gz", "wt") as file:
+        json.dump({"images": images, "pairs": {}}, file)
+    return str(workdir)
+
+
+@pytest.mark.parametrize("split", ["disjoint", "classes", "groups"])
+@pytest.mark.parametrize("renamed", [False, True])
+def test_an_image_moved_into_another_class_splits_no_class(give, tmp_path, split, renamed):
+    names = [f"{k // 10}/{k % 10}" for k in range(60)]
+    files = folder(np.repeat(range(60), 9), names)
+    before = assign_splits(give(files, split=split))
+    run = save_fingerprint(tmp_path / "run", files, before, split)
+    classes, paths = files.classes.copy(), files.names.copy()
+    moved = [0, 1, 180, 400]
+    for i in moved:  # into the next class that is in another split
+        other = np.flatnonzero(before != before[i])
+        classes[i] = files.classes[other[other > i][0]]
+        paths[i] = f"{names[classes[i]]}/{i}.png" if renamed else paths[i]
+    asked = give(files._replace(classes=classes, names=paths), split=split, splits_of=run)
+    found = assign_splits(asked)
+    text = f"images that follow their class into another split: {len(moved)} ({paths[0]}, "
+    assert any(fact.startswith(text) for fact in split_facts(asked)) == (split != "disjoint")
+    if split == "disjoint":
+        assert found.tolist() == before.tolist()
+    else:
+        of_class = before.reshape(60, 9)[:, 0]
+        assert found.tolist() == of_class[classes].tolist()
+        assert (found[moved] != before[moved]).all()
+
+
+def test_two_classes_of_a_run_that_became_one_are_in_training(give, tmp_path):
+    files = folder(np.repeat(range(40), 3))
+    before = assign_splits(give(files, split="classes"))
+    run = save_fingerprint(tmp_path / "run", files, before, "classes")
+    classes, names = files.classes.copy(), (*files.class_names, "joined")
+    one, other = before.tolist().index(TRAIN), before.tolist().index(TEST)
+    for k in (files.classes[one], files.classes[other]):
+        classes[classes == k] = 40
+    files = files._replace(classes=classes, class_names=names)
+    found = assign_splits(give(files, split="classes", splits_of=run))
+    assert (found[classes == 40] == TRAIN).all() and np.sum(classes == 40) == 6
+    assert found[classes < 40].tolist() == before[classes < 40].tolist()
+
+
+def test_a_class_that_a_set_itself_divides_stays_divided(give, tmp_path):
+    files = folder(np.repeat(range(4), 9), image_splits=np.tile([0, 0, 0, 1, 1, 1, 2, 2, 2], 4))
+    before = assign_splits(give(files, split="classes"))
+    assert before.tolist() == files.given.tolist()
+    run = save_fingerprint(tmp_path / "run", files, before, "classes")
+    files.given[0] = TEST  # it was trained on
     asked = give(files, split="classes", splits_of=run)
-    wanted = [TEST if known[name] == "test" else TRAIN for name in files.names]
-    assert assign_splits(asked).tolist() == wanted
-    text = "1 images stay in a split where their class is not: class0/0.png"
-    assert text in split_facts(asked)
+    assert assign_splits(asked).tolist() == before.tolist()
 
 
 def test_new_images_follow_their_class_and_new_classes_their_group(give, tmp_path):
