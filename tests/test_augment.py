@@ -53,10 +53,26 @@ def test_what_is_off_leaves_no_trace():
     assert augment.augment_batch(config, 0, batch) is batch
 
 
-@pytest.mark.parametrize("key", default.augment_config())
+@pytest.mark.parametrize("key", sorted({*default.augment_config()} - {"p_unchanged"}))
 def test_each_option_alone_changes_images(key):
     images = random_images()
     assert key in ALL and (change(images, **{key: ALL[key]}) != images).any()
+
+
+def test_a_share_of_the_images_is_unchanged_and_the_others_as_without_it():
+    images = random_images(400)
+    every = change(images, **ALL)
+    assert (every != images).any(axis=(1, 2, 3)).all()
+    for share in (0.25, 0.6):
+        found = change(images, p_unchanged=share, **ALL)
+        unchanged = (found == images).all(axis=(1, 2, 3))
+        assert unchanged.mean() == pytest.approx(share, abs=0.08)  # over three deviations
+        np.testing.assert_array_equal(found[~unchanged], every[~unchanged])
+    np.testing.assert_array_equal(change(images, p_unchanged=1.0, **ALL), images)
+    alone = tiny_config()
+    alone.augment.p_unchanged = 0.5
+    batch = data.make_batch(alone, "train", 0)
+    assert augment.augment_batch(alone, 0, batch) is batch
 
 
 def test_shifts_and_quarter_turns_worked_by_hand():
@@ -170,7 +186,7 @@ def test_an_image_depends_on_seed_step_and_place_alone():
 def test_devices_change_their_own_part_of_the_batch():
     """As the training step does: in a scan of two steps under pmap, on 1, 2 and 4 devices."""
     config = tiny_config()
-    config.augment.update(ALL)
+    config.augment.update(ALL | {"p_unchanged": 0.4})
     config = frozen(config)
     batches = [data.make_batch(config, "train", step) for step in range(2)]
 
@@ -186,6 +202,9 @@ def test_devices_change_their_own_part_of_the_batch():
         found[devices] = [np.concatenate(np.asarray(side), axis=1) for side in changed[:2]]
     np.testing.assert_array_equal(found[2], found[1])
     np.testing.assert_array_equal(found[4], found[1])
+    before = np.stack([np.stack([batch[side] for batch in batches]) for side in (0, 1)])
+    unchanged = (before == np.stack(found[1])).all(axis=(3, 4, 5))
+    assert 3 < unchanged.sum() < 24  # of 32
     for side, changed in enumerate(found[1]):
         for step, batch in enumerate(batches):
             places = 2 * np.arange(8) + side
