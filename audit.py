@@ -9,7 +9,6 @@ itself, a sheet of samples, and how often rules that know nothing of shape are r
 from errors import UserError  # first: from here on a missing package is one line
 
 # isort: split
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import shortcuts
 from figures import new_figure, short
 from images import hash_pixels, load
 from listings import SPLITS
-from settings import check_writable, frozen
+from settings import check_writable
 from spaces import DrawnImages, GivenPairs, open_split
 
 SEEN_PAIRS = 100_000  # of training, at most
@@ -44,24 +43,24 @@ def main(options):
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
-    known = *count(config), *seen(config, test), *changes(config)
+    known = *count(config), *seen(config, test)
     facts = [f"{what:<28}{text}" for what, text in known]
     found = duplicates.find_all(config.data)
-    rules, notes = shortcuts.blind_rules(config, train, test)
-    table = format_rules(train, test, rules, notes)
+    rules = shortcuts.blind_rules(config, train, test)
+    table = format_rules(train, test, rules)
     print("\n".join([*data.describe(config), *facts, *found, "", *table]))
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = [*(" ".join(line.split()) for line in facts), *(line.split(": ")[0] for line in found)]
-    plot_audit(config, shown, train, test, rules, notes).savefig(path)
+    plot_audit(config, shown, train, test, rules).savefig(path)
     print(f"wrote {path}")
 
 
-def format_rules(train, test, rules, notes):
+def format_rules(train, test, rules):
     """How often each rule is right, a line each, and advice where one is: list of str."""
     sizes = [f"{'all' * p.exact or 'a sample of'} {len(p.label):,} pairs" for p in (test, train)]
     how = "of {}; the rules are fitted on {} of training".format(*sizes)
     lines = [f"{'right on test pairs':<28}{how}"]
-    lines += [f"  {name:<26}{100 * rules[name]:.1f} %{notes.get(name, '')}" for name in rules]
+    lines += [f"  {name:<26}{100 * rules[name]:.1f} %" for name in rules]
     if rules[best := max(rules, key=rules.get)] > rules[shortcuts.CONSTANT] + 0.05:
         text = f"the rule {best!r} is right on {100 * rules[best]:.1f} % of test pairs"
         lines += [f"advice: {text}: a network must beat it, or has learnt no more"]
@@ -104,20 +103,10 @@ def seen(config, test):
         yield f"test {what} seen", text
 
 
-def changes(config):
-    """What changes the images of training at random: yields (what, text) if anything does."""
-    texts = [f"{key} {value:g}" for key, value in config.augment.items() if value]
-    if texts:
-        yield "training images changed by", ", ".join(texts)
-
-
-def plot_audit(config, facts, train, test, rules, notes):
+def plot_audit(config, facts, train, test, rules):
     """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
-    sheets = {"samples of training": tile_samples(config, train)}
-    if any(config.augment.values()):
-        title = "training images, and what the network sees of them in ten steps"
-        sheets[title] = tile_changes(config, train)
-    sheets["pairs of the test"] = tile_pairs(test)
+    samples = tile_samples(config, train)
+    sheets = {"samples of training": samples, "pairs of the test": tile_pairs(test)}
     heights = [6.2 * sheet.shape[0] / sheet.shape[1] for _, sheet in sheets.values()]
     figure = new_figure(7, sum(heights) + 4.8)
     figure.suptitle("\n".join(facts), x=0.01, ha="left", fontsize=11)
@@ -133,7 +122,7 @@ def plot_audit(config, facts, train, test, rules, notes):
     axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
     axes.axvline(100 * rules[shortcuts.CONSTANT], color="black", linewidth=1)
     for place, name in enumerate(names):
-        text = f"{name}: {100 * rules[name]:.1f} %{notes.get(name, '')}"
+        text = f"{name}: {100 * rules[name]:.1f} %"
         axes.text(1, place, text, va="center", fontsize=11)
     axes.set(xlim=(0, 100), yticks=[], title="right on test pairs, %")
     return figure
@@ -142,25 +131,13 @@ def plot_audit(config, facts, train, test, rules, notes):
 def tile_samples(config, train, columns=14, most=8):
     """Samples of training, a row for each of the first classes: (names of rows, one image)."""
     order = np.random.default_rng(0).permutation(len(train.images))
-    known = shortcuts.knows_classes(config)
+    known = train.class_ids is not None
     classes = train.class_ids[order] if known else np.arange(len(order)) // columns
     found, counts = np.unique(classes, return_counts=True)
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
     names = data.class_names(config.data, shown) if known else [""] * len(shown)
     rows = [framed(train.images[order[classes == c][:columns]]) for c in shown]
     return [short(str(name), 16) for name in names], tile(rows)
-
-
-def tile_changes(config, train, steps=10, most=5):
-    """Some images of training, a row for each, and what becomes of it in the first steps."""
-    from jax import jit  # slow to import
-
-    import augment
-
-    images = train.images[np.random.default_rng(0).permutation(len(train.images))[:most]]
-    change = jit(partial(augment.augment, frozen(config.augment), config.seed))
-    changed = [images, *(change(step, np.arange(len(images)), images) for step in range(steps))]
-    return [""] * len(images), tile([framed(np.asarray(row)) for row in zip(*changed, strict=True)])
 
 
 def tile_pairs(test, columns=5, most=2):

@@ -182,7 +182,7 @@ def compare_ours(workdir, folder, names):
     paths, pixels = images.open_images([str(folder)], form_of(config.data))
     first, second = np.triu_indices(len(paths), 1)
     label = np.zeros(len(first))
-    pairs = Pairs(pixels, first, second, label, label + 1 / len(label), True, False, None, None)
+    pairs = Pairs(pixels, first, second, label, label + 1 / len(label), True, False, None)
     scores = np.zeros((len(paths), len(paths)))
     scores[first, second] = scores[second, first] = scoring.make_scorer(model)(variables, pairs)[1]
     return in_order(scores, [Path(path).relative_to(folder).as_posix() for path in paths], names)
