@@ -44,24 +44,24 @@ def main(options):
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
-    known = *count(config), *seen(config, test), *changes(config)
+    known = *count(config), *seen(config, test)
     facts = [f"{what:<28}{text}" for what, text in known]
     found = duplicates.find_all(config.data)
-    rules, notes = shortcuts.blind_rules(config, train, test)
-    table = format_rules(train, test, rules, notes)
+    rules = shortcuts.blind_rules(config, train, test)
+    table = format_rules(train, test, rules)
     print("\n".join([*data.describe(config), *facts, *found, "", *table]))
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = [*(" ".join(line.split()) for line in facts), *(line.split(": ")[0] for line in found)]
-    plot_audit(config, shown, train, test, rules, notes).savefig(path)
+    plot_audit(config, shown, train, test, rules).savefig(path)
     print(f"wrote {path}")
 
 
-def format_rules(train, test, rules, notes):
+def format_rules(train, test, rules):
     """How often each rule is right, a line each, and advice where one is: list of str."""
     sizes = [f"{'all' * p.exact or 'a sample of'} {len(p.label):,} pairs" for p in (test, train)]
     how = "of {}; the rules are fitted on {} of training".format(*sizes)
     lines = [f"{'right on test pairs':<28}{how}"]
-    lines += [f"  {name:<26}{100 * rules[name]:.1f} %{notes.get(name, '')}" for name in rules]
+    lines += [f"  {name:<26}{100 * rules[name]:.1f} %" for name in rules]
     if rules[best := max(rules, key=rules.get)] > rules[shortcuts.CONSTANT] + 0.05:
         text = f"the rule {best!r} is right on {100 * rules[best]:.1f} % of test pairs"
         lines += [f"advice: {text}: a network must beat it, or has learnt no more"]
@@ -104,14 +104,7 @@ def seen(config, test):
         yield f"test {what} seen", text
 
 
-def changes(config):
-    """What changes the images of training at random: yields (what, text) if anything does."""
-    texts = [f"{key} {value:g}" for key, value in config.augment.items() if value]
-    if texts:
-        yield "training images changed by", ", ".join(texts)
-
-
-def plot_audit(config, facts, train, test, rules, notes):
+def plot_audit(config, facts, train, test, rules):
     """A sheet, from top to bottom: the facts, samples, pairs, and how often each rule is right."""
     sheets = {"samples of training": tile_samples(config, train)}
     if any(config.augment.values()):
@@ -133,7 +126,7 @@ def plot_audit(config, facts, train, test, rules, notes):
     axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
     axes.axvline(100 * rules[shortcuts.CONSTANT], color="black", linewidth=1)
     for place, name in enumerate(names):
-        text = f"{name}: {100 * rules[name]:.1f} %{notes.get(name, '')}"
+        text = f"{name}: {100 * rules[name]:.1f} %"
         axes.text(1, place, text, va="center", fontsize=11)
     axes.set(xlim=(0, 100), yticks=[], title="right on test pairs, %")
     return figure
@@ -142,7 +135,7 @@ def plot_audit(config, facts, train, test, rules, notes):
 def tile_samples(config, train, columns=14, most=8):
     """Samples of training, a row for each of the first classes: (names of rows, one image)."""
     order = np.random.default_rng(0).permutation(len(train.images))
-    known = shortcuts.knows_classes(config)
+    known = train.class_ids is not None
     classes = train.class_ids[order] if known else np.arange(len(order)) // columns
     found, counts = np.unique(classes, return_counts=True)
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]

@@ -1,13 +1,12 @@
 """Random changes of the training images, computed inside the training step.
 
     images = augment(config.augment, config.seed, step, places, images)
-    python audit.py --config=configs/omniglot.py --config.augment.rotation=20    # shows some
 
 What becomes of an image depends only on (seed, step, its place in the batch): not on the number of
 devices or processes, nor on a resume. What is off costs nothing.
 """
 
-from typing import NamedTuple
+from collections import namedtuple
 
 import jax
 import jax.numpy as jnp
@@ -16,45 +15,21 @@ from jax import lax
 
 from model import AXIS
 
-GEOMETRIC = ("rotation", "scale", "shear", "shift", "elastic", "p_flip")
-KNOTS, KNOT_WIDTH = 5, 0.15  # of the elastic field: along each side; share of the side
+GEOMETRIC = ("rotation", "scale", "shear", "shift", "p_flip")
 
-
-class Numbers(NamedTuple):
-    """The random numbers of each image: all uniform from -1 to 1, float32 [n, 1, 1, 1]."""
-
-    angle: jax.Array
-    scale_y: jax.Array
-    scale_x: jax.Array
-    shear: jax.Array
-    shift_y: jax.Array
-    shift_x: jax.Array
-    flip: jax.Array
-    blur: jax.Array
-    contrast: jax.Array
-    brightness: jax.Array
-    noise: jax.Array
-    erase: jax.Array
-    area: jax.Array
-    ratio: jax.Array
-    top: jax.Array
-    left: jax.Array
-    unchanged: jax.Array
-
-
-def is_on(options):
-    """Whether any change is on; options: config.augment."""
-    return any(value for key, value in options.items() if key != "p_unchanged")
+# The random numbers of each image: all uniform from -1 to 1, float32 [n, 1, 1, 1].
+NAMES = "angle scale_y scale_x shear shift_y shift_x flip blur contrast brightness noise"
+Numbers = namedtuple("Numbers", f"{NAMES} erase area ratio top left unchanged")
 
 
 def augment_batch(config, step, batch):
     """A step's Batch, or the part of it on this device of the axis AXIS, with changed images."""
-    if not is_on(config.augment):
+    if not any(value for key, value in config.augment.items() if key != "p_unchanged"):
         return batch
     pairs = len(batch.label)
     places = 2 * (lax.axis_index(AXIS) * pairs + jnp.arange(pairs))
-    images = jnp.concatenate([batch.image1, batch.image2])
     places = jnp.concatenate([places, places + 1])
+    images = jnp.concatenate([batch.image1, batch.image2])
     images = augment(config.augment, config.seed, step, places, images)
     # A barrier: else XLA may compute all this once more for each tap of the first convolution.
     image1, image2 = jnp.split(lax.optimization_barrier(images), 2)
@@ -67,15 +42,12 @@ def augment(options, seed, step, places, images):
     options: config.augment, frozen. seed: int. step: int32 []. places: int32 [n], the place of each
     image in the batch of all devices (2 * pair + side).
     """
-    if not is_on(options):
-        return images
     originals, (_, height, width, channels) = images, images.shape
-    pixels = height * width * channels if options.noise else 0
-    counts = np.cumsum([len(Numbers._fields), 2 * KNOTS**2, pixels])
-    u, knots, noise, _ = jnp.split(draw(seed, step, places, int(counts[-1])), counts, axis=1)
+    count, pixels = len(Numbers._fields), height * width * channels if options.noise else 0
+    u, noise = jnp.split(draw(seed, step, places, count + pixels), [count], axis=1)
     u = Numbers(*u.T[..., None, None, None])
     if any(options[key] for key in GEOMETRIC):
-        images = resample(images, *coordinates(options, u, normal(knots), height, width))
+        images = resample(images, *coordinates(options, u, height, width))
     images = images.astype(jnp.float32)
     if options.blur:
         images = blur(images, options.blur * (u.blur + 1) / 2)
@@ -84,7 +56,8 @@ def augment(options, seed, step, places, images):
         images = (images - mean) * jnp.exp(options.contrast * u.contrast) + mean
         images += options.brightness * u.brightness
     if options.noise:
-        images += options.noise * (u.noise + 1) / 2 * normal(noise).reshape(images.shape)
+        normal = 2**0.5 * lax.erf_inv(noise).reshape(images.shape)
+        images += options.noise * (u.noise + 1) / 2 * normal
     if options.p_erase:
         images = erase(options, u, images)
     changed = jnp.round(images.clip(0, 255)).astype(jnp.uint8)
@@ -102,20 +75,12 @@ def draw(seed, step, places, count):
     return jax.vmap(of_image)(places)
 
 
-def normal(u):
-    """Numbers of the standard normal distribution, from ones that are uniform from -1 to 1."""
-    return 2**0.5 * lax.erf_inv(u)
-
-
-def coordinates(options, u, knots, height, width):
+def coordinates(options, u, height, width):
     """Where each pixel of the new images is in the old ones: row, column, float32 [n, h, w, 1].
 
-    An affine map about the centre, and a smooth random displacement (Simard et al. 2003), a sum of
-    bumps with the weights knots [n, 2 * KNOTS**2]. One matrix product: the rows of the right matrix
-    are 1, the distances from the centre down and right, and the bumps. All factors are rounded to
-    so few bits that its sums are exact, up to 256 pixels: the size of a batch changes no bit.
+    An affine map about the centre. All factors are rounded to so few bits that sums are exact, up
+    to 256 pixels: the size of a batch changes no bit.
     """
-    u = Numbers(*(number.ravel() for number in u))
     angle = np.float32(np.deg2rad(options.rotation)) * u.angle
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     y, x = jnp.exp(options.scale * u.scale_y), jnp.exp(options.scale * u.scale_x)
@@ -123,31 +88,16 @@ def coordinates(options, u, knots, height, width):
     lean = options.shear * u.shear * y
     start_y = (height - 1) / 2 + height * options.shift * u.shift_y
     start_x = (width - 1) / 2 + width * options.shift * u.shift_x
-    of_y = jnp.stack([start_y, cos * y - sin * lean, -sin * x], axis=1)
-    of_x = jnp.stack([start_x, sin * y + cos * lean, cos * x], axis=1)
-    left = jnp.round(4096 * jnp.stack([of_y, of_x], axis=1)) / 4096
-    down, right = (np.arange(side) - (side - 1) / 2 for side in (height, width))
-    rows = np.meshgrid(down, right, indexing="ij")
-    rows = [np.ones((height, width)), *rows]
-    if options.elastic:
-        size = options.elastic * np.float32([[[height], [width]]])
-        knots = jnp.round(256 * size * knots.reshape(-1, 2, KNOTS**2)) / 256
-        left = jnp.concatenate([left, knots], axis=2)
-        fields = np.einsum("ai,bj->abij", bumps(height), bumps(width))
-        rows += [*np.round(256 * fields.reshape(-1, height, width)) / 256]
-    rows = np.float32(rows).reshape(len(rows), -1)
-    found = jnp.matmul(left.reshape(-1, len(rows)), rows, precision="highest")
-    return found.reshape(-1, 2, height, width, 1).swapaxes(0, 1)
+    of_y = (start_y, cos * y - sin * lean, -sin * x)
+    of_x = (start_x, sin * y + cos * lean, cos * x)
+    down, right = (np.arange(side, dtype=np.float32) - (side - 1) / 2 for side in (height, width))
+    down, right = down[None, :, None, None], right[None, None, :, None]
 
+    def place(factors):
+        start, per_row, per_column = (jnp.round(4096 * factor) / 4096 for factor in factors)
+        return start + per_row * down + per_column * right
 
-def bumps(side):
-    """Gaussians about the knots along a side: [KNOTS, side].
-
-    The sum of the squares is 1 at each pixel: random weights give the same spread everywhere.
-    """
-    distance = np.linspace(0, 1, KNOTS)[:, None] - np.linspace(0, 1, side)
-    weights = np.exp(-((distance / KNOT_WIDTH) ** 2) / 2)
-    return weights / np.sqrt((weights**2).sum(axis=0))
+    return place(of_y), place(of_x)
 
 
 def resample(images, y, x):

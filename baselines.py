@@ -38,7 +38,7 @@ def take(pairs, most):
     rows, weight = draw_rows(pairs.weight, most)
     used, places = np.unique([pairs.first[rows], pairs.second[rows]], return_inverse=True)
     one = pairs.images[used], *places.reshape(2, -1), pairs.label[rows], weight, False, True
-    return type(pairs)(*one, None, None)
+    return type(pairs)(*one, None)
 
 
 def judge(pairs, scores, count):

@@ -24,8 +24,8 @@ from listings import SPLITS
 from spaces import ListedImages, Pairs, open_split  # noqa: F401  Pairs: for other files
 from splits import split_facts
 
-GROUP_ATTEMPT = 2**33  # beyond those of `spaces`: random numbers of their own
-PARTNER_ATTEMPT = 2**35
+# Beyond the attempts of `spaces`: random numbers of their own.
+GROUP_ATTEMPT, PARTNER_ATTEMPT = 2**33, 2**35
 
 
 class Batch(NamedTuple):
@@ -49,9 +49,9 @@ def make_batch(config, split, step, host=0, hosts=1):
     space = open_split(config.data, split)
     if config.data.images_per_class:
         own = group_places(config)[:, host * count : (host + 1) * count]
-        chosen = (found[own] for found in group_classes(config, split, step, space))
-        return group_batch(config.data, space, uniform, *chosen)
-    pairs, classes = space.draw(uniform), np.full((2, count), -1)
+        groups = group_classes(config, split, step, space)
+        return group_batch(config.data, space, uniform, *(of_group[own] for of_group in groups))
+    pairs, classes = space.draw(partial(uniform, 0)), np.full((2, count), -1)
     if pairs.class_ids is not None:
         ids = pairs.class_ids[np.stack([pairs.first, pairs.second])]
         classes = space.class_ids.searchsorted(ids)
@@ -62,14 +62,13 @@ def make_batch(config, split, step, host=0, hosts=1):
 def group_batch(data, space, uniform, classes, partners, numbers):
     """A Batch whose images are of these classes, int [2, pairs] each: see `group_classes`."""
 
-    def show(turned, first_attempt):
-        pairs = space.draw(partial(draw_anew, uniform, first_attempt), (*turned // turns,))
+    def show(classes, start):
+        pairs = space.draw(partial(uniform, start), (*classes // data.turned_classes,))
         both = pairs.images[pairs.first], pairs.images[pairs.second]
-        for shown, kind in zip(both, turned, strict=True):
-            turn(shown, kind % turns)
+        for shown, turns in zip(both, classes % data.turned_classes, strict=True):
+            turn(shown, turns)
         return both
 
-    turns = data.turned_classes
     both = show(classes, 0)
     if data.overlaid_classes:
         others = show(np.maximum(partners, 0), PARTNER_ATTEMPT)
@@ -77,11 +76,6 @@ def group_batch(data, space, uniform, classes, partners, numbers):
             shown[chosen] = overlay(shown[chosen], other[chosen])
     same = (numbers[0] == numbers[1]).astype(np.float32)
     return Batch(*both, same, numbers.T.astype(np.int32))
-
-
-def draw_anew(uniform, first_attempt, width, attempt=0):
-    """Uniform numbers as of `uniform`; other ones for another `first_attempt`."""
-    return uniform(width, first_attempt + attempt)
 
 
 def group_places(config):
@@ -107,12 +101,13 @@ def group_classes(config, split, step, space):
     """
     count = 2 * config.batch_size // config.data.images_per_class
     turned = config.data.turned_classes * len(space.class_ids)
-    uniform = partial(uniforms, config.seed, split, step, 0, -(-turned // 4), 4)
-    needed = range(-(-count // turned))
-    classes, partners = (
-        np.concatenate([np.argsort(uniform(first + i).ravel()[:turned]) for i in needed])[:count]
-        for first in (GROUP_ATTEMPT, 2 * GROUP_ATTEMPT)
-    )
+    uniform = partial(uniforms, config.seed, split, step, 0, -(-turned // 4))
+
+    def shuffled(start):
+        numbers = [uniform(start + i, 4).ravel()[:turned] for i in range(-(-count // turned))]
+        return np.argsort(numbers).ravel()[:count]
+
+    classes, partners = shuffled(GROUP_ATTEMPT), shuffled(2 * GROUP_ATTEMPT)
     overlaid = np.arange(count) < round(config.data.overlaid_classes * count)
     both = np.sort([classes, partners], axis=0)
     _, number = np.unique(both, axis=1, return_inverse=True)  # a over b is the class of b over a
@@ -125,12 +120,11 @@ def overlay(images, others):
 
     That is the one whose colour is farther from the mean of its image: ink of both, on any ground.
     """
-    means = (shown.mean(axis=(1, 2), keepdims=True) for shown in (images, others))
-    far, other_far = (
-        np.abs(shown - mean).sum(axis=3, keepdims=True)
-        for shown, mean in zip((images, others), means, strict=True)
-    )
-    return np.where(far >= other_far, images, others)
+
+    def distance(shown):
+        return np.abs(shown - shown.mean(axis=(1, 2), keepdims=True)).sum(axis=3, keepdims=True)
+
+    return np.where(distance(images) >= distance(others), images, others)
 
 
 def turn(shown, turns):
@@ -141,13 +135,14 @@ def turn(shown, turns):
         shown[chosen] = np.rot90(picked, number % 4, axes=(1, 2))
 
 
-def uniforms(seed, split, step, first, count, width, attempt=0):
+def uniforms(seed, split, step, first, count, start, width, attempt=0):
     """Uniform numbers [count, width] for the pairs from `first` on; width a multiple of 4.
 
-    Philox is keyed by seed and split. The step is the top word of its counter: in a lower one the
-    streams of neighbouring steps would overlap. One count of it makes four numbers.
+    Those of each start + attempt are others. Philox is keyed by seed and split. The step is the top
+    word of its counter: in a lower one the streams of neighbouring steps would overlap. One count
+    of it makes four numbers.
     """
-    key, counter = [seed, SPLITS.index(split)], [first * width // 4, attempt, 0, step]
+    key, counter = [seed, SPLITS.index(split)], [first * width // 4, start + attempt, 0, step]
     random = np.random.Generator(np.random.Philox(key=key, counter=counter))
     return random.random((count, width))
 
@@ -158,17 +153,17 @@ def enumerate_images(data, split):
     return space.enumerate_images() if isinstance(space, ListedImages) else None
 
 
-def enumerate_pairs(data, split, most, ordered=True):
+def enumerate_pairs(data, split, most):
     """Every pair that a split can draw: Pairs, or None if they are over `most` or not listed.
 
-    Ordered, or each two images once, with the probability of both orders (given ones as they are).
+    Each two images come once, with the probability of both orders; given pairs as they are.
     """
-    return open_split(data, split).enumerate_pairs(most, ordered)
+    return open_split(data, split).enumerate_pairs(most)
 
 
 def sample_pairs(config, split, count):
     """So many pairs as a step would draw, each image once: Pairs of equal weight."""
-    uniform = partial(uniforms, config.seed, split, 0, 0, count)
+    uniform = partial(uniforms, config.seed, split, 0, 0, count, 0)
     return open_split(config.data, split).draw(uniform).compact()
 
 

@@ -26,17 +26,17 @@ def find_all(data):
     if data.source == "shapes":
         return []
     files = images.load(data)
-    lines = [equal_pixels(files), *across_splits(data)]
+    lines = [*equal_pixels(files), *across_splits(data)]
     if files.pairs is not None:
         lines = [*pair_lists.contradictions(files.pairs, files.names), *lines]
-    lines = [line for line in lines if line]
     return lines or ["no contradictions, and no near-duplicates in two splits"]
 
 
 def named(what, names, one, other):
-    """A line that counts pairs of images and names five of them; or None if there are none."""
+    """Yields a line that counts pairs of images and names five of them, if there are any."""
     pairs = [f"{names[i]} with {names[j]}" for i, j in zip(one, other, strict=True)]
-    return f"{len(pairs):,} {what}: {first_five(pairs)}" if pairs else None
+    if pairs:
+        yield f"{len(pairs):,} {what}: {first_five(pairs)}"
 
 
 def equal_pixels(files):
@@ -62,10 +62,8 @@ def across_splits(data):
         both = rows[asked], np.setdiff1d(rows[known], rows[asked])  # what is in both is no news
         if len(both[1]):
             one, other = find_near(*([part[r] for part in small] for r in both))
-            what = (
-                f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known} images"
-            )
-            yield named(what, names, both[0][one], both[1][other])
+            what = f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known}"
+            yield from named(f"{what} images", names, both[0][one], both[1][other])
 
 
 def used_rows(space):

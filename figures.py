@@ -86,7 +86,7 @@ def plot_training(workdir):
 
 def kind_names(config, pairs):
     """The class of each image as a text [n]; None where unknown."""
-    if pairs.class_ids is None or config.data.same_as == "pixels":
+    if pairs.class_ids is None:
         return None
     return data.class_names(config.data, pairs.class_ids)
 

@@ -49,7 +49,7 @@ def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshol
 
     Of all pairs it scores (a, b) or (b, a): the network is symmetric.
     """
-    pairs = data.enumerate_pairs(config.data, split, most, ordered=False)
+    pairs = data.enumerate_pairs(config.data, split, most)
     pairs = pairs or data.sample_pairs(config, split, config.eval.num_pairs)
     return evaluate_pairs(config, score, variables, pairs, threshold)
 

@@ -21,7 +21,7 @@ PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
 # What each key may be, whatever the others are. `rules` says what goes together.
 CHOICES = {
     "data.source": ("shapes", *images.LISTS),
-    "data.same_as": ("class", "pixels", "identity"),
+    "data.same_as": ("class", "identity"),
     "data.split": ("shared", "disjoint", "classes", "groups"),
     "data.turned_classes": (1, 4, 8),
     "data.channels": (0, 1, 3),
@@ -47,7 +47,6 @@ RANGES = {  # keys: (smallest, largest); no machine can hold more than the large
     "data.p_same data.p_rotation data.overlaid_classes": (0, 1),
     "augment.rotation": (0, 180),
     "augment.scale augment.shear augment.contrast": (0, 2),
-    "augment.elastic": (0, 0.2),
     "augment.p_flip augment.p_erase augment.p_unchanged": (0, 1),
     "augment.blur": (0, 16),
     "augment.brightness augment.noise": (0, 255),
@@ -105,9 +104,6 @@ def rules(config):
         yield key, values[key] < 1, "below 1"
     yield from (shape_rules if drawn else file_rules)(data)
     yield from batch_rules(data, config.batch_size)
-    text = "0 with data.same_as=pixels: equal pixels are the label"
-    for key, value in config.augment.items():
-        yield f"augment.{key}", value == 0 or data.same_as != "pixels", text
     yield from model_rules(config.model, data)
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
     fits = optimizer.final_learning_rate <= optimizer.learning_rate
@@ -130,8 +126,8 @@ def model_rules(model, data):
     }
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
-    fits = data.source != "pairs" and data.same_as != "pixels"
-    text = "pairs unless of classes (not of pairs that are given, nor pixels)"
+    fits = data.source != "pairs"
+    text = "pairs unless of classes (not of pairs that are given)"
     yield "model.loss", fits or model.loss == "pairs", text
     fits = model.head == "cosine" and not model.frozen
     text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
@@ -144,12 +140,12 @@ def model_rules(model, data):
 
 def batch_rules(data, pairs):
     """The part of `rules` about batches of P classes with K images each."""
-    k, of_classes = data.images_per_class, data.source != "pairs" and data.same_as != "pixels"
+    k = data.images_per_class
     fits = k % 2 == 0 and 2 * pairs % max(k, 1) == 0 and k <= pairs
     text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most half of them"
     yield "data.images_per_class", fits, text
-    text = "0 unless of classes (not of pairs that are given, nor pixels)"
-    yield "data.images_per_class", of_classes or not k, text
+    text = "0 unless of classes (not of pairs that are given)"
+    yield "data.images_per_class", data.source != "pairs" or not k, text
     fits = data.turned_classes == 1 or k > 0
     yield "data.turned_classes", fits, "1 without data.images_per_class, which chooses classes"
     fits = data.overlaid_classes == 0 or k > 0

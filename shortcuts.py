@@ -6,7 +6,7 @@ A network that is right no more often than one of them need not have learnt what
 import numpy as np
 
 import data
-from metrics import fit_threshold, ranking_metrics
+from metrics import fit_threshold
 
 TRAIN_PAIRS, TEST_PAIRS = 10_000, 5000  # that rules are fitted on and asked about, at most
 MOST_PIXELS = 2**27  # of the images of these pairs, in all
@@ -14,45 +14,33 @@ CONSTANT = "always the same answer"
 
 
 def blind_rules(config, train, test):
-    """How often each rule is right on test pairs, and what else there is to say of it.
-
-    train, test: Pairs; rules are fitted on train. Returns ({name: accuracy}, {name: text}).
-    """
+    """How often each rule, fitted on Pairs of training, is right on test pairs: {name: share}."""
     from sklearn.ensemble import RandomForestClassifier  # it finds any dependence on a few numbers
     from sklearn.neighbors import KNeighborsClassifier
 
     share = test.label @ test.weight
-    rules, notes = {CONSTANT: float(max(share, 1 - share))}, {}
+    rules = {CONSTANT: float(max(share, 1 - share))}
     asked, known = (questions(pairs, config.data.source == "shapes") for pairs in (test, train))
     for name, numbers in known.items():
         model = RandomForestClassifier(50, min_samples_leaf=3, n_jobs=-1, random_state=0)
         model.fit(numbers, train.label, train.weight)
         rules[name] = accuracy(model.predict(asked[name]), test)
-    both = all(len(np.unique(pairs.label)) == 2 for pairs in (train, test))
-    asked = pixel_scores(test)
-    for name, scores in pixel_scores(train).items() if both else ():
+    asked, known = pixel_scores(test), pixel_scores(train)
+    for name, scores in known.items() if len(np.unique(train.label)) == 2 else ():
         threshold = fit_threshold(scores, train.label, train.weight)
         rules[name] = accuracy(asked[name] >= threshold, test)
-        found = ranking_metrics(asked[name], test.label, test.weight)
-        notes[name] = f" (EER {100 * found['eer']:.1f} %, AUC {found['roc_auc']:.3f})"
-    if knows_classes(config):  # a test image has the class of the training image nearest in pixels
+    if train.class_ids is not None:  # of the training image that is nearest in pixels
         known, asked = (grey(p.images).reshape(len(p.images), -1) for p in (train, test))
         said = KNeighborsClassifier(1).fit(known, train.class_ids).predict(asked)
         rules["nearest training image"] = accuracy(said[test.first] == said[test.second], test)
-    return rules, notes
+    return rules
 
 
 def take_pairs(config, split):
     """All Pairs of a split, each two images once, or a sample where they are many."""
     most = MOST_PIXELS // (2 * config.data.image_size**2)
     most = max(100, min(most, TRAIN_PAIRS if split == "train" else TEST_PAIRS))
-    pairs = data.enumerate_pairs(config.data, split, most, ordered=False)
-    return pairs or data.sample_pairs(config, split, most)
-
-
-def knows_classes(config):
-    """Whether an image has a class: not in a list of pairs, nor where pixels are compared."""
-    return config.data.source != "pairs" and config.data.same_as != "pixels"
+    return data.enumerate_pairs(config.data, split, most) or data.sample_pairs(config, split, most)
 
 
 def accuracy(answers, pairs):

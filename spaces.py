@@ -6,10 +6,9 @@
     DrawnImages     images are too many, or continuous: each is rendered anew from random latents
     GivenPairs      the pairs themselves are listed in a file
 
-Each type has draw(uniform, classes=None) -> Pairs, and enumerate_pairs(most, ordered) -> Pairs or
-None. classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
-`uniform(width, attempt=0)` returns random numbers, float64 [pairs, width], uniform in [0, 1). The
-width is a multiple of 4; each attempt has numbers of its own (see `data.uniforms`).
+Each type has draw(uniform, classes=None) -> Pairs, and enumerate_pairs(most) -> Pairs or None.
+classes: the local classes of both images of each pair, two int [pairs], if not drawn here.
+`uniform(width, attempt=0)` returns random numbers, float64 [pairs, width]: see `data.uniforms`.
 
 A class id names a class in all splits: of shapes see `shapes.draw_latents`, of files it is an index
 into the names of the classes. A local class is an index into the class ids of one split.
@@ -25,7 +24,7 @@ import images
 import settings
 from errors import UserError, bad_set
 from listings import SPLITS
-from shapes import LATENT_NUMBERS, Latents, draw_latents, list_latents, render
+from shapes import LATENT_NUMBERS, draw_latents, list_latents, render
 from splits import SHARES, assign_splits, by_hash, count_classes
 
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
@@ -46,7 +45,6 @@ class Pairs(NamedTuple):
     exact: bool  # whether these are all pairs that can occur, else a sample
     ordered: bool  # whether (a, b) and (b, a) are two pairs, else one with the weight of both
     class_ids: np.ndarray  # int [n], of the images; None where pairs are given
-    latents: Latents  # of the n images; None where they are not drawn
     names: np.ndarray = None  # str [n], of the images; None where they are drawn
 
     def compact(self):
@@ -54,14 +52,13 @@ class Pairs(NamedTuple):
         used, places = np.unique([self.first, self.second], return_inverse=True)
         first, second = places.reshape(2, -1)
         class_ids, names = (x if x is None else x[used] for x in (self.class_ids, self.names))
-        latents = None if self.latents is None else self.latents.take(used)
-        return Pairs(self.images[used], first, second, *self[3:7], class_ids, latents, names)
+        return Pairs(self.images[used], first, second, *self[3:7], class_ids, names)
 
 
-def sample(shown, first, second, label, *of_images):
-    """Pairs that were drawn, of equal weight. of_images: class_ids, latents and names."""
+def sample(shown, first, second, label, class_ids, names=None):
+    """Pairs that were drawn, of equal weight."""
     weight = np.full(len(label), 1 / len(label))
-    return Pairs(shown, first, second, label.astype(float), weight, False, True, *of_images)
+    return Pairs(shown, first, second, label.astype(float), weight, False, True, class_ids, names)
 
 
 class ListedImages(NamedTuple):
@@ -69,7 +66,6 @@ class ListedImages(NamedTuple):
 
     images: np.ndarray  # uint8 [all, height, width, channels], of files those of every split
     classes: np.ndarray  # int [all], the class id of each
-    latents: Latents  # of all images, where they are drawn; else None
     names: np.ndarray  # str [all], of the images, where they are files; else None
     rows: np.ndarray  # int [n], where the split's images are among them, sorted by class
     class_ids: np.ndarray  # int [k]
@@ -86,27 +82,26 @@ class ListedImages(NamedTuple):
         without = None if self.names is None else np.where(class1 == class2, place1, -1)
         bounds = self.starts[class2], self.starts[class2 + 1]
         place2 = draw_index(self.edges, u[:, 3], *bounds, without)
-        pairs = self.images, self.rows[place1], self.rows[place2], class1 == class2
-        return sample(*pairs, self.classes, self.latents, self.names)
+        both = self.rows[place1], self.rows[place2]
+        return sample(self.images, *both, class1 == class2, self.classes, self.names)
 
     def enumerate_images(self):
         """(images uint8 [n, ...], local classes int [n], probabilities float64 [n], sum 1)."""
         local_classes = np.repeat(np.arange(len(self.class_ids)), np.diff(self.starts))
         return self.images[self.rows], local_classes, np.diff(self.edges)
 
-    def enumerate_pairs(self, most, ordered):
+    def enumerate_pairs(self, most):
         n = len(self.rows)
-        if (n**2 if ordered else n * (n + 1) // 2) > most:
+        if n * (n + 1) // 2 > most:
             return None
         shown, classes, p = self.enumerate_images()
         weight = self.pair_probability(classes, p)
-        if not ordered:
-            weight = np.triu(weight) + np.triu(weight.T, 1)
+        weight = np.triu(weight) + np.triu(weight.T, 1)
         first, second = np.nonzero(weight)
         label = (classes[first] == classes[second]).astype(float)
-        pairs = shown, first, second, label, weight[first, second], True, ordered
+        pairs = shown, first, second, label, weight[first, second], True, False
         names = None if self.names is None else self.names[self.rows]
-        return Pairs(*pairs, self.class_ids[classes], self.latents, names)
+        return Pairs(*pairs, self.class_ids[classes], names)
 
     def pair_probability(self, classes, p):
         """The probability of image 1 (row) with image 2 (column): float64 [n, n]."""
@@ -134,25 +129,21 @@ class DrawnImages(NamedTuple):
 
         Raises UserError where no image of some class is found in the split.
         """
-        u, data = uniform(PAIR_WIDTH), self.data
-        both = classes or draw_classes(self.edges, data.p_same, *u[:, :2].T)
+        data = self.data
+        both = classes or draw_classes(self.edges, data.p_same, *uniform(PAIR_WIDTH)[:, :2].T)
         class_ids = self.class_ids[np.stack(both, axis=1).ravel()]
         missing = np.arange(len(class_ids))
+        drawn = np.empty((len(class_ids), data.image_size, data.image_size, 1), np.uint8)
         for attempt in range(MOST_ATTEMPTS):
-            u = uniform(PAIR_WIDTH, attempt) if attempt else u
-            tried = draw_latents(data, latent_numbers(u)[missing], class_ids[missing])
-            shown = render(data, tried)
-            if attempt == 0:
-                drawn, latents = shown, tried
-            for kept, values in zip((drawn, *latents), (shown, *tried), strict=True):
-                kept[missing] = values
+            u = latent_numbers(uniform(PAIR_WIDTH, attempt))[missing]
+            drawn[missing] = shown = render(data, draw_latents(data, u, class_ids[missing]))
             missing = missing[~in_split(data, self.split, shown)]
             if not len(missing):
                 first, second = np.arange(len(class_ids)).reshape(-1, 2).T
-                return sample(drawn, first, second, both[0] == both[1], class_ids, latents, None)
+                return sample(drawn, first, second, both[0] == both[1], class_ids)
         raise too_few(data, self.split)
 
-    def enumerate_pairs(self, most, ordered):
+    def enumerate_pairs(self, most):
         return None
 
 
@@ -172,15 +163,14 @@ class GivenPairs(NamedTuple):
             same = u_label < self.p_same
             first, last = np.where(same, different, 0), np.where(same, last, different)
         image1, image2, label = self.pairs[(first + u_pair * (last - first)).astype(int)].T
-        return sample(self.images, image1, image2, label, None, None, self.names)
+        return sample(self.images, image1, image2, label, None, self.names)
 
-    def enumerate_pairs(self, most, ordered):
-        """The pairs as they are given: `ordered` changes nothing."""
+    def enumerate_pairs(self, most):
         if len(self.pairs) > most:
             return None
         *both, label = self.pairs.T
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
-        pairs = sample(self.images, *both, label, None, None, self.names)._replace(exact=True)
+        pairs = sample(self.images, *both, label, None, self.names)._replace(exact=True)
         return (pairs._replace(weight=share) if self.p_same else pairs).compact()
 
 
@@ -252,8 +242,6 @@ def open_shapes(data, split):
     class_ids = split_class_ids(data, split)
     listed = list_latents(data, class_ids, TABLE_BYTES // data.image_size**2)
     if listed is None:
-        if data.same_as == "pixels":
-            raise UserError("data.same_as=pixels: only of shapes whose images can all be listed")
         blobs = class_ids >= len(data.shapes)  # half of the images show one, of both if any
         counts = np.where(blobs, blobs.sum(), (~blobs).sum())
         edges = np.append(0, np.cumsum(1 / (1 + (blobs.any() and not blobs.all())) / counts))
@@ -261,17 +249,12 @@ def open_shapes(data, split):
     latents, probability = listed
     drawn = render(data, latents)
     kept = in_split(data, split, drawn)
-    drawn, probability, latents = drawn[kept], probability[kept], latents.take(kept)
-    of_class = np.bincount(latents.shape, probability, len(data.shapes))
+    drawn, probability, classes = drawn[kept], probability[kept], latents.shape[kept]
+    of_class = np.bincount(classes, probability, len(data.shapes))
     if not of_class[class_ids].all():
         raise too_few(data, split)
-    probability *= 1 / len(class_ids) / of_class[latents.shape]
-    classes = latents.shape
-    if data.same_as == "pixels":  # each image is a class
-        drawn, place = np.unique(drawn, axis=0, return_inverse=True)
-        probability, classes = np.bincount(place.ravel(), probability), np.arange(len(drawn))
-        latents = None
-    return list_images(data, (drawn, classes, latents, None), np.arange(len(drawn)), probability)
+    probability *= 1 / len(class_ids) / of_class[classes]
+    return list_images(data, (drawn, classes, None), np.arange(len(drawn)), probability)
 
 
 def open_pairs(data, split, files):
@@ -299,14 +282,14 @@ def open_classes(data, split, files):
         raise bad_set(data.path, text)
     rows = np.flatnonzero(kept & (counts[files.classes] > 1))
     rows = rows[np.argsort(files.classes[rows], kind="stable")]
-    known = files.images, files.classes, None, files.names
+    known = files.images, files.classes, files.names
     return list_images(data, known, rows, 1 / counts[files.classes[rows]])
 
 
 def list_images(data, known, rows, probability):
     """ListedImages of the rows, sorted by class; probabilities: theirs, up to a common factor.
 
-    known: the first four fields of ListedImages.
+    known: the first three fields of ListedImages.
     """
     class_ids, starts = np.unique(known[1][rows], return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])

@@ -190,7 +190,7 @@ def compare(folder, names, form, score):
     paths, pixels = images.open_images([str(folder)], form)
     first, second = np.triu_indices(len(paths), 1)
     label = np.zeros(len(first))
-    pairs = Pairs(pixels, first, second, label, label + 1 / len(label), True, False, None, None)
+    pairs = Pairs(pixels, first, second, label, label + 1 / len(label), True, False, None)
     scores = np.zeros((len(paths), len(paths)))
     scores[first, second] = scores[second, first] = score(pairs)
     return in_order(scores, [Path(path).relative_to(folder).as_posix() for path in paths], names)

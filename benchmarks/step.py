@@ -220,7 +220,7 @@ def with_torch(config, weights):
 
 
 def validation_pairs(config):
-    listed = data.enumerate_pairs(config.data, "validation", 10**6, ordered=False)
+    listed = data.enumerate_pairs(config.data, "validation", 10**6)
     return listed or data.sample_pairs(config, "validation", config.eval.num_pairs)
 
 

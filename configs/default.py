@@ -67,7 +67,7 @@ def data_config():
     data.path = ""  # of the folder or CSV file; name or folder of a tfds set; shapes: empty
     data.image_size = 32  # pixels: height and width; of files 0: found from the images
     data.channels = 1  # 1: grey; of files also 3: colour, or 0: found from the images
-    data.same_as = "class"  # what "same" means: class: kind of shape; pixels; identity: which blob
+    data.same_as = "class"  # what "same" means: class: kind of shape; identity: which blob
     data.p_same = 0.0  # probability of a "same" pair; 0: both images are drawn independently
     data.images_per_class = 0  # of a training batch, an even number; 0: pairs are drawn one by one
     data.turned_classes = 1  # 4: quarter turns of a class are further classes; 8: mirrors, too
@@ -114,7 +114,6 @@ def augment_config():
     augment.scale = 0.0  # height and width are each multiplied by e**(-scale) to e**scale
     augment.shear = 0.0  # tangent of the angle by which vertical lines lean, in either direction
     augment.shift = 0.0  # share of the side: largest shift along each axis
-    augment.elastic = 0.0  # share of the side: standard deviation of a smooth random displacement
     augment.p_flip = 0.0  # probability that left and right are exchanged
     augment.blur = 0.0  # pixels: largest standard deviation of a Gaussian blur
     augment.contrast = 0.0  # contrast is multiplied by e**(-contrast) to e**contrast

@@ -13,9 +13,8 @@ from configs import default
 from model import AXIS
 from settings import frozen
 
-ALL = {"rotation": 20.0, "scale": 0.2, "shear": 0.2, "shift": 0.1, "elastic": 0.03, "p_flip": 0.5}
+ALL = {"rotation": 20.0, "scale": 0.2, "shear": 0.2, "shift": 0.1, "p_flip": 0.5}
 ALL |= {"blur": 1.0, "contrast": 0.5, "brightness": 30.0, "noise": 10.0, "p_erase": 0.5}
-PLACES = np.arange(6)
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
@@ -41,22 +40,37 @@ def numbers(n=1, **fixed):
     return augment.Numbers(*(np.full((n, 1, 1, 1), v, np.float32) for v in plain.values()))
 
 
-def moved(images, knots=None, numbers=None, **changes):
-    places = augment.coordinates(options(**changes), numbers, knots, *images.shape[1:3])
+def moved(images, numbers, **changes):
+    places = augment.coordinates(options(**changes), numbers, *images.shape[1:3])
     return np.asarray(augment.resample(images, *places))
 
 
 def test_what_is_off_leaves_no_trace():
-    images = random_images()
-    assert augment.augment(options(), 0, 0, PLACES, images) is images
     config, batch = tiny_config(), data.make_batch(tiny_config(), "train", 0)
     assert augment.augment_batch(config, 0, batch) is batch
 
 
-@pytest.mark.parametrize("key", default.augment_config())
+@pytest.mark.parametrize("key", sorted({*default.augment_config()} - {"p_unchanged"}))
 def test_each_option_alone_changes_images(key):
     images = random_images()
     assert key in ALL and (change(images, **{key: ALL[key]}) != images).any()
+
+
+def test_a_share_of_the_images_is_unchanged_and_the_others_as_without_it():
+    images = random_images(400)
+    grey_levels = {"contrast": 0.5, "brightness": 30.0}
+    every = change(images, **grey_levels)
+    assert (every != images).any(axis=(1, 2, 3)).all()
+    for share in (0.25, 0.6):
+        found = change(images, p_unchanged=share, **grey_levels)
+        unchanged = (found == images).all(axis=(1, 2, 3))
+        assert unchanged.mean() == pytest.approx(share, abs=0.08)  # over three deviations
+        np.testing.assert_array_equal(found[~unchanged], every[~unchanged])
+    np.testing.assert_array_equal(change(images, p_unchanged=1.0, **grey_levels), images)
+    alone = tiny_config()
+    alone.augment.p_unchanged = 0.5
+    batch = data.make_batch(alone, "train", 0)
+    assert augment.augment_batch(alone, 0, batch) is batch
 
 
 def test_shifts_and_quarter_turns_worked_by_hand():
@@ -76,42 +90,29 @@ def test_shifts_and_quarter_turns_worked_by_hand():
 
 @pytest.mark.parametrize("height, width, channels", [(12, 13, 3), (32, 32, 1)])
 def test_one_bilinear_resampling_is_scipys(height, width, channels):
-    """The affine map written as a product of matrices, the field as a sum over knots; float64."""
+    """The affine map written as a product of matrices; float64."""
     images, n = random_images(4, height, width, channels), 4
     random = np.random.default_rng(1)
     u = {name: random.uniform(-1, 1, n).astype(np.float32) for name in augment.Numbers._fields}
-    knots = random.normal(size=(n, 2, 5, 5)).astype(np.float32)
     shaped = augment.Numbers(*(v.reshape(n, 1, 1, 1) for v in u.values()))
     keys = {key: ALL[key] for key in augment.GEOMETRIC}
-    found = moved(images, knots.reshape(n, -1), shaped, **keys)
+    found = moved(images, shaped, **keys)
     sides, middle = np.array([height, width]), np.array([height - 1, width - 1]) / 2
     grid = np.stack(np.mgrid[:height, :width], axis=-1) - middle
-    spread = []
-    for side in sides:
-        bumps = np.exp(-((np.arange(5)[:, None] / 4 - np.arange(side) / (side - 1)) ** 2) / 0.045)
-        spread.append(bumps / np.linalg.norm(bumps, axis=0))
     for i in range(n):
         angle = np.deg2rad(20) * u["angle"][i]
         turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
         lean = np.array([[1, 0], [0.2 * u["shear"][i], 1]])
         flip = -1 if u["flip"][i] < 0 else 1
         zoom = np.diag(np.exp(0.2 * np.array([u["scale_y"][i], u["scale_x"][i]])) * [1, flip])
-        field = np.einsum("cab,ai,bj->ijc", knots[i], *spread)
-        shift = 0.1 * np.array([u["shift_y"][i], u["shift_x"][i]]) + 0.03 * field
+        shift = 0.1 * np.array([u["shift_y"][i], u["shift_x"][i]])
         y, x = np.moveaxis(grid @ (turn @ lean @ zoom).T + middle + sides * shift, -1, 0)
         for c in range(channels):
             plane = images[i, :, :, c].astype(float)
             expected = ndimage.map_coordinates(plane, [y, x], order=1, mode="nearest")
-            # Places are rounded to 1/256 pixel, and bumps and matrix to 1/256 and 1/4096.
+            # Places are rounded to 1/256 pixel, and the matrix to 1/4096.
             error = np.abs(found[i, :, :, c] - expected)
             assert error.max() < 8 and error.mean() < 1
-
-
-def test_the_elastic_field_has_its_standard_deviation_everywhere():
-    knots = np.random.default_rng(0).normal(size=(4000, 50)).astype(np.float32)
-    y, x = augment.coordinates(options(elastic=0.05), numbers(4000), knots, 20, 24)
-    for field, side in ((y, 20), (x, 24)):
-        np.testing.assert_allclose(np.std(field, axis=0), 0.05 * side, rtol=0.06)
 
 
 def test_blur_is_scipys_and_keeps_what_is_constant():
@@ -170,7 +171,7 @@ def test_an_image_depends_on_seed_step_and_place_alone():
 def test_devices_change_their_own_part_of_the_batch():
     """As the training step does: in a scan of two steps under pmap, on 1, 2 and 4 devices."""
     config = tiny_config()
-    config.augment.update(ALL)
+    config.augment.update(ALL | {"p_unchanged": 0.4})
     config = frozen(config)
     batches = [data.make_batch(config, "train", step) for step in range(2)]
 
@@ -186,6 +187,9 @@ def test_devices_change_their_own_part_of_the_batch():
         found[devices] = [np.concatenate(np.asarray(side), axis=1) for side in changed[:2]]
     np.testing.assert_array_equal(found[2], found[1])
     np.testing.assert_array_equal(found[4], found[1])
+    before = np.stack([np.stack([batch[side] for batch in batches]) for side in (0, 1)])
+    unchanged = (before == np.stack(found[1])).all(axis=(3, 4, 5))
+    assert 3 < unchanged.sum() < 24  # of 32
     for side, changed in enumerate(found[1]):
         for step, batch in enumerate(batches):
             places = 2 * np.arange(8) + side

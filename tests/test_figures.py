@@ -5,7 +5,6 @@ import pytest
 from conftest import tiny_config
 from PIL import Image
 
-import data
 import figures
 import scoring
 from model import create_model, init_variables
@@ -49,22 +48,6 @@ def test_pairs_are_ordered_by_the_probability_of_the_truth_each_two_images_once(
     order = figures.hardest_first(pairs, probability)
     unordered = {frozenset((pairs.first[i], pairs.second[i])) for i in order}
     assert len(unordered) == len(order) == 96 * 97 // 2
-
-
-@pytest.mark.parametrize("continuous", [False, True])
-def test_latents_are_those_of_the_images(continuous, tiny):
-    """Of drawn images the centre of the lit pixels is where the latents say."""
-    tiny.data.placement = "inside"
-    tiny.data.continuous = continuous
-    pairs = data.sample_pairs(tiny, "test", 50)
-    y, x = np.mgrid[:32, :32]
-    for image, row, column, shape, member in zip(
-        pairs.images[..., 0], pairs.latents.row, pairs.latents.column, pairs.latents.shape,
-        pairs.class_ids, strict=True,
-    ):  # fmt: skip
-        assert shape == member
-        assert y[image > 0].mean() == pytest.approx(row, abs=1)
-        assert x[image > 0].mean() == pytest.approx(column, abs=1)
 
 
 @pytest.mark.parametrize("width", [1, 2])

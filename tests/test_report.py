@@ -54,7 +54,7 @@ def test_the_column_of_intervals_says_whose_they_are():
 
 def evaluated(config, spread=1):
     """The evaluation of a split by made-up answers, of which some are wrong."""
-    pairs = data.enumerate_pairs(config.data, "test", 10**6, ordered=False)
+    pairs = data.enumerate_pairs(config.data, "test", 10**6)
     logits = np.random.default_rng(0).normal(pairs.label - 0.5, spread)
     return scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
 

@@ -67,7 +67,7 @@ def test_of_pairs_every_image_is_asked_with_every_other():
     first, second = np.triu_indices(20, 1)
     label = np.float64(classes[first] == classes[second])
     given = np.zeros((20, 1)), first, second, label, label / label.sum(), True, False
-    pairs = Pairs(*given, 10 + classes, None)  # the ids of classes begin anywhere
+    pairs = Pairs(*given, 10 + classes)  # the ids of classes begin anywhere
     np.testing.assert_array_equal(retrieval.score_matrix(pairs, scores[first, second]), scores)
     means, bounds = retrieval.measure(pairs, scores[first, second])
     found = retrieval.retrieve(scores, classes)

@@ -43,7 +43,7 @@ def check(key, value):
         ("data.source", "webcam", "one of ('shapes', 'folder', 'pairs', 'tfds')"),
         ("data.path", "photos", "empty with data.source=shapes"),
         ("data.channels", 3, "1 with data.source=shapes"),
-        ("data.same_as", "colour", "one of ('class', 'pixels', 'identity')"),
+        ("data.same_as", "colour", "one of ('class', 'identity')"),
         ("data.p_same", 1.5, "from 0 to 1"),
         ("data.held_out_shapes", ("star",), "of data.shapes two or more"),
         ("data.num_identities", 0, "from 1 to"),
@@ -88,7 +88,7 @@ def test_a_value_that_makes_no_sense_is_refused(key, value, allowed):
             {"source": "tfds", "path": "mnist", "channels": 2},
             "data.channels=2: must be one of (0, 1, 3)",
         ),
-        ({"source": "tfds", "path": "mnist", "same_as": "pixels"}, "must be class, where images"),
+        ({"source": "tfds", "path": "mnist", "same_as": "identity"}, "must be class, where images"),
         ({"same_as": "identity"}, "must be with blob among them, not held out"),
         ({"p_rotation": 1.0}, "max_size=15: must be smaller: the farthest shape needs"),
         (

@@ -78,13 +78,13 @@ def test_given_pairs_are_drawn_and_weighed_alike(p_same):
     listed = [(0, 1, 0), (2, 3, 0), (4, 5, 0), (0, 2, 1), (3, 5, 1)]  # sorted by label
     space = GivenPairs(images, np.array(listed), p_same, np.array(list("abcdef")))
     count = 50_000
-    drawn = space.draw(partial(data.uniforms, 0, "train", 0, 0, count))
+    drawn = space.draw(partial(data.uniforms, 0, "train", 0, 0, count, 0))
     assert drawn.class_ids is None
     counts = {pair: 0 for pair in listed}
     for pair in zip(drawn.first, drawn.second, drawn.label.astype(int), strict=True):
         counts[tuple(map(int, pair))] += 1
-    pairs = space.enumerate_pairs(5, ordered=True)
-    assert pairs.weight.sum() == pytest.approx(1) and space.enumerate_pairs(4, True) is None
+    pairs = space.enumerate_pairs(5)
+    assert pairs.weight.sum() == pytest.approx(1) and space.enumerate_pairs(4) is None
     for pair, weight in zip(listed, pairs.weight, strict=True):
         assert counts[pair] / count == pytest.approx(weight, abs=0.01)
     expected = p_same or 2 / 5
