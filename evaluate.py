@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -44,8 +43,7 @@ from splits import read_fingerprint
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
-    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+    scoring.define_run_flags()
     flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
     flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
                         "far:RATE: fitted on validation and kept.")  # fmt: skip
@@ -82,14 +80,11 @@ def read_command(options):
     asked: most options as a SimpleNamespace; its images are (names, uint8 [n, height, width,
     channels]) or None. Its facts about the data are to be said.
     """
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
+    config, workdir = scoring.find_run(options)
     check_threshold(options.threshold)
     needs_data = not options.images or is_fitted(options.threshold)
     if options.data is not None and not needs_data:
         raise UserError("--data: --images reads no data: leave it out")
-    config = settings.load_config(workdir)
-    settings.check_writable(workdir, f"--workdir={workdir}")
     check_few_shot(options, config.data)
     names = ("step", "split", "threshold", "way", "shot", "within")
     asked = {name: options[name].value for name in names}

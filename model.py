@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from convolution import convolve, convolve_copies, max_pool
+from pretrained import is_run
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 
@@ -39,7 +40,8 @@ def create_model(config):
         "cosine": Cosine,
         "euclidean": lambda: Euclidean(options.margin),
     }[options.head]()
-    return Siamese(encoder, head, options.frozen, options.pretrained != "", dtype)
+    of_imagenet = options.pretrained != "" and not is_run(options.pretrained)
+    return Siamese(encoder, head, options.frozen, of_imagenet, dtype)
 
 
 def trained(config, params):
@@ -76,7 +78,7 @@ class Siamese(nn.Module):
     encoder: nn.Module
     head: nn.Module
     frozen: bool
-    pretrained: bool
+    of_imagenet: bool
     dtype: jnp.dtype
 
     def __call__(self, image1, image2, train=False):
@@ -89,10 +91,10 @@ class Siamese(nn.Module):
         """uint8 [n, height, width, channels] -> embeddings [n, size].
 
         A frozen encoder's BatchNorm uses its running statistics in training, too, and keeps them.
-        A pretrained encoder gets three channels, normalised as for ImageNet.
+        An encoder with weights from ImageNet gets three channels, normalised as it was there.
         """
         x = images.astype(self.dtype) / 255
-        if self.pretrained:
+        if self.of_imagenet:
             mean, std = (jnp.asarray([[[c]]], x.dtype) for c in (IMAGENET_MEAN, IMAGENET_STD))
             x = (x - mean) / std
         return self.encoder(x, train and not self.frozen)

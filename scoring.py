@@ -3,10 +3,12 @@
 import math
 import sys
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from scipy.special import expit, logit
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ import calibration
 import checkpoint
 import data
 import hosts
+import settings
 from calibration import CALIBRATION, NONE
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
@@ -139,6 +142,21 @@ def in_blocks(function, most, *arrays, parts=1):
         results.append(function(*(array[rows] for array in arrays)))
         jax.block_until_ready(results[-3:-2])  # the host is at most two blocks ahead
     return np.concatenate(jax.device_get(results))[:n]
+
+
+def define_run_flags():
+    """Defines the flags that choose a trained network."""
+    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+
+
+def find_run(options):
+    """(config, workdir) of the run that --workdir names; raises UserError."""
+    named = options.workdir and settings.named_workdir(options.workdir)
+    workdir = named or settings.newest_run(Path("runs"))
+    config = settings.load_config(workdir)
+    settings.check_writable(workdir, f"--workdir={workdir}")
+    return config, workdir
 
 
 def load_variables(config, workdir, model, which):
