@@ -54,8 +54,7 @@ def compute_metrics(logits, losses, predicted, label, weight):
 def ranking_metrics(logits, label, weight):
     """{name: float} for RANKING: the metrics that depend on the order of the logits alone.
 
-    The equal error rate is interpolated between the two nearest points of the ROC. TAR at a FAR is
-    the highest TAR of all thresholds with at most this FAR.
+    The equal error rate is interpolated between the two nearest points of the ROC.
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -139,8 +138,7 @@ def draw_rows(weight, most):
     """(rows, their weights) of m weighted pairs: all, or so many drawn by weight [m], sum 1."""
     if len(weight) <= most:
         return np.arange(len(weight)), weight
-    edges, uniform = np.cumsum(weight), np.random.default_rng(0).random(most)
-    rows = np.searchsorted(edges, uniform * edges[-1], "right").clip(0, len(weight) - 1)
+    rows = np.random.default_rng(0).choice(len(weight), most, p=weight / weight.sum())
     return rows, np.full(most, 1 / most)
 
 

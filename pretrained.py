@@ -10,6 +10,7 @@ It needs neither torch nor pickle.
 import hashlib
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from errors import UserError, first_five
@@ -21,8 +22,9 @@ FIRST = re.compile(r"((?:(?:module|backbone|model|encoder)\.)*)conv1\.weight")
 
 
 def is_run(name):
-    """Whether these weights are of a run: of its folder, or once resolved of its checkpoint."""
-    return Path(name).parent.name == "checkpoints" or os.path.isfile(Path(name, "config.json"))
+    """Whether weights are those of a run: its folder, or once resolved its checkpoints/STEP."""
+    is_checkpoint = re.search(r"(^|/)checkpoints/\d+$", name)
+    return is_checkpoint is not None or os.path.isfile(os.path.join(name, "config.json"))
 
 
 def resolve(options):
@@ -41,29 +43,28 @@ def resolve(options):
     options.pretrained, options.pretrained_sha256 = str(path.absolute()), found
 
 
-def best_of_run(name):
-    """(path, checksum) of the best checkpoint of a run, or of the one that is named."""
+def best_of_run(workdir):
+    """(path, checksum) of the best checkpoint of a run."""
     import checkpoint
     import settings
 
-    named = Path(name).parent.name == "checkpoints"
-    workdir = Path(name).parent.parent if named else Path(name)
-    weights, folder = settings.load_config(workdir).model.pretrained, workdir / "checkpoints"
+    weights = settings.load_config(Path(workdir)).model.pretrained
     if weights and not is_run(weights):
         text = "it began with weights that scale images in their own way; begin with these"
-        raise UserError(f"model.pretrained={name}: {text}, {weights}")
-    steps = {int(Path(name).name)} if named else checkpoint.steps_in(folder)
-    best = min(steps, key=lambda step: checkpoint.rank(folder, step), default="none")
+        raise UserError(f"model.pretrained={workdir}: {text}, {weights}")
+    folder = Path(workdir, "checkpoints")
+    rank = partial(checkpoint.rank, folder)
+    path = folder / str(min(checkpoint.steps_in(folder), key=rank, default="none"))
     try:
-        record = checkpoint.read_record(folder / str(best))
-    except checkpoint.Damaged:
-        raise UserError(f"model.pretrained={name}: no undamaged checkpoint there") from None
-    return folder / str(best), record["items"]["model"]["sha256"]
+        return path, checkpoint.read_record(path)["items"]["model"]["sha256"]
+    except checkpoint.Damaged as error:
+        text = f"its best checkpoint is missing or damaged: {path.name} ({error})"
+        raise UserError(f"model.pretrained={workdir}: {text}") from None
 
 
 def find(name):
     """(path, checksum) of a file, or of the weights of a Hugging Face repository."""
-    path = download(name) if not os.path.isfile(name) else Path(name)
+    path = Path(name) if os.path.isfile(name) else download(name)
     with open(path, "rb") as file:
         return path, hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -99,7 +100,8 @@ def load(path, variables):
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     wanted = {torch_name(key): (key, leaf.shape) for key, leaf in flatten_dict(variables).items()}
-    found = read_run(Path(path)) if is_run(path) else read(path)
+    of_run = is_run(str(path))
+    found = read_run(Path(path)) if of_run else read(path)
     wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     wrong += [f"{name} has no place" for name in found.keys() - wanted.keys()]
     loaded = {}
@@ -107,7 +109,7 @@ def load(path, variables):
         array, (key, shape) = found[name].astype("float32"), wanted[name]
         if len(shape) == 4:  # torch: [out, in, height, width], Flax: [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
-        cut = "conv" in name and shape[2] < 3 and not is_run(path)
+        cut = "conv" in name and shape[2] < 3 and not of_run
         whole = (*shape[:2], 3, 3) if cut else shape
         if array.shape != whole:
             wrong.append(f"{name} has shape {array.shape}, its place {whole}")

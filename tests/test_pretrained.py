@@ -349,8 +349,9 @@ def test_a_run_starts_from_the_best_of_another(tmp_path):
     config.model.width = 5
     with pytest.raises(UserError, match=r"first/checkpoints/\d does not fit the encoder: .*shape"):
         train_step.create_state(config, create_model(config), optimizer)
-    config.model.pretrained = str(tmp_path / "second" / "checkpoints" / "77")
-    with pytest.raises(UserError, match="no undamaged checkpoint there"):
+    config.model.update({"pretrained": str(tmp_path / "second"), "pretrained_sha256": ""})
+    (tmp_path / "second" / "checkpoints").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"its best checkpoint is missing or damaged: none"):
         pretrained.resolve(config.model)
 
 

@@ -111,3 +111,14 @@ def test_few_shot_is_that_of_asking_one_query_after_the_other(monkeypatch):
     text = r"^--way=7: the split has at most 6 classes of 3 images or more in one folder$"
     with pytest.raises(UserError, match=text):
         retrieval.draw_episodes(classes, groups, 7, 2, 3)
+
+
+@pytest.mark.parametrize("classes", [[0, 0, 1, 2], [0, 1, 2, 3]])
+def test_of_classes_with_one_image_nothing_is_asked(classes):
+    classes = np.array(classes)
+    first, second = np.triu_indices(4, 1)
+    label = np.float64(classes[first] == classes[second])
+    pairs = Pairs(np.zeros((4, 1)), first, second, label, label + 1, True, False, classes, None)
+    means, _ = retrieval.measure(pairs, label)
+    asked = 2 * (classes[1] == 0)
+    assert means == dict.fromkeys(retrieval.NAMES, 1 if asked else None) | {"queries": asked}
