@@ -24,11 +24,17 @@ def measure(config, score, evaluation):
     """
     if config.data.source == "shapes":
         return {}
-    pairs = evaluation.pairs
+    pairs, found = evaluation.pairs, {}
     some = pairs if len(pairs.images) <= MOST_IMAGES else take(pairs, FEW_PAIRS)
+    part = {"pairs": len(some.label)} if len(some.label) < len(pairs.label) else {}
     variables = init_variables(create_model(config), config)
     answers = pixel_scores(some) | {UNTRAINED: score(variables, some)[1]}
-    return {name: judge(some, scores, len(pairs.label)) for name, scores in answers.items()}
+    for name, scores in answers.items():
+        values = ranking_metrics(scores, some.label, some.weight)
+        if some.exact and some.class_ids is not None:
+            values |= retrieval.measure(some, scores)[0]
+        found[name] = {column: values[column] for column in COLUMNS if column in values} | part
+    return found
 
 
 def take(pairs, most):
@@ -39,15 +45,6 @@ def take(pairs, most):
     used, places = np.unique([pairs.first[rows], pairs.second[rows]], return_inverse=True)
     one = pairs.images[used], *places.reshape(2, -1), pairs.label[rows], weight, False, True
     return type(pairs)(*one, None)
-
-
-def judge(pairs, scores, count):
-    """What `measure` says of the scores of pairs, which were taken of so many."""
-    found = ranking_metrics(scores, pairs.label, pairs.weight)
-    if pairs.exact and pairs.class_ids is not None:
-        found |= retrieval.measure(pairs, scores)[0]
-    part = {"pairs": len(scores)} if len(scores) < count else {}
-    return {name: found[name] for name in COLUMNS if name in found} | part
 
 
 def verdict(split, values, interval, lines):

@@ -3,9 +3,8 @@
     logit = scale * logit + shift    # J. Platt, "Probabilistic Outputs for SVMs", 1999
 
 They become part of the head's own parameters, so whatever uses the network uses them. The run's
-folder keeps them for one step, and the fitted threshold too. Networks of drawn shapes are left as
-they are: most are never wrong, and then no scale is large enough. So is the euclidean head, which
-has none.
+folder keeps them for one step, and the fitted threshold too. Left as they are: networks of drawn
+shapes (most are never wrong, so no scale is large enough), and the euclidean head, which has none.
 """
 
 import json
@@ -72,10 +71,9 @@ def keep(path, step, numbers):
 
 
 def kept(path, step, *names):
-    """The numbers of these names that were fitted for a step: list of float.
+    """The numbers of these names that were fitted for a step: list of float, or None.
 
-    None where there are none, with a warning if they are of another step. Raises UserError if the
-    file is damaged.
+    Warns if there are some of another step; raises UserError if the file is damaged.
     """
     try:
         found = json.loads(path.read_text())

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -44,8 +43,7 @@ from splits import read_fingerprint
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
-    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
+    scoring.define_run_flags()
     flags.DEFINE_enum("split", "test", data.SPLITS, "Whose pairs.")
     flags.DEFINE_string("threshold", None, "Probability from which on to say same; accuracy or "
                         "far:RATE: fitted on validation and kept.")  # fmt: skip
@@ -67,9 +65,8 @@ def main(options):
     values |= settings.flatten({workdir.name: config.to_dict()})
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
-        if jax.process_index() == 0:
-            for fact in asked.facts:
-                print(fact, flush=True)
+        if jax.process_index() == 0 and asked.facts:
+            print(*asked.facts, sep="\n", flush=True)
         try:
             evaluate_run(config, workdir, asked)
         except FloatingPointError as error:
@@ -82,20 +79,46 @@ def read_command(options):
     asked: most options as a SimpleNamespace; its images are (names, uint8 [n, height, width,
     channels]) or None. Its facts about the data are to be said.
     """
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
-    check_threshold(options.threshold)
+    config, workdir = scoring.find_run(options)
     needs_data = not options.images or is_fitted(options.threshold)
-    if options.data is not None and not needs_data:
-        raise UserError("--data: --images reads no data: leave it out")
-    config = settings.load_config(workdir)
-    settings.check_writable(workdir, f"--workdir={workdir}")
-    check_few_shot(options, config.data)
+    for wrong, text in mistakes(options, config.data, needs_data):
+        if wrong:
+            raise UserError(text)
     names = ("step", "split", "threshold", "way", "shot", "within")
     asked = {name: options[name].value for name in names}
     asked["images"] = options.images and images.open_images(options.images, form_of(config.data))
     asked["facts"] = find_data(config, workdir, options.data) if needs_data else []
     return config, workdir, SimpleNamespace(**asked)
+
+
+def mistakes(options, data, needs_data):
+    """Yields (whether the options are wrong in a way, text that says what is); data: config.data"""
+    rule, way = options.threshold, options.way
+    text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
+    fits = rule in (None, "accuracy") or is_share(rule.removeprefix("far:"))
+    yield not fits, f"--threshold={rule}: {text}"
+    text = "--data: --images reads no data: leave it out"
+    yield options.data is not None and not needs_data, text
+    text = "--shot and --within are about few-shot answers: name --way, too"
+    yield way is None and (options.shot != 1 or options.within), text
+    text = "--way is about the data of the run: leave out --images"
+    yield way is not None and options.images, text
+    text = "for runs on images in classes (data.source folder or tfds), not"
+    fits = way is None or data.source in ("folder", "tfds")
+    yield not fits, f"--way={way}: {text} {data.source}"
+
+
+def is_share(text):
+    """Whether a text is a number between 0 and 1."""
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
+def is_fitted(rule):
+    """Whether a rule of the threshold is fitted on validation."""
+    return rule == "accuracy" or (rule or "").startswith("far:")
 
 
 def find_data(config, workdir, moved):
@@ -120,35 +143,6 @@ def find_data(config, workdir, moved):
     return data.describe(config) + facts
 
 
-def check_threshold(rule):
-    """Raises UserError unless the rule is None, accuracy, far:RATE or a probability."""
-    try:
-        wrong = rule not in (None, "accuracy") and not 0 < float(rule.removeprefix("far:")) < 1
-    except ValueError:
-        wrong = True
-    if wrong:
-        text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
-        raise UserError(f"--threshold={rule}: {text}")
-
-
-def is_fitted(rule):
-    """Whether a checked rule of the threshold is fitted on validation."""
-    return rule == "accuracy" or (rule or "").startswith("far:")
-
-
-def check_few_shot(options, data):
-    """Raises UserError where --way, --shot and --within cannot be done; data: config.data."""
-    if options.way is None:
-        if options.shot != 1 or options.within:
-            raise UserError("--shot and --within are about few-shot answers: name --way, too")
-        return
-    if options.images:
-        raise UserError("--way is about the data of the run: leave out --images")
-    if data.source not in ("folder", "tfds"):
-        text = "for runs on images in classes (data.source folder or tfds)"
-        raise UserError(f"--way={options.way}: {text}, not {data.source}")
-
-
 def evaluate_run(config, workdir, asked):
     """Writes a report, or compares images; asked: of `read_command`."""
     model = create_model(config)
@@ -169,8 +163,8 @@ def few_shot(config, score, variables, asked):
     shown, classes, _ = data.enumerate_images(config.data, asked.split)
     names = data.class_names(config.data, data.open_split(config.data, asked.split).class_ids)
     groups = np.array([name.rpartition("/")[0] * asked.within for name in names.tolist()])
-    drawn = retrieval.draw_episodes(classes, groups, asked.way, asked.shot, config.seed)
-    queries, supports, facts = drawn
+    chosen = asked.way, asked.shot, config.seed
+    queries, supports, facts = retrieval.draw_episodes(classes, groups, *chosen)
     compare = partial(compare_all, score, variables, shown)
     error, interval = retrieval.few_shot(compare, queries, supports)
     asked = {name: getattr(asked, name) for name in ("way", "shot", "within")}
@@ -187,11 +181,9 @@ def compare_all(score, variables, images, first, second):
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):
-    """The threshold as a logit.
+    """The threshold as a logit, by a rule of --threshold; None: `kept_threshold`.
 
-    rule: a probability as a text, which is not kept; "accuracy" or "far:RATE", to fit it on
-    validation and keep it in the run's folder; or None for `kept_threshold`. The logit is kept:
-    as probabilities all logits above 37 are equal.
+    What is fitted is kept in the run's folder, as a logit: as probabilities all above 37 are equal.
     """
     if rule is None:
         return scoring.kept_threshold(config, workdir, step)

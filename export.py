@@ -1,10 +1,20 @@
-"""Exports a trained network, to run it without this project: StableHLO, and arrays for NumPy.
+"""Exports a trained network as StableHLO, which runs without this project: JAX is enough.
 
-    python export.py                               # the newest run under runs/
-    python export.py --workdir=runs/light --numpy
+    python export.py                                   # the newest run under runs/
+    python export.py --workdir=runs/light --step=last
 
-There are two parts: the encoder, which runs once for each image, and the head, which compares two
-embeddings. docs/export.md shows how to load both.
+The encoder runs once for each image, the head compares two embeddings, on CPU or CUDA. To use them
+(`pip install jax flatbuffers`; a JAX that is older than the one in export.json may refuse them):
+
+    from pathlib import Path
+    from jax import export
+
+    folder = Path("runs/light/export")
+    encoder, head = (
+        export.deserialize((folder / f"{name}.stablehlo").read_bytes())
+        for name in ("encoder", "head")
+    )
+    logits = head.call(encoder.call(images1), encoder.call(images2))  # uint8 [n, 32, 32, 1]
 """
 
 from errors import UserError  # first: from here on a missing package is one line
@@ -12,52 +22,43 @@ from errors import UserError  # first: from here on a missing package is one lin
 # isort: split
 import json
 from functools import partial
-from pathlib import Path
 
 import flatbuffers  # noqa: F401 -- jax.export needs it and does not say so
 import jax
 import jax.numpy as jnp
-import numpy as np
-from absl import flags
 from jax import export
 from scipy.special import expit
 
 import command_line
 import fingerprint
 import runtime
-import settings
+import scoring
 from model import create_model
-from scoring import kept_threshold, load_variables
 from splits import read_fingerprint
 
 PLATFORMS = ("cpu", "cuda")
 
 
 def define_flags():
-    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
-    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
-    flags.DEFINE_bool("numpy", False, "Also arrays for NumPy alone, of a cnn.")
+    scoring.define_run_flags()
     runtime.define_flags()
 
 
 def main(options):
     """Checks the options and exports a run."""
     runtime.prepare(options.cache)
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
-    config = settings.load_config(workdir)
-    if options.numpy and config.model.encoder != "cnn":
-        text = f"for a cnn, this is a {config.model.encoder}; leave the option out"
-        raise UserError(f"--numpy: {text}")
-    settings.check_writable(workdir / "export", f"--workdir={workdir}")
-    write_export(config, workdir, options.step, options.numpy)
+    config, workdir = scoring.find_run(options)
+    try:
+        write_export(config, workdir, options.step)
+    except OSError as error:
+        raise UserError(f"the export cannot be written: {error}") from None
 
 
-def write_export(config, workdir, which, for_numpy):
-    """Writes workdir/export: *.stablehlo, export.json, and with `for_numpy` weights.npz."""
+def write_export(config, workdir, which):
+    """Writes encoder.stablehlo, head.stablehlo and export.json into workdir/export."""
     model = create_model(config)
-    step, variables = load_variables(config, workdir, model, which)
-    threshold = kept_threshold(config, workdir, step)
+    step, variables = scoring.load_variables(config, workdir, model, which)
+    threshold = scoring.kept_threshold(config, workdir, step)
     encoder, head = export_parts(config, model, variables)
     (_, width), dtype = encoder.out_avals[0].shape, encoder.out_avals[0].dtype
     size, channels = config.data.image_size, config.data.channels
@@ -78,14 +79,8 @@ def write_export(config, workdir, which, for_numpy):
     folder.mkdir(exist_ok=True)
     (folder / "encoder.stablehlo").write_bytes(encoder.serialize())
     (folder / "head.stablehlo").write_bytes(head.serialize())
-    (folder / "weights.npz").unlink(missing_ok=True)  # of another step
-    if for_numpy:
-        np.savez(folder / "weights.npz", **to_arrays(config, variables))
     (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
-    names = "encoder.stablehlo", "head.stablehlo", *["weights.npz"] * for_numpy, "export.json"
-    for name in names:
-        print(f"wrote {folder / name}: {(folder / name).stat().st_size:,} bytes")
-    print(f"an embedding has {width * dtype.itemsize:,} bytes")
+    print(f"wrote {folder / 'export.json'}, encoder.stablehlo and head.stablehlo beside it")
 
 
 def export_parts(config, model, variables):
@@ -101,27 +96,6 @@ def export_parts(config, model, variables):
     encoder = exported("encode", images)
     embeddings = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
     return encoder, exported("compare", embeddings, embeddings)
-
-
-def to_arrays(config, variables):
-    """A network with a CNN as {name: array}, with BatchNorm folded into kernels and biases."""
-    params, statistics = (variables[kind].get("encoder", {}) for kind in ("params", "batch_stats"))
-    strides = [2 if i == 0 else 1 for depth in config.model.stage_sizes for i in range(depth)]
-    arrays = {"strides": np.array(strides)}
-    for i in range(len(strides)):
-        norm, seen = params[f"BatchNorm_{i}"], statistics[f"BatchNorm_{i}"]
-        factor = norm["scale"] / np.sqrt(seen["var"] + 1e-5)
-        arrays[f"kernel{i}"] = params[f"Conv_{i}"]["kernel"] * factor
-        arrays[f"bias{i}"] = norm["bias"] - seen["mean"] * factor
-    head = variables["params"].get("head", {})
-    if config.model.head == "mlp":
-        for name in ("hidden", "logit"):
-            arrays |= {f"{name}_{part}": array for part, array in head[name].items()}
-    elif config.model.head == "cosine":
-        arrays |= head
-    else:
-        arrays["margin"] = np.float32(config.model.margin)
-    return arrays
 
 
 if __name__ == "__main__":

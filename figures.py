@@ -10,7 +10,7 @@ import curves
 import data
 import metrics
 
-MOST_KINDS, MOST_POINTS = 12, 2000  # classes and images in the embedding map
+MOST_KINDS, MOST_POINTS = 10, 2000  # classes and images in the embedding map
 
 
 def new_figure(width, height):
@@ -38,8 +38,9 @@ def plot_figures(config, workdir, evaluation):
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
     figures["training"] = plot_training(workdir)
-    names, embeddings = kind_names(config, evaluation.pairs), evaluation.embeddings
-    if names is not None and min(embeddings.shape) > 1:
+    ids, of_classes = evaluation.pairs.class_ids, config.data.same_as != "pixels"
+    if ids is not None and of_classes and min(evaluation.embeddings.shape) > 1:
+        names = data.class_names(config.data, ids)
         figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
     return figures | {"pairs": plot_pairs(evaluation)}
 
@@ -84,13 +85,6 @@ def plot_training(workdir):
     return figure
 
 
-def kind_names(config, pairs):
-    """The class of each image as a text [n]; None where unknown."""
-    if pairs.class_ids is None:
-        return None
-    return data.class_names(config.data, pairs.class_ids)
-
-
 def short(name, most):
     """A name as a figure can show it: the middle left out where it is longer than `most`."""
     if len(name) > most:
@@ -112,11 +106,10 @@ def plot_embeddings(evaluation, names, directions):
     share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
     figure = new_figure(5.7, 5)
     axes = figure.subplots()
-    for i, kind in enumerate(kinds):
+    for kind in kinds:
         points = embeddings[names[chosen] == kind] @ components[:2].T
         label = f" {short(kind, 22)}"  # what begins with "_" is not in the legend
-        marker = "os"[i // 10]  # there are ten colours
-        axes.scatter(*points.T, s=8, alpha=0.6, marker=marker, label=label)
+        axes.scatter(*points.T, s=8, alpha=0.6, label=label)
     title = "directions of the embeddings" if directions else "embeddings of the images"
     title += f" of {len(kinds)} of {len(every)} classes" if len(kinds) < len(every) else ""
     axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
@@ -126,10 +119,7 @@ def plot_embeddings(evaluation, names, directions):
 
 
 def plot_pairs(evaluation, rows=4, columns=6):
-    """A grid of pairs, hardest first (`hardest_first`).
-
-    The first half are the hardest; the second half are evenly spaced from there to the easiest.
-    """
+    """A grid of pairs: half of them the hardest, then evenly from there to the easiest."""
     pairs, probability = evaluation.pairs, expit(evaluation.scores.logits)
     order = hardest_first(pairs, probability)
     half = rows * columns // 2

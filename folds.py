@@ -3,7 +3,7 @@
     python folds.py --config=configs/folder.py --config.data.path=photos --config.data.folds=5
 
 Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The same command
-continues what was interrupted. The table is written to WORKDIR/folds.md and folds.json.
+continues what was interrupted. WORKDIR/folds.json has the table, too.
 """
 
 from errors import UserError  # first: from here on a missing package is one line
@@ -68,8 +68,7 @@ def summarize(workdir, found):
     lines = [["test", *known], ["---"] * (len(known) + 1)]
     lines += ([name, *(f"{value:.4f}" for value in row)] for name, row in rows.items())
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    (workdir / "folds.md").write_text(table)
-    print(f"{table}wrote {workdir / 'folds.md'}")
+    print(f"{table}wrote {workdir / 'folds.json'}")
 
 
 if __name__ == "__main__":

@@ -8,14 +8,11 @@ with the m images of all devices; averaged over devices, losses and gradients ar
 
 import jax.numpy as jnp
 from jax import lax
-from jax.nn import logsumexp, softplus
+from jax.nn import logsumexp
 
-from model import AXIS
+from model import AXIS, length
 
 TEMPERATURE = 0.04  # of a softmax over cosines; the paper has 0.1, worse with few classes
-ALPHA, BETA, EPSILON = 2.0, 50.0, 0.1  # Wang et al. 2019
-LAMBDA = 0.5  # a cosine; the value of the same authors' program
-NONE = -1e9  # in place of a number that is not chosen: finite, so that no gradient is nan
 
 
 def training_loss(config, model, batch):
@@ -36,10 +33,10 @@ def training_loss(config, model, batch):
 
 
 def loss_of_images(name, model, embeddings, classes):
-    """The loss [] of embeddings [n, size] and int32 [n]: "all_pairs", or one of METRIC_LOSSES.
+    """The loss [] of embeddings [n, size] and int32 [n]: "all_pairs" or "supcon".
 
-    A metric loss shapes the embeddings, and the head learns from them by `all_pairs`, without
-    shaping them. An image counts if the batch has others of its class, and of another class.
+    `supcon` shapes the embeddings, and the head learns from them by `all_pairs`, without shaping
+    them. An image counts if the batch has others of its class, and of another class.
     """
     everyone = lax.all_gather(embeddings, AXIS, tiled=True)
     all_classes = lax.all_gather(classes, AXIS, tiled=True)
@@ -50,7 +47,7 @@ def loss_of_images(name, model, embeddings, classes):
     if name == "all_pairs":
         return all_pairs(model, embeddings, everyone, same, different)
     head_loss = all_pairs(model, *lax.stop_gradient((embeddings, everyone)), same, different)
-    losses = METRIC_LOSSES[name](unit(embeddings), unit(everyone), same, different)
+    losses = supcon(unit(embeddings), unit(everyone), same, different)
     return part_of_mean(losses, same.any(axis=1) & different.any(axis=1)) + head_loss
 
 
@@ -67,48 +64,21 @@ def part_of_mean(losses, chosen):
     return jnp.where(chosen, losses, 0).sum() / count
 
 
-def multi_similarity(embeddings, everyone, same, different):
-    """Wang et al. 2019, arXiv:1904.06627: the pairs that are nearly in the wrong order."""
-    cosines = products(embeddings, everyone)
-    farthest = jnp.where(same, cosines, -NONE).min(axis=1, keepdims=True)
-    nearest = jnp.where(different, cosines, NONE).max(axis=1, keepdims=True)
-    pulled = log_sum(-ALPHA * (cosines - LAMBDA), same & (cosines < nearest + EPSILON))
-    pushed = log_sum(BETA * (cosines - LAMBDA), different & (cosines > farthest - EPSILON))
-    return softplus(pulled) / ALPHA + softplus(pushed) / BETA
-
-
 def supcon(embeddings, everyone, same, different):
-    """L_out of Khosla et al. 2020, arXiv:2004.11362; NT-Xent where a class has two images."""
-    scores = products(embeddings, everyone) / TEMPERATURE
-    log_p = scores - log_sum(scores, same | different)[:, None]
-    return -(shares(same) * log_p).sum(axis=1)
+    """L_out of Khosla et al. 2020, arXiv:2004.11362; NT-Xent where a class has two images.
 
-
-METRIC_LOSSES = {f.__name__: f for f in (multi_similarity, supcon)}
-"""Each: (unit vectors [n, size], [m, size], same, different bool [n, m]) -> losses float32 [n].
-
-same: two images of one class, not an image and itself. What an image without a "same" or without a
-"different" one gets does not count.
-"""
+    Unit vectors [n, size] and [m, size], same and different bool [n, m] -> losses float32 [n].
+    """
+    # On GPUs not in TF32.
+    scores = jnp.matmul(embeddings, everyone.T, precision=lax.Precision.HIGHEST) / TEMPERATURE
+    others = jnp.where(same | different, scores, -1e9)  # finite, so that no gradient is nan
+    log_p = scores - logsumexp(others, axis=1, keepdims=True)
+    weights = same.astype(jnp.float32)
+    weights /= jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
+    return -(weights * log_p).sum(axis=1)
 
 
 def unit(embeddings):
     """Embeddings scaled to length 1, in float32; those that are 0 stay 0."""
     x = embeddings.astype(jnp.float32)
-    return x / jnp.sqrt((x**2).sum(axis=-1, keepdims=True) + 1e-12)
-
-
-def products(a, b):
-    """The scalar products [n, m] of [n, size] and [m, size], on GPUs not in TF32."""
-    return jnp.matmul(a, b.T, precision=lax.Precision.HIGHEST)
-
-
-def shares(chosen):
-    """The chosen ones of each row as weights, float32: together 1, or 0 where none is chosen."""
-    weights = chosen.astype(jnp.float32)
-    return weights / jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
-
-
-def log_sum(x, chosen):
-    """The logarithm of the sum of exp(x) over the chosen ones of each row: [n]."""
-    return logsumexp(jnp.where(chosen, x, NONE), axis=1)
+    return x / length(x)[..., None]

@@ -6,6 +6,7 @@ a second.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from scipy.special import expit
@@ -53,8 +54,7 @@ def compute_metrics(logits, losses, predicted, label, weight):
 def ranking_metrics(logits, label, weight):
     """{name: float} for RANKING: the metrics that depend on the order of the logits alone.
 
-    The equal error rate is interpolated between the two nearest points of the ROC. TAR at a FAR is
-    the highest TAR of all thresholds with at most this FAR.
+    The equal error rate is interpolated between the two nearest points of the ROC.
     """
     from sklearn.metrics import auc, roc_curve
 
@@ -106,26 +106,26 @@ def calibration_error(probability, label, weight):
 
 
 def intervals(logits, losses, predicted, label):
-    """95 % intervals of the metrics of n independently drawn pairs: {name: (low, high)}.
+    """`bootstrap` of n independently drawn pairs.
 
-    Percentiles of the bootstrap (Efron 1979); a metric that is the same in each resample has none.
     The accuracy has Wilson's interval, which is right where few answers are wrong, or none.
     """
     from scipy.stats import binomtest
 
-    random, n = np.random.default_rng(0), len(label)
-    resamples = [
-        compute_metrics(logits, losses, predicted, label, random.multinomial(n, np.ones(n) / n))
-        for _ in range(RESAMPLES)
-    ]
+    found = bootstrap(len(label), partial(compute_metrics, logits, losses, predicted, label))
     right = int((predicted == (label == 1)).sum())
-    wilson = binomtest(right, n).proportion_ci(method="wilson")
-    return percentiles(resamples) | {"accuracy": (float(wilson.low), float(wilson.high))}
+    wilson = binomtest(right, len(label)).proportion_ci(method="wilson")
+    return found | {"accuracy": (float(wilson.low), float(wilson.high))}
 
 
-def percentiles(resamples):
-    """95 % intervals of RESAMPLES of metrics, where they are known and not all the same."""
-    found = {}
+def bootstrap(n, measure):
+    """95 % intervals, {name: (low, high)}, of the metrics of n things drawn with replacement.
+
+    measure: how often each is drawn, int [n] -> {name: float, or None where unknown}. Percentiles
+    of the bootstrap (Efron 1979); a metric that is the same in each resample has none.
+    """
+    random, found = np.random.default_rng(0), {}
+    resamples = [measure(random.multinomial(n, np.full(n, 1 / n))) for _ in range(RESAMPLES)]
     for name in resamples[0]:
         values = [one[name] for one in resamples if one[name] is not None]
         if len(values) > 0.95 * RESAMPLES:  # else too few pairs are of one kind
@@ -134,27 +134,20 @@ def percentiles(resamples):
     return found
 
 
-def class_draws(count):
-    """How often each of so many classes is drawn in each resample: int [RESAMPLES, count]."""
-    return np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), RESAMPLES)
-
-
 def draw_rows(weight, most):
     """(rows, their weights) of m weighted pairs: all, or so many drawn by weight [m], sum 1."""
     if len(weight) <= most:
         return np.arange(len(weight)), weight
-    edges, uniform = np.cumsum(weight), np.random.default_rng(0).random(most)
-    rows = np.searchsorted(edges, uniform * edges[-1], "right").clip(0, len(weight) - 1)
+    rows = np.random.default_rng(0).choice(len(weight), most, p=weight / weight.sum())
     return rows, np.full(most, 1 / most)
 
 
 def class_intervals(scores, pairs):
-    """95 % intervals of accuracy and RANKING over classes: {name: (low, high)}.
+    """`bootstrap` of accuracy and RANKING over classes, since pairs that share one depend on it.
 
-    Pairs that share a class depend on one another, so the bootstrap draws classes: a pair of two
-    classes counts as often as both are drawn, multiplied (Snijders & Borgatti 1999), and a pair of
-    one class as often as that (Bolle, Ratha & Pankanti 2004). A copy of a class is not compared
-    with another copy. The shares of "same" and "different" stay as they are.
+    A pair of two classes counts as often as both are drawn, multiplied (Snijders & Borgatti 1999),
+    and a pair of one class as often as that (Bolle, Ratha & Pankanti 2004). The shares of "same"
+    and "different" stay as they are.
     """
     rows, weight = draw_rows(pairs.weight, MOST_RESAMPLED)
     order = np.argsort(scores.logits[rows])  # sorted logits are faster to sort again
@@ -163,16 +156,17 @@ def class_intervals(scores, pairs):
     class1, class2 = classes[pairs.first[rows]], classes[pairs.second[rows]]
     logits, label = scores.logits[rows], scores.label[rows]
     same, right = label == 1, scores.predicted[rows] == label
-    share, resamples = pairs.weight @ pairs.label, []
-    for counts in class_draws(classes.max() + 1):
+    share = pairs.weight @ pairs.label
+
+    def measure(counts):
         drawn = weight * counts[class1] * np.where(same, 1, counts[class2])
         of_same, of_different = drawn[same].sum(), drawn[~same].sum()
-        found = dict.fromkeys(("accuracy", *RANKING))
-        if of_same and of_different:
-            drawn *= np.where(same, share / of_same, (1 - share) / of_different)
-            found = {"accuracy": drawn @ right, **ranking_metrics(logits, label, drawn)}
-        resamples.append(found)
-    return percentiles(resamples)
+        if not (of_same and of_different):
+            return dict.fromkeys(("accuracy", *RANKING))
+        drawn *= np.where(same, share / of_same, (1 - share) / of_different)
+        return {"accuracy": drawn @ right, **ranking_metrics(logits, label, drawn)}
+
+    return bootstrap(classes.max() + 1, measure)
 
 
 def fitting_pairs(pairs, far=None):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from convolution import convolve, convolve_copies, max_pool
+from pretrained import is_run
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 
@@ -29,17 +30,16 @@ def create_model(config):
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     sizes = {"stage_sizes": tuple(options.stage_sizes), "width": options.width, "dtype": dtype}
-    encoder = {
-        "resnet18": lambda: ResNet(small=False, **sizes),
-        "resnet18_small": lambda: ResNet(small=True, **sizes),
-        "cnn": lambda: CNN(**sizes),
-    }[options.encoder]()
+    resnets = {"resnet18": False, "resnet18_small": True}
+    cnn = options.encoder == "cnn"
+    encoder = CNN(**sizes) if cnn else ResNet(small=resnets[options.encoder], **sizes)
     head = {
-        "mlp": lambda: MLP(options.head_features, dtype),
+        "mlp": partial(MLP, options.head_features, dtype),
         "cosine": Cosine,
-        "euclidean": lambda: Euclidean(options.margin),
+        "euclidean": partial(Euclidean, options.margin),
     }[options.head]()
-    return Siamese(encoder, head, options.frozen, options.pretrained != "", dtype)
+    of_imagenet = options.pretrained != "" and not is_run(options.pretrained)
+    return Siamese(encoder, head, options.frozen, of_imagenet, dtype)
 
 
 def trained(config, params):
@@ -49,8 +49,7 @@ def trained(config, params):
 
 def init_variables(model, config):
     """The initial {"params", "batch_stats"} of a model; config.seed alone decides their values."""
-    # The program runs once: more compiler optimisation takes longer than it saves.
-    options = {"xla_backend_optimization_level": 1}
+    options = {"xla_backend_optimization_level": 1}  # more takes longer than it saves
     return jax.jit(partial(initialise, model, config), compiler_options=options)()
 
 
@@ -76,7 +75,7 @@ class Siamese(nn.Module):
     encoder: nn.Module
     head: nn.Module
     frozen: bool
-    pretrained: bool
+    of_imagenet: bool
     dtype: jnp.dtype
 
     def __call__(self, image1, image2, train=False):
@@ -89,10 +88,10 @@ class Siamese(nn.Module):
         """uint8 [n, height, width, channels] -> embeddings [n, size].
 
         A frozen encoder's BatchNorm uses its running statistics in training, too, and keeps them.
-        A pretrained encoder gets three channels, normalised as for ImageNet.
+        An encoder with weights from ImageNet gets three channels, normalised as it was there.
         """
         x = images.astype(self.dtype) / 255
-        if self.pretrained:
+        if self.of_imagenet:
             mean, std = (jnp.asarray([[[c]]], x.dtype) for c in (IMAGENET_MEAN, IMAGENET_STD))
             x = (x - mean) / std
         return self.encoder(x, train and not self.frozen)
@@ -107,15 +106,19 @@ class Siamese(nn.Module):
         return self.head.losses(logits, label)
 
 
+def length(x):
+    """The length of vectors [..., size]; its gradient at 0 is 0, thanks to the tiny number."""
+    return jnp.sqrt((x**2).sum(axis=-1) + 1e-12)
+
+
 class MLP(nn.Module):
-    """A hidden layer on |e1 - e2|, the distance in each component of two embeddings."""
+    """A hidden layer on |e1 - e2|: two embeddings [..., size] -> logits float32 [...]."""
 
     features: int
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, embeddings1, embeddings2):
-        """Two [..., size] -> logits float32 [...]."""
         hidden = nn.Dense(self.features, dtype=self.dtype, name="hidden")
         x = nn.relu(hidden(jnp.abs(embeddings1 - embeddings2)))
         return nn.Dense(1, name="logit")(x.astype(jnp.float32)).squeeze(-1)
@@ -124,15 +127,12 @@ class MLP(nn.Module):
 
 
 class Cosine(nn.Module):
-    """The cosine of two embeddings, scaled and shifted by two learnt numbers to be a logit."""
+    """The cosine of two embeddings as a logit: scaled and shifted by two learnt numbers."""
 
     @nn.compact
     def __call__(self, embeddings1, embeddings2):
-        """Two [..., size] -> logits float32 [...]."""
         e1, e2 = (e.astype(jnp.float32) for e in (embeddings1, embeddings2))
-        # At 0 a norm has no gradient; with this tiny number it has one, 0.
-        norm1, norm2 = (jnp.sqrt((e**2).sum(axis=-1) + 1e-12) for e in (e1, e2))
-        cosine = (e1 * e2).sum(axis=-1) / (norm1 * norm2)
+        cosine = (e1 * e2).sum(axis=-1) / (length(e1) * length(e2))
         scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
         threshold = self.param("threshold", nn.initializers.constant(0.5), ())
         return jnp.exp(scale) * (cosine - threshold)
@@ -150,10 +150,8 @@ class Euclidean(nn.Module):
     margin: float
 
     def __call__(self, embeddings1, embeddings2):
-        """Two [..., size] -> logits float32 [...]: margin / 2 - distance."""
         difference = embeddings1.astype(jnp.float32) - embeddings2.astype(jnp.float32)
-        # At 0 a root has no gradient; with this tiny number it has one, 0.
-        return self.margin / 2 - jnp.sqrt((difference**2).sum(axis=-1) + 1e-12)
+        return self.margin / 2 - length(difference)
 
     @nn.nowrap
     def losses(self, logits, label):
@@ -188,10 +186,9 @@ class CNN(nn.Module):
 class ResNet(nn.Module):
     """torchvision's ResNet of basic blocks (He et al. 2016, arXiv:1512.03385), no classifier.
 
-    Structure, names, initialisation and padding are torchvision's; the padding is explicit, since
-    XLA's SAME shifts strided layers by a pixel. One grey channel is copied to three. Weights that
-    meet only padding are left out (`taps`), so parameters fit one size of images. small: a 3x3
-    stem of stride 1 and no max-pool, as is usual for small images.
+    Structure, names, initialisation and padding are torchvision's (XLA's SAME shifts strided layers
+    by a pixel). One grey channel is copied to three. Weights that meet only padding are left out
+    (`taps`), so parameters fit one size of images. small: a 3x3 stem of stride 1 and no max-pool.
     float [n, height, width, channels] -> embeddings [n, width * 2 ** (len(stage_sizes) - 1)].
     """
 
@@ -221,22 +218,11 @@ class ResNet(nn.Module):
 
 def layers(dtype, train):
     """Constructors of convolution and BatchNorm with torchvision's initialisation and options."""
-    conv = partial(
-        nn.Conv,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=nn.initializers.variance_scaling(2.0, "fan_out", "normal"),
-        conv_general_dilated=convolve,
-    )
-    norm = partial(
-        BatchNorm,
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        dtype=dtype,
-        axis_name=AXIS if train else None,
-    )
-    return conv, norm
+    initial = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+    options = {"kernel_init": initial, "conv_general_dilated": convolve}
+    conv = partial(nn.Conv, use_bias=False, dtype=dtype, **options)
+    options = {"use_running_average": not train, "axis_name": AXIS if train else None}
+    return conv, partial(BatchNorm, momentum=0.9, epsilon=1e-5, dtype=dtype, **options)
 
 
 class BatchNorm(nn.BatchNorm):
@@ -270,9 +256,9 @@ class BasicBlock(nn.Module):
 def taps(x, stride):
     """Options of nn.Conv for a 3x3 kernel with padding 1, without taps that meet only padding.
 
-    On a square map no larger than the stride the output is one pixel. Along each axis only the taps
-    from the middle on meet the map, as many as it has pixels. These are kept, with the initial
-    variance of a whole 3x3 kernel. At 32x32 pixels seven of ResNet18's eleven million weights go.
+    On a square map no larger than the stride only the taps from the middle on meet it, as many as
+    it has pixels along each axis. They keep the initial variance of a whole kernel. At 32x32 pixels
+    seven of ResNet18's eleven million weights go.
     """
     sizes = x.shape[1:3]
     if max(sizes) > stride:

@@ -1,14 +1,16 @@
-"""Pretrained weights for the encoder: torchvision's ResNets, as .safetensors files.
+"""Pretrained weights for the encoder: torchvision's ResNets as .safetensors files, or a run's own.
 
     python train.py --config=configs/pretrained.py                               # from Hugging Face
     python train.py --config=configs/pretrained.py --config.model.pretrained=model.safetensors
+    python train.py --config=configs/light.py --workdir=runs/b --config.model.pretrained=runs/light
 
-It needs neither torch nor pickle. Only `load` imports JAX.
+It needs neither torch nor pickle.
 """
 
 import hashlib
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 from errors import UserError, first_five
@@ -16,6 +18,13 @@ from errors import UserError, first_five
 FILE = "model.safetensors"  # in a Hugging Face repository
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
+FIRST = re.compile(r"((?:(?:module|backbone|model|encoder)\.)*)conv1\.weight")
+
+
+def is_run(name):
+    """Whether weights are those of a run: its folder, or once resolved its checkpoints/STEP."""
+    is_checkpoint = re.search(r"(^|/)checkpoints/\d+$", name)
+    return is_checkpoint is not None or os.path.isfile(os.path.join(name, "config.json"))
 
 
 def resolve(options):
@@ -26,9 +35,7 @@ def resolve(options):
     """
     if not options.pretrained:
         return
-    path = find(options.pretrained)
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    path, found = (best_of_run if is_run(options.pretrained) else find)(options.pretrained)
     if options.pretrained_sha256 not in ("", found):
         raise UserError(
             f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}"
@@ -36,12 +43,37 @@ def resolve(options):
     options.pretrained, options.pretrained_sha256 = str(path.absolute()), found
 
 
+def best_of_run(workdir):
+    """(path, checksum) of the best checkpoint of a run."""
+    import checkpoint
+    import settings
+
+    weights = settings.load_config(Path(workdir)).model.pretrained
+    if weights and not is_run(weights):
+        text = "it began with weights that scale images in their own way; begin with these"
+        raise UserError(f"model.pretrained={workdir}: {text}, {weights}")
+    folder = Path(workdir, "checkpoints")
+    rank = partial(checkpoint.rank, folder)
+    path = folder / str(min(checkpoint.steps_in(folder), key=rank, default="none"))
+    try:
+        return path, checkpoint.read_record(path)["items"]["model"]["sha256"]
+    except checkpoint.Damaged as error:
+        text = f"its best checkpoint is missing or damaged: {path.name} ({error})"
+        raise UserError(f"model.pretrained={workdir}: {text}") from None
+
+
 def find(name):
-    """The path of a file, or of the weights of a Hugging Face repository in the local cache."""
-    if os.path.isfile(name):  # not Path's, which raises for a name that no file can have
-        return Path(name)
+    """(path, checksum) of a file, or of the weights of a Hugging Face repository."""
+    path = Path(name) if os.path.isfile(name) else download(name)
+    with open(path, "rb") as file:
+        return path, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(name):
+    """The path of the weights of a Hugging Face repository in the local cache."""
     if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"model.pretrained={name}: no such file, and no OWNER/NAME of Hugging Face")
+        text = "no such file or run, and no OWNER/NAME of Hugging Face"
+        raise UserError(f"model.pretrained={name}: {text}")
     import huggingface_hub as hub  # not at the top: it takes half a second
 
     hub.logging.set_verbosity_error()  # else a line for each retry
@@ -62,37 +94,59 @@ def find(name):
 def load(path, variables):
     """{"params", "batch_stats"} of an encoder as float32 arrays, in the form of `variables`.
 
-    File and encoder must have the same arrays with the same shapes; else UserError lists the
-    differences. Of a 3x3 kernel only the taps that the encoder has are taken (`model.taps`).
+    Weights and encoder must have the same arrays with the same shapes; else UserError lists the
+    differences. Of a file's 3x3 kernel only the taps that the encoder has are taken (`model.taps`).
     """
     from flax.traverse_util import flatten_dict, unflatten_dict
 
-    wanted = flatten_dict(variables)
-    names = {torch_name(key): key for key in wanted}
-    found = read(path)
-    wrong = [f"{name} is missing" for name in names.keys() - found.keys()]
-    wrong += [f"{name} has no place" for name in found.keys() - names.keys()]
+    wanted = {torch_name(key): (key, leaf.shape) for key, leaf in flatten_dict(variables).items()}
+    of_run = is_run(str(path))
+    found = read_run(Path(path)) if of_run else read(path)
+    wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    wrong += [f"{name} has no place" for name in found.keys() - wanted.keys()]
     loaded = {}
-    for name in names.keys() & found.keys():
-        array, shape = found[name].astype("float32"), wanted[names[name]].shape
+    for name in wanted.keys() & found.keys():
+        array, (key, shape) = found[name].astype("float32"), wanted[name]
         if len(shape) == 4:  # torch: [out, in, height, width], Flax: [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
-        cut = "conv" in name and shape[2] < 3
+        cut = "conv" in name and shape[2] < 3 and not of_run
         whole = (*shape[:2], 3, 3) if cut else shape
         if array.shape != whole:
             wrong.append(f"{name} has shape {array.shape}, its place {whole}")
         elif cut:
             array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]
-        loaded[names[name]] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
+        loaded[key] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if wrong:
         text = f"{path} does not fit the encoder: {first_five(sorted(wrong), '; ')}"
         raise UserError(f"model.pretrained: {text}")
     return unflatten_dict(loaded)
 
 
+def read_run(path):
+    """As `read`, of a checkpoint of a run."""
+    from flax.traverse_util import flatten_dict
+
+    import checkpoint
+    import settings
+    from model import create_model, variable_shapes
+
+    workdir = path.parent.parent
+    config = settings.load_config(workdir)
+    target = variable_shapes(create_model(config), config)
+    _, variables = checkpoint.restore_model(workdir, path.name, target)
+    tree = {kind: variables[kind].get("encoder", {}) for kind in variables}
+    return {
+        torch_name(key): array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        for key, array in flatten_dict(tree).items()
+    }
+
+
 def read(path):
-    """The arrays of a file by their names; raises UserError if it is damaged or of another type."""
-    import ml_dtypes  # noqa: F401  safetensors needs it for bfloat16
+    """The arrays of a file by torchvision's names, without a prefix such as "module.".
+
+    Prints what is left out then; raises UserError if it is damaged or of another type.
+    """
+    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -101,7 +155,14 @@ def read(path):
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
         text = f"{path} cannot be read as safetensors of {', '.join(FLOATS)}: {error}"
         raise UserError(f"model.pretrained: {text}") from None
-    arrays = {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
+    starts = [match[1] for match in map(FIRST.fullmatch, found) if match]
+    prefix = starts[0] if len(starts) == 1 else ""  # of several none is guessed
+    inside = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    arrays = {name: array for name, array in inside.items() if not UNUSED.fullmatch(name)}
+    if prefix and jax.process_index() == 0:
+        others = [name for name in found if not name.startswith(prefix)]
+        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
+        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
     if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
         text = f"{path} has {', '.join(sorted(unread))}, must be of {', '.join(FLOATS)}"
         raise UserError(f"model.pretrained: {text}")

@@ -19,6 +19,7 @@ import figures
 import metrics
 import retrieval
 import runtime
+import settings
 from errors import UserError
 
 MOST_HARDEST = 200  # pairs in hardest.csv
@@ -53,9 +54,9 @@ def write_report(config, workdir, step, evaluations, score):
 
 
 def complete(config, evaluation, lines):
-    """Adds to the metrics what they lack; returns 95 % intervals {name: (low, high)}.
+    """Adds to the metrics what they lack of files; returns 95 % intervals {name: (low, high)}.
 
-    Of files that are retrieval, where every pair of classes is known, and `baselines.measure`.
+    lines: of `baselines.measure`. Retrieval takes every pair, of known classes.
     """
     values, pairs, bounds = evaluation.metrics, evaluation.pairs, {}
     if not pairs.exact:
@@ -146,49 +147,39 @@ h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.1rem; }}
 main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
   grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); }}
 section {{ min-width: 0; }} .pairs {{ grid-column: 1 / -1; }}
-figure {{ margin: 0; overflow-x: auto; }}
 img {{ max-width: 100%; background: white; border-radius: 8px; }}
 pre {{ overflow-x: auto; font-size: 0.8rem; }}
-@media (max-width: 40rem) {{ .pairs img {{ max-width: none; }}
-  pre {{ white-space: pre-wrap; font-size: min(0.8rem, 2.3vw); }} }}
-@media print {{ section {{ break-inside: avoid; }} }}
 </style>
 <h1>{title}</h1>
 <p class="headline">{headline}</p>
 <p>{summary}</p>
-<main>
-<section><h2>Metrics</h2><pre>{table}</pre></section>
-{figures}
-<section><h2>Trained with</h2><pre>{versions}</pre></section>
-</main>
-<details><summary>Config</summary><pre>{config}</pre></details>
+<main>{sections}</main>
 </html>
 """
 
 
 def write_page(config, workdir, split, evaluation, table):
     """Writes the figures, and report.html with all of them inside."""
-    m, folder, sections = evaluation.metrics, workdir / "evaluation", []
+    m, folder = evaluation.metrics, workdir / "evaluation"
+    sections = {"metrics": f"<pre>{html.escape(table)}</pre>"}
     for name, plot in figures.plot_figures(config, workdir, evaluation).items():
         png = figures.render(plot)
         (folder / f"{name}.png").write_bytes(png)
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        title = f"<h2>{name.capitalize()}</h2>"
-        image = f'<figure><img alt="{name}" src="{source}"></figure>'
-        sections.append(f'<section class="{name}">{title}{image}</section>')
+        sections[name] = f'<img alt="{name}" src="{source}">'
     if facts := data.describe(config):
-        lines = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
-        sections.append(f"<section><h2>Data</h2>{lines}</section>")
-    versions = "\n".join(f"{k}: {v}" for k, v in runtime.last_versions(workdir).items())
+        sections["data"] = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
+    values = runtime.last_versions(workdir) | settings.flatten(config.to_dict())
+    text = html.escape("\n".join(f"{key}: {value}" for key, value in values.items()))
+    sections["config"] = f"<pre>{text}</pre>"
+    parts = (f'<section class="{k}"><h2>{k.capitalize()}</h2>{v}</section>'
+             for k, v in sections.items())  # fmt: skip
     page = PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
         summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}), "
         f"called the same from a probability of {m['threshold']:.6g} on.",
-        table=html.escape(table),
-        figures="\n".join(sections),
-        config=html.escape(json.dumps(config.to_dict(), indent=2)),
-        versions=html.escape(versions),
+        sections="\n".join(parts),
     )
     (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
 

@@ -8,40 +8,35 @@ import numpy as np
 
 from errors import UserError, first_five
 from listings import SPLITS
-from metrics import class_draws, percentiles
+from metrics import bootstrap
 
 NEAREST = (1, 5)  # how many of the nearest images recall looks at
 NAMES = (*(f"recall_at_{k}" for k in NEAREST), "map")
 EPISODES = 1000
 
 
-def score_matrix(pairs, logits):
-    """The score of each image with each other one: float32 [n, n]; with itself -inf.
-
-    pairs: every pair of n images (spaces.Pairs with `exact`); logits: [m].
-    """
-    n = len(pairs.images)
-    scores = np.full((n, n), -np.inf, np.float32)
-    scores[pairs.first, pairs.second] = scores[pairs.second, pairs.first] = logits
-    np.fill_diagonal(scores, -np.inf)
-    return scores
-
-
 def measure(pairs, logits):
     """({name: float} for NAMES and the number of queries, their 95 % intervals over classes).
 
-    Each image is a query, all others are the gallery. An image without another one of its class is
-    no query.
+    pairs: every pair of n images (spaces.Pairs with `exact`); logits: [m]. Each image is a query,
+    all others are the gallery. An image without another one of its class is no query.
     """
     classes = np.unique(pairs.class_ids, return_inverse=True)[1]
-    found = retrieve(score_matrix(pairs, logits), classes)
+    scores = np.full((len(classes),) * 2, -np.inf, np.float32)
+    scores[pairs.first, pairs.second] = scores[pairs.second, pairs.first] = logits
+    np.fill_diagonal(scores, -np.inf)
+    found = retrieve(scores, classes)
     asked = ~np.isnan(found[0])
-    found, of_class, resamples = found[:, asked], classes[asked], []
-    for counts in class_draws(classes.max() + 1):
-        means = np.average(found, axis=1, weights=counts[of_class])
-        resamples.append(dict(zip(NAMES, means, strict=True)))
-    means = dict(zip(NAMES, found.mean(axis=1).tolist(), strict=True))
-    return means | {"queries": int(asked.sum())}, percentiles(resamples)
+    found, of_class = found[:, asked], classes[asked]
+
+    def means(counts):
+        if not counts[of_class].any():  # no class with a query is drawn
+            return dict.fromkeys(NAMES)
+        values = np.average(found, axis=1, weights=counts[of_class]).tolist()
+        return dict(zip(NAMES, values, strict=True))
+
+    bounds = bootstrap(classes.max() + 1, means)
+    return means(np.ones(len(classes))) | {"queries": int(asked.sum())}, bounds
 
 
 def retrieve(scores, classes):

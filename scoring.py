@@ -3,10 +3,12 @@
 import math
 import sys
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+from absl import flags
 from scipy.special import expit, logit
 from tqdm import tqdm
 
@@ -14,6 +16,7 @@ import calibration
 import checkpoint
 import data
 import hosts
+import settings
 from calibration import CALIBRATION, NONE
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
@@ -66,28 +69,20 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
     if not np.isfinite([logits, losses]).all():
         raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
-    confusion = count_answers(pairs, scores.predicted)
-    (right0, wrong0), (wrong1, right1) = confusion
+    orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)
+    kinds = 2 * (pairs.label == 1) + scores.predicted
+    counts = right0, wrong0, wrong1, right1 = np.bincount(kinds, orders, 4).astype(int).tolist()
     different, _ = count_pairs(pairs)
     values = compute_metrics(*scores, pairs.weight) | dict.fromkeys(unmeasured(different))
     values |= {
-        "pairs": right0 + wrong0 + wrong1 + right1,
+        "pairs": sum(counts),
         "wrong": wrong0 + wrong1,
         "threshold": float(expit(threshold)),
         "exact": pairs.exact,
-        "confusion": confusion,
+        "confusion": [[right0, wrong0], [wrong1, right1]],  # [truth][answer] in ordered pairs
         "different_pairs": different,  # without their order, unlike those of the confusion
     }
     return Evaluation(values, pairs, scores, embeddings)
-
-
-def count_answers(pairs, predicted):
-    """The confusion matrix [truth][answer] in ordered pairs; index 0: different, 1: same."""
-    orders = np.ones(len(predicted)) if pairs.ordered else 1 + (pairs.first != pairs.second)
-    return [
-        [int(orders[(pairs.label == truth) & (predicted == answer)].sum()) for answer in (0, 1)]
-        for truth in (0, 1)
-    ]
 
 
 def make_scorer(model):
@@ -106,13 +101,10 @@ def make_scorer(model):
         parts = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=rows)
         return jax.jit(parts, out_shardings=everywhere)
 
-    def encode(variables, images):
-        return model.apply(variables, images, method="encode")
-
     def compare(variables, embeddings, first, second):
         return model.apply(variables, embeddings[first], embeddings[second], method="compare")
 
-    encode = over_devices(encode, whole, rows)
+    encode = over_devices(partial(model.apply, method="encode"), whole, rows)
     compare = over_devices(compare, whole, whole, rows, rows)
 
     def score(variables, pairs):
@@ -126,10 +118,7 @@ def make_scorer(model):
 
 
 def in_blocks(function, most, *arrays, parts=1):
-    """function(*arrays), computed in blocks of rows; all have one size, so it compiles once.
-
-    A block has `parts` equal parts, of at most `most` rows each.
-    """
+    """function(*arrays) in blocks of `parts` times at most `most` rows; all have one size."""
     n, results = len(arrays[0]), []
     size = parts * min(most, math.ceil(n / parts))
     for start in tqdm(range(0, n, size), delay=2, **BAR):
@@ -141,11 +130,26 @@ def in_blocks(function, most, *arrays, parts=1):
     return np.concatenate(jax.device_get(results))[:n]
 
 
-def load_variables(config, workdir, model, which):
-    """(step, variables) of a checkpoint; which: "best", "last" or the number of a step as a text.
+def define_run_flags():
+    """Defines the flags that choose a trained network."""
+    flags.DEFINE_string("workdir", None, "The run's folder; by default the newest under runs/.")
+    flags.DEFINE_string("step", "best", "Which checkpoint: best, last or a step's number.")
 
-    variables: {"params", "batch_stats"} of host arrays, the same on every process; calibrated where
-    the run was. Raises UserError if the checkpoint is missing or damaged.
+
+def find_run(options):
+    """(config, workdir) of the run that --workdir names; raises UserError."""
+    named = options.workdir and settings.named_workdir(options.workdir)
+    workdir = named or settings.newest_run(Path("runs"))
+    config = settings.load_config(workdir)
+    settings.check_writable(workdir, f"--workdir={workdir}")
+    return config, workdir
+
+
+def load_variables(config, workdir, model, which):
+    """(step, variables) of a checkpoint: "best", "last" or the number of a step as a text.
+
+    Calibrated where the run was; the same host arrays on every process. Raises UserError if the
+    checkpoint is missing or damaged.
     """
     target = variable_shapes(model, config)
 

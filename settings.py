@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 import decoding
 import images
+import pretrained
 import shapes
 from configs import default
 from errors import UserError
@@ -122,7 +123,7 @@ def model_rules(model, data):
     choices = {
         "encoder": ("resnet18", "resnet18_small", "cnn"),
         "head": ("mlp", "cosine", "euclidean"),
-        "loss": ("pairs", "all_pairs", "multi_similarity", "supcon"),
+        "loss": ("pairs", "all_pairs", "supcon"),
     }
     for key, allowed in choices.items():
         yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
@@ -132,8 +133,9 @@ def model_rules(model, data):
     fits = model.head == "cosine" and not model.frozen
     text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
     yield "model.loss", fits or model.loss in ("pairs", "all_pairs"), text
-    fits = model.encoder == "resnet18"
-    yield "model.pretrained", fits or not model.pretrained, "empty unless a resnet18"
+    fits = model.encoder == "resnet18" or pretrained.is_run(model.pretrained)
+    text = "empty, or the folder of a run, unless a resnet18"
+    yield "model.pretrained", fits or not model.pretrained, text
     learns = model.head != "euclidean"
     yield "model.frozen", learns or not model.frozen, "False without a head that learns"
 

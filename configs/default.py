@@ -27,14 +27,14 @@ def get_config():
     config.model = ConfigDict()
     config.model.encoder = "resnet18"  # resnet18_small: 3x3 stem, no pool; cnn: plain layers
     config.model.frozen = False  # True: the encoder is not trained, only the head
-    config.model.pretrained = ""  # .safetensors file or Hugging Face repository, for resnet18
-    config.model.pretrained_sha256 = ""  # of that file; empty: any file, whose checksum is saved
+    config.model.pretrained = ""  # a run; of resnet18 also a .safetensors file or a repository
+    config.model.pretrained_sha256 = ""  # of these weights; empty: any, whose checksum is saved
     config.model.stage_sizes = (2, 2, 2, 2)  # blocks per stage; of a cnn: layers
     config.model.width = 64  # channels of the first stage; each later stage has twice as many
     config.model.head = "mlp"  # hidden layer on |e1 - e2|; cosine; euclidean: contrastive loss
     config.model.head_features = 256  # units of the mlp head's hidden layer
     config.model.loss = "pairs"  # drawn ones; all_pairs: every two images of a batch; for a cosine
-    # also multi_similarity or supcon, which shape the embeddings (losses.py)
+    # also supcon, which shapes the embeddings (losses.py)
     config.model.margin = 1.0  # distance of "different" embeddings where the contrastive loss is 0
     config.model.dtype = "auto"  # of computation: float32, bfloat16; auto: bfloat16 except on CPU
 

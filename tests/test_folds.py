@@ -59,12 +59,11 @@ def test_each_fold_is_trained_and_the_tests_are_summed_up(start, tmp_path, capfd
     for name, values in (("accuracy", [0.5, 0.75, 0.875]), ("eer", [0.0, 0.25, 0.5])):
         assert kept["mean"][name] == pytest.approx(statistics.mean(values))
         assert kept["standard deviation"][name] == pytest.approx(statistics.stdev(values))
-    table = (tmp_path / "runs" / "folds.md").read_text()
-    assert table in capfd.readouterr().out
-    lines = table.splitlines()
+    *_, lines = capfd.readouterr().out.partition("| test")
+    lines = f"| test{lines}".splitlines()
     assert lines[0] == "| test | accuracy | eer | retrieval.recall |"
     assert lines[2] == "| fold 0 | 0.5000 | 0.0000 | 0.5000 |"
-    assert lines[-1] == "| standard deviation | 0.1909 | 0.2500 | 0.0000 |"
+    assert lines[-2] == "| standard deviation | 0.1909 | 0.2500 | 0.0000 |"
 
 
 def test_a_fold_that_fails_ends_the_command_with_its_exit_code(start, tmp_path, capfd):

@@ -213,7 +213,8 @@ def test_intervals_over_classes_are_those_of_sets_with_copies_of_classes():
     scores, pairs = few_classes()
     classes, share = pairs.class_ids - 7, pairs.weight @ pairs.label
     resamples = []
-    for draw in metrics.class_draws(4):
+    draws = np.random.default_rng(0).multinomial(4, [0.25] * 4, metrics.RESAMPLES)
+    for draw in draws:
         rows, kinds = [], np.repeat(np.arange(4), draw)  # a class as often as it is drawn
         for i, j in itertools.combinations_with_replacement(range(4), 2):
             wanted = [[kinds[i], kinds[j]], [kinds[j], kinds[i]]]

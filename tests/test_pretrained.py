@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 import pretrained
 import settings
 import train
+import train_step
 from checkpoint import restore_model
 from configs import default
 from errors import UserError
@@ -172,6 +173,36 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
         pretrained.load(spoilt, shapes)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "backbone.", "model.", "encoder.", "module.encoder."]
+)
+def test_a_prefix_is_taken_off_and_what_is_left_out_is_said(prefix, tmp_path, capsys):
+    path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
+    arrays = tiny_file(path, 0)
+    plain = settings.flatten(pretrained.load(path, shapes))
+    assert capsys.readouterr().out == ""
+    other = np.zeros(3, np.float32)
+    inside = {f"{prefix}{name}": array for name, array in (arrays | {"fc.bias": other}).items()}
+    outside = {name: other for name in ("fc.bias", *(f"head.{i}.weight" for i in range(6)))}
+    for others, text in (({}, ""), (outside, "; 7 others are left out: fc.bias, head.0.weight,")):
+        save_file(inside | others, path)
+        loaded = settings.flatten(pretrained.load(path, shapes))
+        for name, array in plain.items():
+            np.testing.assert_array_equal(loaded[name], array)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert f"{len(arrays)} arrays under '{prefix}'{text}" in line
+        assert line.endswith("head.3.weight, and 2 more" if others else "'")
+
+
+def test_of_several_encoders_none_is_guessed(tmp_path):
+    path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
+    arrays = tiny_file(path, 0)
+    both = ("module", "backbone")
+    save_file({f"{k}.{name}": a for name, a in arrays.items() for k in both}, path)
+    with pytest.raises(UserError, match=r"backbone\.\S+ has no place"):
+        pretrained.load(path, shapes)
+
+
 def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
     path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
     count = len(tiny_file(path, 0))
@@ -251,8 +282,8 @@ def test_the_file_is_known_by_its_checksum_not_its_place(frozen_run, tmp_path):
 
 
 def find(name, home):
-    """Runs pretrained.find in a process without network, the cache under `home`."""
-    code = f"import pretrained; print(pretrained.find({name!r}))"
+    """Runs pretrained.download in a process without network, the cache under `home`."""
+    code = f"import pretrained; print(pretrained.download({name!r}))"
     environment = ENVIRONMENT | {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", code]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -288,5 +319,45 @@ def test_one_line_for_a_file_that_is_not_there_or_another(tmp_path, monkeypatch)
     with pytest.raises(UserError, match=r"has SHA-256 .*, wanted is 000"):
         pretrained.resolve(config.model)
     for name in (tmp_path / "b.safetensors", "no", "a/b/c", ""):
-        with pytest.raises(UserError, match="no such file, and no OWNER/NAME"):
+        with pytest.raises(UserError, match="no such file or run, and no OWNER/NAME"):
             pretrained.find(str(name))
+
+
+def test_a_run_starts_from_the_best_of_another(tmp_path):
+    config = tiny_config()
+    config.model.encoder, config.num_steps = "cnn", 4
+    train.train_and_evaluate(config, tmp_path / "first")
+    target = variable_shapes(create_model(config), config)
+    step, best = restore_model(tmp_path / "first", "best", target)
+    config.model.update({"pretrained": str(tmp_path / "first"), "head": "cosine"})
+    config.seed = 7
+    settings.check(config)
+    pretrained.resolve(config.model)
+    assert config.model.pretrained == str(tmp_path / "first" / "checkpoints" / str(step))
+    model = create_model(config)
+    optimizer, _ = train_step.make_optimizer(config)
+    state = train_step.create_state(config, model, optimizer)
+    for kind in ("params", "batch_stats"):
+        found = settings.flatten(state.variables[kind]["encoder"])
+        for name, array in settings.flatten(best[kind]["encoder"]).items():
+            np.testing.assert_array_equal(found.pop(name), array)
+        assert not found
+    train.train_and_evaluate(config, tmp_path / "second")
+    (tmp_path / "first").rename(tmp_path / "gone")
+    assert settings.load_config(tmp_path / "second").model.encoder == "cnn"  # needs no first
+    (tmp_path / "gone").rename(tmp_path / "first")
+    config.model.width = 5
+    with pytest.raises(UserError, match=r"first/checkpoints/\d does not fit the encoder: .*shape"):
+        train_step.create_state(config, create_model(config), optimizer)
+    config.model.update({"pretrained": str(tmp_path / "second"), "pretrained_sha256": ""})
+    (tmp_path / "second" / "checkpoints").rename(tmp_path / "away")
+    with pytest.raises(UserError, match=r"its best checkpoint is missing or damaged: none"):
+        pretrained.resolve(config.model)
+
+
+def test_a_run_with_weights_of_imagenet_is_no_beginning(frozen_run):
+    workdir, config, path, _ = frozen_run
+    config = config.copy_and_resolve_references()
+    config.model.update({"pretrained": str(workdir), "pretrained_sha256": ""})
+    with pytest.raises(UserError, match=f"begin with these, {path}"):
+        pretrained.resolve(config.model)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+import metrics
 import retrieval
 from errors import UserError
 from spaces import Pairs
@@ -68,13 +69,11 @@ def test_of_pairs_every_image_is_asked_with_every_other():
     label = np.float64(classes[first] == classes[second])
     given = np.zeros((20, 1)), first, second, label, label / label.sum(), True, False
     pairs = Pairs(*given, 10 + classes)  # the ids of classes begin anywhere
-    np.testing.assert_array_equal(retrieval.score_matrix(pairs, scores[first, second]), scores)
     means, bounds = retrieval.measure(pairs, scores[first, second])
     found = retrieval.retrieve(scores, classes)
     assert [means[name] for name in retrieval.NAMES] == pytest.approx(found.mean(axis=1))
     assert means["queries"] == 20
-    draws = retrieval.class_draws(4)
-    assert draws.sum(axis=1).tolist() == [4] * len(draws)
+    draws = np.random.default_rng(0).multinomial(4, [0.25] * 4, metrics.RESAMPLES)
     repeated = [found[2][np.repeat(np.arange(20), d[classes])].mean() for d in draws]
     assert bounds["map"] == pytest.approx(np.quantile(repeated, (0.025, 0.975)))
 
@@ -112,3 +111,14 @@ def test_few_shot_is_that_of_asking_one_query_after_the_other(monkeypatch):
     text = r"^--way=7: the split has at most 6 classes of 3 images or more in one folder$"
     with pytest.raises(UserError, match=text):
         retrieval.draw_episodes(classes, groups, 7, 2, 3)
+
+
+@pytest.mark.parametrize("classes", [[0, 0, 1, 2], [0, 1, 2, 3]])
+def test_of_classes_with_one_image_nothing_is_asked(classes):
+    classes = np.array(classes)
+    first, second = np.triu_indices(4, 1)
+    label = np.float64(classes[first] == classes[second])
+    pairs = Pairs(np.zeros((4, 1)), first, second, label, label + 1, True, False, classes, None)
+    means, _ = retrieval.measure(pairs, label)
+    asked = 2 * (classes[1] == 0)
+    assert means == dict.fromkeys(retrieval.NAMES, 1 if asked else None) | {"queries": asked}

@@ -107,7 +107,10 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"encoder": "cnn", "pretrained": "a/b"}, "must be empty unless a resnet18"),
+        (
+            {"encoder": "cnn", "pretrained": "a/b"},
+            "the folder of a run, unless a resnet18",
+        ),
         ({"head": "euclidean", "frozen": True}, "False without a head that learns"),
         ({"loss": "supcon"}, "model.loss=supcon: must be pairs or all_pairs unless"),
         ({"head": "cosine", "frozen": True, "loss": "supcon"}, "an encoder that is trained"),
