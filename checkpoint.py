@@ -2,15 +2,13 @@
 
 Each holds `model` (params and batch_stats), `training` (step and optimizer state) and a record:
 checksums of both, and the metrics of validation. An evaluation reads only `model`. Host arrays are
-saved, so that a checkpoint can be restored on any number of devices. With several processes only
-the first reads and writes; it sends what it read to the others, which need no disk.
+saved: they fit any number of devices. Of several processes only the first reads and writes.
 """
 
 import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +22,6 @@ from errors import UserError
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
-NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
 
 
 class Damaged(Exception):
@@ -54,10 +51,7 @@ def opened(workdir, keep_latest, keep_best):
 
 
 class Saver:
-    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`.
-
-    Of several processes only the first writes.
-    """
+    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`."""
 
     def __init__(self, folder, keep_latest, keep_best):
         self.folder, self.keep_latest, self.keep_best = folder, keep_latest, keep_best
@@ -68,9 +62,9 @@ class Saver:
                 shutil.rmtree(path)
 
     def save(self, state, metrics):
-        """Starts to save a TrainState of host arrays; first waits for the save before.
+        """Starts to save a TrainState of host arrays, once the save before is complete.
 
-        Saves nothing and raises FloatingPointError if a value is not finite.
+        Raises FloatingPointError instead if a value is not finite.
         """
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
             raise FloatingPointError(f"step {state.step} left parameters that are not finite")
@@ -85,18 +79,16 @@ class Saver:
             if writing:
                 writing.result()
         except (OSError, ValueError) as error:
-            full = NO_SPACE.search(str(error))
-            reason = "no space left on the device" if full else str(error)[:200]
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be written: {reason}; the ones before are "
-                "whole, and the same command resumes there once this is mended"
+                f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}; the ones "
+                "before are whole, and the same command resumes there once this is mended"
             ) from None
 
     def write(self, state, metrics):
         """The thread's part of `save`; then removes what is not to be kept."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
         if shutil.disk_usage(self.folder).free < needed:  # Orbax's error is a page
-            raise OSError("No space left")
+            raise OSError("no space left on the device")
         items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         sums = {name: {"leaves": leaves(t), "sha256": digest(t)} for name, t in items.items()}
@@ -112,7 +104,7 @@ class Saver:
 
 
 def make_checkpointer():
-    """Orbax's checkpointer of our items; only the first process uses it."""
+    """Orbax's checkpointer, which only the first process uses."""
     processes = ocp.options.MultiprocessingOptions(active_processes={0})
     # Compression would take 40 % of the time of a save and spare 7 % of its bytes.
     arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
@@ -174,21 +166,19 @@ def restore(workdir, state):
 def restore_model(workdir, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged;
-    with `skip_damaged` a damaged one is set aside and the choice is made again. So it is, too, if
-    a training removes the checkpoint meanwhile.
+    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged.
+    It chooses again if a training removed it meanwhile; with `skip_damaged` a damaged one is set
+    aside.
     """
     folder = workdir / "checkpoints"
     steps = steps_in(folder)
-    if which == "best":
-        step = min(steps, key=lambda step: rank(folder, step), default=None)
-    elif which == "last":
-        step = max(steps, default=None)
-    else:
-        step = int(which) if which.isdecimal() else None
-    if step not in steps:
+    order = {"best": lambda step: rank(folder, step), "last": lambda step: -step}
+    found = sorted(steps, key=order[which]) if which in order else []
+    found += [step for step in steps if str(step) == which]
+    if not found:
         there = sorted(steps) or "none yet"
         raise UserError(f"no checkpoint {which} in {folder}: there are {there}")
+    step = found[0]
     path = folder / str(step)
     try:
         return step, read(path, model=model)["model"]
@@ -219,11 +209,10 @@ def read(path, **targets):
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
     try:
         found = make_checkpointer().restore(path, args=ocp.args.Composite(**args))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{type(error).__name__} while reading") from error
-    except (OSError, MemoryError):  # of the machine; the files may be good
-        raise
     except Exception as error:  # Orbax raises many kinds on bad files
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        if isinstance(error, (OSError, MemoryError)) and not missing:
+            raise  # an error of the machine; the files may be good
         raise Damaged(f"{type(error).__name__} while reading") from error
     for name in targets:
         if digest(found[name]) != saved[name]["sha256"]:

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -82,8 +81,7 @@ def read_command(options):
     asked: most options as a SimpleNamespace; its images are (names, uint8 [n, height, width,
     channels]) or None. Its facts about the data are to be said.
     """
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
+    workdir = settings.chosen_run(options.workdir)
     check_threshold(options.threshold)
     needs_data = not options.images or is_fitted(options.threshold)
     if options.data is not None and not needs_data:

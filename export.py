@@ -12,7 +12,6 @@ from errors import UserError  # first: from here on a missing package is one lin
 # isort: split
 import json
 from functools import partial
-from pathlib import Path
 
 import flatbuffers  # noqa: F401 -- jax.export needs it and does not say so
 import jax
@@ -43,8 +42,7 @@ def define_flags():
 def main(options):
     """Checks the options and exports a run."""
     runtime.prepare(options.cache)
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
+    workdir = settings.chosen_run(options.workdir)
     config = settings.load_config(workdir)
     if options.numpy and config.model.encoder != "cnn":
         text = f"for a cnn, this is a {config.model.encoder}; leave the option out"

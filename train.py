@@ -13,11 +13,11 @@ from errors import UserError  # first: from here on a missing package is one lin
 import math
 import os
 import signal
-import sys
 import time
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,7 +25,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from scipy.special import expit
-from tqdm import tqdm
 
 import calibration
 import checkpoint
@@ -69,8 +68,7 @@ def main(options):
 def read_command(options):
     """Returns (config, workdir) to train, checked; raises UserError."""
     config, name = command_line.read_config(options)
-    named = f"runs/{name}" if options.workdir is None else options.workdir
-    workdir = settings.named_workdir(named)
+    workdir = Path(options.workdir or f"runs/{name}").absolute()
     settings.check_workdir(config, workdir)
     data.check_splits(config)
     pretrained.resolve(config.model)
@@ -130,23 +128,22 @@ def train_and_validate(config, programs, state, schedule, validate, writer, save
     After a signal it completes the present call, saves and stops. Returns the last step.
     """
     step = int(state.step)
-    with progress_bar(config, step) as bar:
-        for step, current, metrics in train(config, programs, state, bar):
-            update = (step - 1) // settings.accumulated_steps(config)
-            metrics["learning_rate"] = float(schedule(update))
-            writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
-            due = step % config.eval_every_steps == 0 or step == config.num_steps
-            if not (due or SIGNALS):
-                continue
-            host_state = train_step.to_host(current)
-            found = {"loss": math.inf}  # never the best
-            if due:
-                validation = validate(host_state.variables)
-                writer.write(step, scalars("validation", validation))
-                bar.write(describe(step, "validation", validation))
-                found = validation.metrics | {"rank": rank(config, validation.metrics)}
-            writer.flush()  # before the checkpoint: no gap in the curves after resuming
-            saver.save(host_state, found)
+    for step, current, metrics in train(config, programs, state):
+        update = (step - 1) // settings.accumulated_steps(config)
+        metrics["learning_rate"] = float(schedule(update))
+        writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
+        due = step % config.eval_every_steps == 0 or step == config.num_steps
+        if not (due or SIGNALS):
+            continue
+        host_state = train_step.to_host(current)
+        found = {"loss": math.inf}  # never the best
+        if due:
+            validation = validate(host_state.variables)
+            writer.write(step, scalars("validation", validation))
+            print(describe(step, "validation", validation), flush=True)
+            found = validation.metrics | {"rank": rank(config, validation.metrics)}
+        writer.flush()  # before the checkpoint: no gap in the curves after resuming
+        saver.save(host_state, found)
     return step
 
 
@@ -212,14 +209,12 @@ def intervals(config):
     return config.log_every_steps, config.eval_every_steps, config.num_steps
 
 
-def train(config, programs, state, bar):
+def train(config, programs, state):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
     The state stays on the devices, and the next call donates it. Metrics, as of `summarize`, are
     those of the steps since the last yield; pairs per second exclude the caller's time. After a
     signal the call that runs is the last, and is yielded.
-
-    Raises FloatingPointError if metrics that are due are not finite.
     """
     done, state, history = int(state.step), train_step.replicate(state), []
     began = time.perf_counter()
@@ -228,12 +223,11 @@ def train(config, programs, state, bar):
         state, metrics = programs[len(steps)](state, batches)
         history.append(metrics)
         history[-2:-1] = jax.device_get(history[-2:-1])  # waits: the host is one call ahead
-        bar.update(len(steps))
         last = signalled(call)
         if last or any(steps.stop % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
             rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
-            yield steps.stop, state, summarize(history, done, rate, bar)
+            yield steps.stop, state, summarize(history, done, rate)
             if last:
                 return
             done, history, began = steps.stop, [], time.perf_counter()
@@ -248,8 +242,11 @@ def placed_batches(config, start):
     )
 
 
-def summarize(history, done, rate, bar):
-    """Metrics over all calls after step `done`; raises FloatingPointError if not finite."""
+def summarize(history, done, rate):
+    """Prints and returns metrics of the calls since step `done`.
+
+    Raises FloatingPointError if they are not finite.
+    """
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
     finite = np.isfinite([*series.values()]).all(axis=0)
     if not finite.all():
@@ -265,22 +262,8 @@ def summarize(history, done, rate, bar):
         "pairs_per_second": rate,
     }
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
-    bar.set_description_str(text)
-    if bar.disable:
-        print(f"step {done + len(finite)}: {text}", flush=True)
+    print(f"step {done + len(finite)}: {text}", flush=True)
     return metrics
-
-
-def progress_bar(config, step):
-    """A tqdm bar; disabled if stderr is no terminal (`summarize` then prints lines)."""
-    form = "{n_fmt}/{total_fmt} steps |{bar:20}| {desc} [{elapsed}<{remaining}]"
-    return tqdm(
-        total=config.num_steps,
-        initial=step,
-        bar_format=form,
-        disable=jax.process_index() > 0 or not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    )
 
 
 def introduce(config, workdir, state):

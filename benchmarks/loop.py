@@ -78,8 +78,8 @@ def time_bare(config, step, state, batches):
 
 
 def time_loop(config, programs, state):
-    bar, done, seconds = train.progress_bar(config, 0), 0, 0
-    for until, _, metrics in train.train(config, programs, state, bar):
+    done, seconds = 0, 0
+    for until, _, metrics in train.train(config, programs, state):
         seconds += (until - done) * config.batch_size / metrics["pairs_per_second"]
         done = until
     return done * config.batch_size / seconds

@@ -166,7 +166,7 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
     shutil.copytree(whole, tmp_path / "run")
 
     def full(*args, **options):
-        raise OSError("No space left on device")
+        raise OSError("no space left on the device")
 
     with (
         pytest.raises(UserError, match=r"cannot be written: no space left on the device; the ones"),

@@ -61,8 +61,7 @@ with hosts.joined(hosts.read_cluster(options), {{}}):
         config.num_steps = int(state.step) + {steps}
         train_steps = train_step.make_train_steps(config, model, optimizer)
         programs = train.compile_programs(config, train_steps, state)
-        bar = train.progress_bar(config, 0)
-        for _, current, metrics in train.train(config, programs, state, bar):
+        for _, current, metrics in train.train(config, programs, state):
             found["losses"].append(metrics["loss"])
             host_state = train_step.to_host(current)
             saver.save(host_state, {{"loss": 1.0}})

@@ -153,7 +153,7 @@ def test_calls_of_several_steps_are_the_same_bits_as_of_one(changes, tiny):
         tiny.steps_per_execution = most
         programs = train.compile_programs(tiny, train_steps, state)
         assert programs.keys() == counts
-        found = train.train(tiny, programs, state, train.progress_bar(tiny, 0))
+        found = train.train(tiny, programs, state)
         return [(step, train_step.to_host(now), metrics) for step, now, metrics in found]
 
     ones, twos = run_from(state, 1, {1}), run_from(state, 2, {2})
@@ -187,15 +187,15 @@ def test_calls_end_where_something_is_due_and_so_after_a_resume(seed, tiny):
     ]
 
 
-def test_a_loss_that_is_not_finite_names_the_step(tiny):
-    names, bar = ("loss", "correct", "count", "gradient_norm"), train.progress_bar(tiny, 0)
+def test_a_loss_that_is_not_finite_names_the_step():
+    names = ("loss", "correct", "count", "gradient_norm")
     calls = [dict(zip(names, np.outer([1.0, 4, 8, 1], np.ones(n)), strict=True)) for n in (1, 3)]
-    found = train.summarize(calls, 40, 100.0, bar)
+    found = train.summarize(calls, 40, 100.0)
     assert found["accuracy"] == 0.5 and found["loss"] == 0.125 and found["gradient_norm"] == 1
     for name in ("loss", "gradient_norm"):
         with pytest.raises(FloatingPointError, match=f"step 43 diverged.*, 42.: .*{name} nan"):
             bad = calls[1] | {name: np.array([1, math.nan, math.nan])}
-            train.summarize([calls[0], bad], 40, 100.0, bar)
+            train.summarize([calls[0], bad], 40, 100.0)
 
 
 @pytest.mark.slow
@@ -298,7 +298,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_run_goes_on(small_disk, tmp_p
         stopped = run("train.py", f"--workdir={disk / 'run'}", *options)
         assert stopped.returncode == 1
         *_, line = stopped.stderr.strip().splitlines()
-        assert "no space left on the device" in line.lower()
+        assert "no space left on" in line.lower()
         assert "Traceback" not in stopped.stderr
         if turn == 0:  # then not a byte is free
             with suppress(OSError):
