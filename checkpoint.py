@@ -22,6 +22,7 @@ from errors import UserError
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
+DIVERGED = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
 
 
 class Damaged(Exception):
@@ -30,22 +31,10 @@ class Damaged(Exception):
 
 @contextmanager
 def opened(workdir, keep_latest, keep_best):
-    """A context with the Saver of a training; at its end everything is written.
-
-    A FloatingPointError in the first process (training diverged) becomes a UserError with advice.
-    """
+    """A context with the Saver of a training; at its end everything is written."""
     saver = Saver(workdir / "checkpoints", keep_latest, keep_best)
     try:
         yield saver
-    except FloatingPointError as error:
-        if jax.process_index():
-            raise
-        saver.wait()
-        last = max(steps_in(saver.folder), default="none")
-        raise UserError(
-            f"{error}; the last good checkpoint is {last}; a lower "
-            "--config.optimizer.learning_rate, in another --workdir, may help"
-        ) from None
     finally:
         saver.wait()
 
@@ -64,10 +53,11 @@ class Saver:
     def save(self, state, metrics):
         """Starts to save a TrainState of host arrays, once the save before is complete.
 
-        Raises FloatingPointError instead if a value is not finite.
+        Raises UserError instead if a value is not finite.
         """
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-            raise FloatingPointError(f"step {state.step} left parameters that are not finite")
+            text = f"step {state.step} left parameters that are not finite, which are not saved"
+            raise UserError(f"{text}; {DIVERGED}")
         self.wait()
         if jax.process_index() == 0:
             self.writing = self.thread.submit(self.write, state, metrics)
@@ -129,10 +119,7 @@ def steps_in(folder):
 
 
 def rank(folder, step):
-    """A key to sort steps by: the best first, of equals the newest.
-
-    What cannot be read is the very best: so it is noticed.
-    """
+    """A key to sort steps by: the best first, of equals the newest; unreadable ones before all."""
     try:
         metrics = read_record(folder / str(step))["metrics"]
     except Damaged:
@@ -143,8 +130,7 @@ def rank(folder, step):
 def restore(workdir, state):
     """Returns the newest undamaged checkpoint in the form of `state`; `state` if there are none.
 
-    Damaged ones are set aside. Raises UserError if all are damaged: training never starts from the
-    beginning unasked.
+    Damaged ones are set aside. If all are damaged it raises UserError.
     """
     folder = workdir / "checkpoints"
     for step in sorted(steps_in(folder), reverse=True):
@@ -249,7 +235,6 @@ def digest(tree):
 
 
 def text_digest(values):
-    """SHA-256 of values as JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

@@ -69,10 +69,7 @@ def main(options):
         if jax.process_index() == 0:
             for fact in asked.facts:
                 print(fact, flush=True)
-        try:
-            evaluate_run(config, workdir, asked)
-        except FloatingPointError as error:
-            raise UserError(error) from None
+        evaluate_run(config, workdir, asked)
 
 
 def read_command(options):

@@ -15,6 +15,7 @@ import checkpoint
 import data
 import hosts
 from calibration import CALIBRATION, NONE
+from errors import UserError
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
 
@@ -57,14 +58,14 @@ def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshol
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
     """Scores pairs with `score` (`make_scorer`): "same" if the logit is at least `threshold`.
 
-    By default that is the logit of config.eval.threshold. Raises FloatingPointError if a logit or
-    loss is not finite.
+    By default that is the logit of config.eval.threshold. Raises UserError if a logit or loss
+    is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     embeddings, logits = score(variables, pairs)
     losses = np.float64(create_model(config).losses(*np.float32([logits, pairs.label])))
     if not np.isfinite([logits, losses]).all():
-        raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
+        raise UserError("diverged: answers to the pairs, or their losses, are not finite")
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     confusion = count_answers(pairs, scores.predicted)
     (right0, wrong0), (wrong1, right1) = confusion

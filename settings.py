@@ -27,6 +27,9 @@ CHOICES = {
     "data.channels": (0, 1, 3),
     "data.fit": decoding.FITS,
     "data.placement": ("margin", "inside"),
+    "model.encoder": ("resnet18", "resnet18_small", "cnn"),
+    "model.head": ("mlp", "cosine", "euclidean"),
+    "model.loss": ("pairs", "all_pairs", "multi_similarity", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("adam", "adamw", "sgd"),
     "eval.best": ("loss", "eer", "roc_auc"),
@@ -110,13 +113,6 @@ def model_rules(model, data):
     whole = all(isinstance(s, int) and 1 <= s <= 100 for s in stages)
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
     yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
-    choices = {
-        "encoder": ("resnet18", "resnet18_small", "cnn"),
-        "head": ("mlp", "cosine", "euclidean"),
-        "loss": ("pairs", "all_pairs", "multi_similarity", "supcon"),
-    }
-    for key, allowed in choices.items():
-        yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
     fits = data.source != "pairs" and data.same_as != "pixels"
     text = "pairs unless of classes (not of pairs that are given, nor pixels)"
     yield "model.loss", fits or model.loss == "pairs", text
@@ -279,7 +275,7 @@ def load_config(workdir):
         config = ConfigDict(json.loads(path.read_text(), object_hook=tuples))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no saved config: {error}") from None
-    check(config, f"{path}, perhaps of another version of this program: ")
+    check(config, f"{path} (of an older program? A new --workdir trains anew): ")
     return config
 
 
@@ -294,7 +290,7 @@ def chosen_run(workdir):
 
 
 def frozen(config):
-    """A config, or a group of its keys, as a hashable copy: a possible key of a cache."""
+    """A config, or a group of its keys, as a hashable copy."""
     return config if isinstance(config, FrozenConfigDict) else FrozenConfigDict(config)
 
 

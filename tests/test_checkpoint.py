@@ -183,7 +183,7 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
     params = jax.tree.map(lambda leaf: leaf.copy(), states[8].params)
     jax.tree.leaves(params)[-1].flat[-1] = np.inf
     with (
-        pytest.raises(UserError, match=r"step 9 .* not finite; the last good checkpoint is 8;"),
+        pytest.raises(UserError, match=r"step 9 .* not finite, which are not saved; a lower"),
         checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
         state = states[8].replace(step=np.int32(9), params=params)
