@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from errors import UserError
+from errors import UserError, first_five
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
@@ -182,14 +182,10 @@ def read(path, **targets):
     """Restores items with the shapes of `targets`; raises Damaged, or UserError if these differ."""
     saved = read_record(path)["items"]
     for name, tree in targets.items():
-        wanted, found = leaves(tree), saved[name]["leaves"]
-        for key in sorted(wanted.keys() | found.keys()):
-            if wanted.get(key) != found.get(key):
-                raise UserError(
-                    f"checkpoint {path.name} has {name}{key} as {found.get(key, 'nothing')}, "
-                    f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
-                    "which version of this program it was trained"
-                )
+        if differ := sorted(leaves(tree).items() ^ saved[name]["leaves"].items()):
+            texts = first_five([f"{name}{key} {kind}" for key, kind in differ])
+            text = f"checkpoint {path.name} is not of the config's network; not both have {texts}"
+            raise UserError(f"{text}; versions.json names the program that trained it")
     blank = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), targets)
     args = {name: ocp.args.PyTreeRestore(tree) for name, tree in blank.items()}
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
