@@ -2,15 +2,13 @@
 
 Each holds `model` (params and batch_stats), `training` (step and optimizer state) and a record:
 checksums of both, and the metrics of validation. An evaluation reads only `model`. Host arrays are
-saved, so that a checkpoint can be restored on any number of devices. With several processes only
-the first reads and writes; it sends what it read to the others, which need no disk.
+saved: they fit any number of devices. Of several processes only the first reads and writes.
 """
 
 import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +18,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from errors import UserError
+from errors import UserError, first_five
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
-NO_SPACE = re.compile("RESOURCE_EXHAUSTED|No space left|Disk quota")
+DIVERGED = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
 
 
 class Damaged(Exception):
@@ -33,31 +31,16 @@ class Damaged(Exception):
 
 @contextmanager
 def opened(workdir, keep_latest, keep_best):
-    """A context with the Saver of a training; at its end everything is written.
-
-    A FloatingPointError in the first process (training diverged) becomes a UserError with advice.
-    """
+    """A context with the Saver of a training; at its end everything is written."""
     saver = Saver(workdir / "checkpoints", keep_latest, keep_best)
     try:
         yield saver
-    except FloatingPointError as error:
-        if jax.process_index():
-            raise
-        saver.wait()
-        last = max(steps_in(saver.folder), default="none")
-        raise UserError(
-            f"{error}; the last good checkpoint is {last}; a lower "
-            "--config.optimizer.learning_rate, in another --workdir, may help"
-        ) from None
     finally:
         saver.wait()
 
 
 class Saver:
-    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`.
-
-    Of several processes only the first writes.
-    """
+    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`."""
 
     def __init__(self, folder, keep_latest, keep_best):
         self.folder, self.keep_latest, self.keep_best = folder, keep_latest, keep_best
@@ -68,12 +51,13 @@ class Saver:
                 shutil.rmtree(path)
 
     def save(self, state, metrics):
-        """Starts to save a TrainState of host arrays; first waits for the save before.
+        """Starts to save a TrainState of host arrays, once the save before is complete.
 
-        Saves nothing and raises FloatingPointError if a value is not finite.
+        Raises UserError instead if a value is not finite.
         """
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-            raise FloatingPointError(f"step {state.step} left parameters that are not finite")
+            text = f"step {state.step} left parameters that are not finite, which are not saved"
+            raise UserError(f"{text}; {DIVERGED}")
         self.wait()
         if jax.process_index() == 0:
             self.writing = self.thread.submit(self.write, state, metrics)
@@ -85,18 +69,16 @@ class Saver:
             if writing:
                 writing.result()
         except (OSError, ValueError) as error:
-            full = NO_SPACE.search(str(error))
-            reason = "no space left on the device" if full else str(error)[:200]
             raise UserError(
-                f"{self.folder}: a checkpoint cannot be written: {reason}; the ones before are "
-                "whole, and the same command resumes there once this is mended"
+                f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}; the ones "
+                "before are whole, and the same command resumes there once this is mended"
             ) from None
 
     def write(self, state, metrics):
         """The thread's part of `save`; then removes what is not to be kept."""
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + 2**18
         if shutil.disk_usage(self.folder).free < needed:  # Orbax's error is a page
-            raise OSError("No space left")
+            raise OSError("no space left on the device")
         items = jax.tree.map(np.asarray, to_items(state))  # no scalars: Orbax changes their type
         args = {name: ocp.args.PyTreeSave(tree) for name, tree in items.items()}
         sums = {name: {"leaves": leaves(t), "sha256": digest(t)} for name, t in items.items()}
@@ -112,7 +94,7 @@ class Saver:
 
 
 def make_checkpointer():
-    """Orbax's checkpointer of our items; only the first process uses it."""
+    """Orbax's checkpointer, which only the first process uses."""
     processes = ocp.options.MultiprocessingOptions(active_processes={0})
     # Compression would take 40 % of the time of a save and spare 7 % of its bytes.
     arrays = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=processes)
@@ -137,10 +119,7 @@ def steps_in(folder):
 
 
 def rank(folder, step):
-    """A key to sort steps by: the best first, of equals the newest.
-
-    What cannot be read is the very best: so it is noticed.
-    """
+    """A key to sort steps by: the best first, of equals the newest; unreadable ones before all."""
     try:
         metrics = read_record(folder / str(step))["metrics"]
     except Damaged:
@@ -151,8 +130,7 @@ def rank(folder, step):
 def restore(workdir, state):
     """Returns the newest undamaged checkpoint in the form of `state`; `state` if there are none.
 
-    Damaged ones are set aside. Raises UserError if all are damaged: training never starts from the
-    beginning unasked.
+    Damaged ones are set aside. If all are damaged it raises UserError.
     """
     folder = workdir / "checkpoints"
     for step in sorted(steps_in(folder), reverse=True):
@@ -174,21 +152,19 @@ def restore(workdir, state):
 def restore_model(workdir, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged;
-    with `skip_damaged` a damaged one is set aside and the choice is made again. So it is, too, if
-    a training removes the checkpoint meanwhile.
+    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged.
+    It chooses again if a training removed it meanwhile; with `skip_damaged` a damaged one is set
+    aside.
     """
     folder = workdir / "checkpoints"
     steps = steps_in(folder)
-    if which == "best":
-        step = min(steps, key=lambda step: rank(folder, step), default=None)
-    elif which == "last":
-        step = max(steps, default=None)
-    else:
-        step = int(which) if which.isdecimal() else None
-    if step not in steps:
+    order = {"best": lambda step: rank(folder, step), "last": lambda step: -step}
+    found = sorted(steps, key=order[which]) if which in order else []
+    found += [step for step in steps if str(step) == which]
+    if not found:
         there = sorted(steps) or "none yet"
         raise UserError(f"no checkpoint {which} in {folder}: there are {there}")
+    step = found[0]
     path = folder / str(step)
     try:
         return step, read(path, model=model)["model"]
@@ -206,24 +182,19 @@ def read(path, **targets):
     """Restores items with the shapes of `targets`; raises Damaged, or UserError if these differ."""
     saved = read_record(path)["items"]
     for name, tree in targets.items():
-        wanted, found = leaves(tree), saved[name]["leaves"]
-        for key in sorted(wanted.keys() | found.keys()):
-            if wanted.get(key) != found.get(key):
-                raise UserError(
-                    f"checkpoint {path.name} has {name}{key} as {found.get(key, 'nothing')}, "
-                    f"the config needs {wanted.get(key, 'nothing')}; versions.json says with "
-                    "which version of this program it was trained"
-                )
+        if differ := sorted(leaves(tree).items() ^ saved[name]["leaves"].items()):
+            texts = first_five([f"{name}{key} {kind}" for key, kind in differ])
+            text = f"checkpoint {path.name} is not of the config's network; not both have {texts}"
+            raise UserError(f"{text}; versions.json names the program that trained it")
     blank = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), targets)
     args = {name: ocp.args.PyTreeRestore(tree) for name, tree in blank.items()}
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # a page for each array of a bad file
     try:
         found = make_checkpointer().restore(path, args=ocp.args.Composite(**args))
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Damaged(f"{type(error).__name__} while reading") from error
-    except (OSError, MemoryError):  # of the machine; the files may be good
-        raise
     except Exception as error:  # Orbax raises many kinds on bad files
+        missing = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        if isinstance(error, (OSError, MemoryError)) and not missing:
+            raise  # an error of the machine; the files may be good
         raise Damaged(f"{type(error).__name__} while reading") from error
     for name in targets:
         if digest(found[name]) != saved[name]["sha256"]:
@@ -260,7 +231,6 @@ def digest(tree):
 
 
 def text_digest(values):
-    """SHA-256 of values as JSON."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 

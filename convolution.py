@@ -1,20 +1,17 @@
 """Convolutions and a max-pooling that are fast on CPU. Other devices use those of XLA.
 
-The functions below use these names for shapes:
-
     x         [N, H, W, C]      N maps of H x W pixels and C channels
     kernel    [K, K, C, F]      K x K taps; a tap is the C x F weights at one place of the kernel
     output    [N, H', W', F]    H' = (H + 2 pad - K) // stride + 1, W' likewise
     gradient  like output       the gradient of the loss with respect to the output
 
-All of them compute the sums of the usual convolution, in a different order:
+All compute the sums of the usual convolution, in a different order:
 
     output[n, h, w, f] = sum over i, j, c of
         x[n, stride h + i - pad, stride w + j - pad, c] kernel[i, j, c, f]
 """
 
 from functools import partial, reduce
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,8 +34,7 @@ def convolve(x, kernel, strides, padding, **options):
 
     XLA is slow there if the output or the kernel is small. Its gradients are always slow: they run
     at two thirds to a tenth of the speed of a matrix product (that of x at stride 1: in loops).
-    Supported are square kernels, stride 1 or 2 on both axes, and one padding for all four sides, of
-    at most half the kernel; without dilation or groups. Anything else is left to XLA.
+    What is not `is_supported` is left to XLA.
     """
     if jax.default_backend() != "cpu" or not is_supported(x, kernel, strides, padding, options):
         return convolve_by_xla(x, kernel, strides, padding, **options)
@@ -55,7 +51,10 @@ def convolve_copies(x, kernel, strides, padding, **options):
 
 
 def is_supported(x, kernel, strides, padding, options):
-    """Whether `convolve` has a faster way than XLA for these arguments."""
+    """Whether `convolve` has a faster way than XLA.
+
+    For square kernels, stride 1 or 2 and one padding of at most half the kernel; no other options.
+    """
     kernel_size = kernel.shape[0]
     return (
         kernel.shape[1] == kernel_size
@@ -67,15 +66,13 @@ def is_supported(x, kernel, strides, padding, options):
 
 
 def output_size(size, kernel_size, stride, pad):
-    """H' of H, or W' of W."""
     return (size + 2 * pad - kernel_size) // stride + 1
 
 
 def multiply_each_pixel(x, kernel, stride, pad):
-    """One matrix product for each output pixel: of the input pixels that it sees and their taps.
+    """One matrix product for each output pixel, of the input pixels that it sees and their taps.
 
-    Taps over the padding are left out: on a 2x2 map five of the nine of a 3x3 kernel. The gradients
-    are JAX's own: they are matrix products as well.
+    Taps over the padding are left out: on a 2x2 map five of the nine of a 3x3 kernel.
     """
     images, features = x.shape[0], kernel.shape[-1]  # not len(x): in an export it is a symbol
     rows, columns = ([*overlaps(size, kernel.shape[0], stride, pad)] for size in x.shape[1:3])
@@ -105,10 +102,6 @@ def convolve_large_map(x, kernel, stride, pad):
     return convolve_by_xla(x, kernel, (stride, stride), ((pad, pad), (pad, pad)))
 
 
-def forward(x, kernel, stride, pad):
-    return convolve_large_map(x, kernel, stride, pad), (x, kernel)
-
-
 @partial(jax.jit, static_argnums=(0, 1))  # layers of one shape are traced once
 def backward(stride, pad, operands, gradient):
     """The gradients of x and of the kernel."""
@@ -121,7 +114,7 @@ def backward(stride, pad, operands, gradient):
     return x_gradient, kernel_gradient(x, gradient, kernel, stride, pad)
 
 
-convolve_large_map.defvjp(forward, backward)
+convolve_large_map.defvjp(lambda *args: (convolve_large_map(*args), args[:2]), backward)
 
 
 def multiply_1x1(x, kernel, stride):
@@ -130,10 +123,9 @@ def multiply_1x1(x, kernel, stride):
 
 
 def sum_taps(x, kernel, stride, pad):
-    """A convolution with few weights: the sum of shifted maps, each times one row of weights.
+    """A convolution with few weights: the float32 sum of shifted maps, each times a row of weights.
 
-    XLA makes one loop of it, which reads x and writes the output once. Sums are of float32, as in
-    XLA's own.
+    XLA makes one loop of it, which reads x and writes the output once.
     """
     height, width = (output_size(s, kernel.shape[0], stride, pad) for s in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), (pad, pad), (pad, pad), (0, 0))).astype(jnp.float32)
@@ -158,34 +150,28 @@ def tap_slices(kernel_size, stride, outputs):
 def input_gradient(gradient, kernel, shape, stride, pad):
     """The gradient of x, which has this shape, by convolutions of stride 1.
 
-    With stride 2, pixels of even and of odd index meet different taps, on each axis. So there are
-    four convolutions of the output's gradient. Each gives the gradient of a quarter of the pixels.
+    With stride 2, pixels of even and of odd index meet different taps, on each axis: four
+    convolutions of the output's gradient each give a quarter of the pixels.
     """
     rows, columns = ([*phases(size, kernel.shape[0], stride, pad)] for size in shape[1:3])
     zero = jnp.zeros((), gradient.dtype)
     total = jnp.full(shape, zero)
-    for row in rows:
-        for column in columns:
-            taps = kernel[row.taps, column.taps][::-1, ::-1].swapaxes(2, 3)
-            # A barrier, so that they are turned in memory: else XLA has the convolution read them
-            # as they are, which is 15 times slower where it stands in a loop.
+    for row_taps, row_padding, row_spread in rows:
+        for column_taps, column_padding, column_spread in columns:
+            taps = kernel[row_taps, column_taps][::-1, ::-1].swapaxes(2, 3)
+            # A barrier, so that they are turned in memory: 15 times faster in a loop.
             taps = lax.optimization_barrier(taps)
-            part = convolve_by_xla(gradient, taps, (1, 1), (row.padding, column.padding))
-            total += lax.pad(part, zero, ((0, 0, 0), row.spread, column.spread, (0, 0, 0)))
+            part = convolve_by_xla(gradient, taps, (1, 1), (row_padding, column_padding))
+            total += lax.pad(part, zero, ((0, 0, 0), row_spread, column_spread, (0, 0, 0)))
     return total
 
 
-class Phase(NamedTuple):
-    """The pixels first, first + stride, ... of one axis. They all meet the same taps."""
-
-    taps: slice  # of the kernel
-    padding: tuple[int, int]  # of the output's gradient, so that one value comes out for each pixel
-    spread: tuple[int, int, int]  # how many other pixels lie before, behind and between them
-
-
 def phases(size, kernel_size, stride, pad):
-    """Yields the phases of one axis of x: one for stride 1, two for stride 2.
+    """Yields (taps, padding, spread) for each phase of one axis of x: its pixels meet equal taps.
 
+    These are the pixels first, first + stride, ... for each first below the stride. The padding, of
+    the output's gradient, gives one value for each of them; spread is how many other pixels lie
+    before, behind and between them.
     Pixel p meets tap i in output o where p + pad = stride o + i. The first pixel of a phase meets
     tap `tap` in output `output`; the m-th after it meets tap + stride t in output + m - t.
     """
@@ -196,7 +182,7 @@ def phases(size, kernel_size, stride, pad):
         before = taps - 1 - output  # so many outputs that the first pixel meets do not exist
         behind = output + pixels - outputs  # and so many of the last pixel's
         spread = first, (size - 1 - first) % stride, stride - 1
-        yield Phase(slice(tap, None, stride), (before, behind), spread)
+        yield slice(tap, None, stride), (before, behind), spread
 
 
 def kernel_gradient(x, gradient, kernel, stride, pad):

@@ -19,61 +19,49 @@ class Writer:
 
     def __init__(self, folder, start):
         """start: the step from which the training starts or resumes."""
-        self.folder, self.start, self.writer = folder, start, None
+        self.folder, self.writer = folder, None
         self.thread = ThreadPoolExecutor(1, "curves")
         self.failed = jax.process_index() > 0
-        self.submit(self.open)
+        self.thread.submit(self.attempt, self.open, start)
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
-        self.submit(lambda: self.writer.close())
+        self.thread.submit(self.attempt, lambda: self.writer.close())
         self.thread.shutdown()
 
     def write(self, step, values):
         """Writes {tag: number} of a step, in the thread."""
-
-        def write():
-            self.writer.write_scalars(step, values)
-            self.writer.flush()
-
-        self.submit(write)
+        self.thread.submit(self.attempt, lambda: self.writer.write_scalars(step, values))
+        self.thread.submit(self.attempt, lambda: self.writer.flush())
 
     def flush(self):
         """Waits until everything is written."""
         self.thread.submit(int).result()
 
-    def submit(self, function):
-        self.thread.submit(self.attempt, function)
-
-    def attempt(self, function):
+    def attempt(self, function, *values):
         """The thread's part: calls a function, unless one has failed before."""
-        if self.failed:
-            return
         try:
-            function()
+            if not self.failed:
+                function(*values)
         except Exception as error:  # of kinds that TensorFlow defines
             self.failed = True
             reason = " ".join(str(error).split())[:200]
             print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
 
-    def open(self):
+    def open(self, start):
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
-        mark_start(self.folder, self.start)
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        # TensorBoard drops the points after this step, which a killed run wrote already.
+        events = EventFileWriter(str(self.folder))
+        events.add_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+        events.close()
         from clu import metric_writers
 
         self.writer = metric_writers.create_default_writer(self.folder, asynchronous=False)
-
-
-def mark_start(folder, step):
-    """Tells TensorBoard to drop the points after this step, which a killed run wrote already."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-    writer = EventFileWriter(str(folder))
-    writer.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    writer.close()
 
 
 def read(workdir, *tags):

@@ -22,7 +22,7 @@ def bad_set(path, message):
 
 
 def missing_package(error):
-    """The UserError that says what a ModuleNotFoundError means."""
+    """A ModuleNotFoundError as a UserError."""
     what = f"the package {error.name} is missing" if error.name else error
     todo = "activate the environment, or pip install -r requirements-cpu.txt"
     return UserError(f"{what} in {sys.executable}: {todo}")

@@ -67,10 +67,7 @@ def main(options):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
         if jax.process_index() == 0 and asked.facts:
             print(*asked.facts, sep="\n", flush=True)
-        try:
-            evaluate_run(config, workdir, asked)
-        except FloatingPointError as error:
-            raise UserError(error) from None
+        evaluate_run(config, workdir, asked)
 
 
 def read_command(options):

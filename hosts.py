@@ -1,8 +1,8 @@
 """Several processes as one: they join, agree, and exit together with one line.
 
-They are called hosts here. `jax.distributed` connects them. A host that fails gives notice of it to
-the others. One that is killed makes the others' collectives fail; one that is silent is noticed by
-JAX's heartbeat, which ends all with a long message.
+They are called hosts here. A host that fails gives notice of it to the others. One that is killed
+makes their collectives fail; one that is silent is noticed by JAX's heartbeat, which ends all with
+a long message.
 """
 
 import json
@@ -14,14 +14,12 @@ import traceback
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from threading import Lock, Thread, Timer
-from types import SimpleNamespace
 
 import jax
 import numpy as np
 from absl import flags
 
-# The one private name of JAX in this project. The client that connects processes has no public one
-# in 0.10.1 to 0.12.0.1: `jax.distributed` can only start, end, and say whether it has started.
+# The one private name of JAX in this project: the client has no public one in 0.10.1 to 0.12.0.1.
 from jax._src.distributed import global_state
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
@@ -29,7 +27,8 @@ from jax.experimental import multihost_utils
 from errors import UserError
 
 FOREVER = 2**31 - 1  # milliseconds
-NOTICE = "notice"  # a key; its value is the line with which a host exits
+CALL, NOTICE = "call", "notice"  # keys: who is there? and the line with which a host exits
+NAMES = []  # of all hosts
 EXITING = Lock()  # never released: who holds it ends this process
 
 
@@ -44,15 +43,13 @@ def define_flags():
 
 
 def read_cluster(options):
-    """Returns how to join other processes; None where this one works alone; raises UserError.
-
-    Fields: address (arguments of jax.distributed.initialize), join_seconds, heartbeat_seconds.
-    """
+    """The arguments of jax.distributed.initialize; None where this process works alone."""
     names = ("coordinator", "num_processes", "process_id")
     missing = [name for name in names if options[name].value is None]
-    seconds = {name: options[name].value for name in ("join_seconds", "heartbeat_seconds")}
+    cluster = {"initialization_timeout": options.join_seconds}
+    cluster |= {"heartbeat_timeout_seconds": options.heartbeat_seconds}
     if len(missing) == 3:
-        return SimpleNamespace(address={}, **seconds) if managed(os.environ) else None
+        return cluster if managed(os.environ) else None
     if missing:
         raise UserError(f"{', '.join(names)} belong together: --{', --'.join(missing)} missing")
     host, _, port = options.coordinator.rpartition(":")
@@ -64,9 +61,8 @@ def read_cluster(options):
         raise UserError(
             f"--process_id={options.process_id}: must be from 0 to {options.num_processes - 1}"
         )
-    address = {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
-    address |= {"process_id": options.process_id, "cluster_detection_method": "deactivate"}
-    return SimpleNamespace(address=address, **seconds)
+    cluster |= {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
+    return cluster | {"process_id": options.process_id, "cluster_detection_method": "deactivate"}
 
 
 def managed(environment):
@@ -85,49 +81,41 @@ def managed(environment):
 def joined(cluster, values):
     """A context in which this process is one of several, as `read_cluster` says; or alone.
 
-    values: {key: value}, which must be the same on all of them. At its end they wait for each
-    other. Only process 0 prints, except errors. An error in it exits all of them.
+    values: {key: value}, the same on all of them. At its end they wait for each other. Only process
+    0 prints, except errors. An error in it exits all of them.
     """
     if cluster is None:
         yield
         return
     join(cluster)
-    agree(global_state.client, values, cluster.join_seconds)
+    agree(global_state.client, values, cluster["initialization_timeout"])
     Thread(target=watch, args=(global_state.client,), daemon=True).start()
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
     try:
         yield
         disconnect()
-    except FloatingPointError as error:  # raised on every host
-        if jax.process_index():
-            time.sleep(cluster.heartbeat_seconds)  # host 0 exits first, after its last save
-        exit_all(error)
     except UserError as error:
         exit_all(error)
     except Exception as error:
         if not isinstance(error, JaxRuntimeError):  # of a collective with a host that is lost
             traceback.print_exc()
-        text = " ".join(str(error).split())[:500]
-        text += "; if a host was lost, the same command on all hosts resumes"
-        exit_all(f"{type(error).__name__}: {text}")
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        exit_all(f"{text}; {call_all(global_state.client)}; the same command on all hosts resumes")
 
 
 def join(cluster):
     """Connects to the other processes; exits if that takes over join_seconds."""
-    where = cluster.address.get("coordinator_address", "named by the environment")
+    seconds = cluster["initialization_timeout"]
+    where = cluster.get("coordinator_address", "named by the environment")
     text = (
-        f"error: not all processes joined the coordinator ({where}) in {cluster.join_seconds} s: "
+        f"error: not all processes joined the coordinator ({where}) in {seconds} s: "
         "start each of them, where it reaches that address, or allow more --join_seconds"
     )
-    late = Timer(cluster.join_seconds, exit_now, [text])  # JAX would abort with a page of C++
+    late = Timer(seconds, exit_now, [text])  # later JAX would abort with a page of C++
     late.start()
     try:
-        jax.distributed.initialize(
-            **cluster.address,
-            initialization_timeout=cluster.join_seconds + 5,
-            heartbeat_timeout_seconds=cluster.heartbeat_seconds,
-        )
+        jax.distributed.initialize(**cluster | {"initialization_timeout": seconds + 5})
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join other processes: {error}") from None
     finally:
@@ -138,9 +126,11 @@ def agree(client, values, seconds):
     """Exits all hosts, with a line that names the keys, unless `values` are the same on all."""
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
-    client.key_value_set(f"host/{jax.process_index()}", json.dumps([own_name(), values]))
+    own_name = f"host {jax.process_index()} ({platform.node()})"
+    client.key_value_set(f"host/{jax.process_index()}", json.dumps([own_name, values]))
     keys = [f"host/{i}" for i in range(jax.process_count())]
     found = [json.loads(client.blocking_key_value_get(key, 1000 * seconds)) for key in keys]
+    NAMES[:] = [name for name, _ in found]
     zero, first = found[0]
     for name, other in found:
         keys = [k for k in sorted({*first, *other}) if first.get(k) != other.get(k)]
@@ -149,14 +139,24 @@ def agree(client, values, seconds):
             exit_now(f"error: all hosts must be started alike: {'; '.join(texts)}")
 
 
-def own_name():
-    return f"host {jax.process_index()} ({platform.node()})"
-
-
 def watch(client):
-    """Exits this process when a host gives notice. Runs in a thread."""
+    """Answers when a host calls, and exits this process when one gives notice. Runs in a thread."""
     with suppress(JaxRuntimeError):  # this process has disconnected; or host 0 is lost, JAX exits
+        client.blocking_key_value_get(CALL, FOREVER)
+        client.key_value_set(f"here/{jax.process_index()}", NAMES[jax.process_index()])
         exit_now(client.blocking_key_value_get(NOTICE, FOREVER))
+
+
+def call_all(client):
+    """Calls all hosts; says which do not answer within 3 s."""
+    try:
+        client.key_value_set(CALL, "", allow_overwrite=True)
+        time.sleep(3)
+        here = [name for _, name in client.key_value_dir_get("here/")]
+        lost = [name for name in NAMES if name not in here]
+    except JaxRuntimeError:
+        lost = NAMES[:1]  # which keeps the answers
+    return f"lost {', '.join(lost)}" if lost else "all hosts answer"
 
 
 def disconnect():
@@ -169,9 +169,10 @@ def disconnect():
 
 def exit_all(message):
     """Exits this process with a line, and the other hosts with the same line."""
-    notice = f"error: {own_name()}: {message}"
+    notice = f"error: {NAMES[jax.process_index()]}: {message}"
     with suppress(JaxRuntimeError):  # another one was faster, or host 0, which keeps it, is lost
         global_state.client.key_value_set(NOTICE, notice)
+        global_state.client.key_value_set(CALL, "", allow_overwrite=True)
     sys.stdout.flush()
     exit_now(notice)
 

@@ -1,6 +1,5 @@
 """Settings of the process: JAX's compilation cache, freed memory, versions of the packages."""
 
-import contextlib
 import ctypes
 import gc
 import importlib.metadata
@@ -27,8 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
 
 def define_flags():
-    text = "Folder that keeps compiled programs and decoded images for the next start"
-    text += "; --cache= keeps none."
+    text = "Folder of compiled programs and decoded images for the next start; --cache= keeps none."
     flags.DEFINE_string("cache", None, text)
 
 
@@ -45,20 +43,21 @@ def prepare(cache):
     if base is None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif cache is not None or "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # JAX reads that
-        keep_compiled(base / machine())
+        jax.config.update("jax_compilation_cache_dir", str(base / machine()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        warnings.showwarning = partial(empty_cache, base / machine(), warnings.showwarning)
     gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 
 def cache_base(option):
-    """The folder that the option --cache means: without it (None) in the user's cache folder.
+    """The folder that --cache names, or without it (None) one in the user's cache folder.
 
     None where nothing is kept: with "", or where the user's cache folder cannot be written to.
     """
-    if option == "":
-        return None
     if option is not None:
         check_writable(Path(option).absolute(), f"--cache={option}")
-        return Path(option).absolute()
+        return Path(option).absolute() if option else None
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
         check_writable(base, "cache")
@@ -67,19 +66,8 @@ def cache_base(option):
     return base / "same-or-different"
 
 
-def keep_compiled(folder):
-    """Makes JAX keep compiled programs in a folder."""
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    warnings.showwarning = partial(empty_cache, folder, warnings.showwarning)
-
-
 def machine():
-    """A name for jaxlib and this machine: a compiled program fits one version, processor and count.
-
-    That is the version of jaxlib, the number of cores and a checksum of the instruction set.
-    """
+    """A name for what a compiled program fits: version of jaxlib, cores, instruction set."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
@@ -89,17 +77,15 @@ def machine():
 
 
 def empty_cache(folder, show, message, *where, **options):
-    """Shows a warning as `show` does; for a warning about the compilation cache empties the cache.
+    """Shows a warning; if it is about the compilation cache, empties that.
 
     A full disk or a killed process leaves a partial file there, which no later start can read.
     """
-    if "persistent compilation cache" not in str(message):
-        show(message, *where, **options)
-        return
-    for path in folder.glob("*-cache"):  # the names that JAX gives
-        with contextlib.suppress(OSError):
-            path.unlink()
-    print(f"warning: {' '.join(str(message).split())[:200]}; emptied {folder}", file=sys.stderr)
+    show(message, *where, **options)
+    if "persistent compilation cache" in str(message):
+        for path in folder.glob("*-cache"):  # the names that JAX gives
+            path.unlink(missing_ok=True)
+        print(f"warning: emptied {folder}", file=sys.stderr)
 
 
 def keep_freed_memory():
@@ -110,10 +96,9 @@ def keep_freed_memory():
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):
-            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-            libc.mallopt(M_MMAP_MAX, 0)
-            libc.mallopt(M_ARENA_MAX, 1)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_ARENA_MAX, 1)
 
 
 def versions():

@@ -3,7 +3,6 @@
 import math
 import sys
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ import data
 import hosts
 import settings
 from calibration import CALIBRATION, NONE
+from errors import UserError
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
 
@@ -60,14 +60,14 @@ def evaluate(config, score, variables, split, most=MOST_WHILE_TRAINING, threshol
 def evaluate_pairs(config, score, variables, pairs, threshold=None):
     """Scores pairs with `score` (`make_scorer`): "same" if the logit is at least `threshold`.
 
-    By default that is the logit of config.eval.threshold. Raises FloatingPointError if a logit or
-    loss is not finite.
+    By default that is the logit of config.eval.threshold. Raises UserError if a logit or loss
+    is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
     embeddings, logits = score(variables, pairs)
     losses = np.float64(create_model(config).losses(*np.float32([logits, pairs.label])))
     if not np.isfinite([logits, losses]).all():
-        raise FloatingPointError("diverged: answers to the pairs, or their losses, are not finite")
+        raise UserError("diverged: answers to the pairs, or their losses, are not finite")
     scores = Scores(logits, losses, logits >= threshold, pairs.label)
     orders = np.ones(len(logits)) if pairs.ordered else 1 + (pairs.first != pairs.second)
     kinds = 2 * (pairs.label == 1) + scores.predicted
@@ -138,8 +138,7 @@ def define_run_flags():
 
 def find_run(options):
     """(config, workdir) of the run that --workdir names; raises UserError."""
-    named = options.workdir and settings.named_workdir(options.workdir)
-    workdir = named or settings.newest_run(Path("runs"))
+    workdir = settings.chosen_run(options.workdir)
     config = settings.load_config(workdir)
     settings.check_writable(workdir, f"--workdir={workdir}")
     return config, workdir

@@ -28,45 +28,36 @@ CHOICES = {
     "data.channels": (0, 1, 3),
     "data.fit": decoding.FITS,
     "data.placement": ("margin", "inside"),
+    "model.encoder": ("resnet18", "resnet18_small", "cnn"),
+    "model.head": ("mlp", "cosine", "euclidean"),
+    "model.loss": ("pairs", "all_pairs", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("adam", "adamw", "sgd"),
     "eval.best": ("loss", "eer", "roc_auc"),
 }
 RANGES = {  # keys: (smallest, largest); no machine can hold more than the large ones
     "seed": (0, 2**32 - 1),
-    "batch_size optimizer.nominal_batch_size": (1, 2**20),
     "num_steps log_every_steps eval_every_steps": (1, 2**31 - 1),
-    "steps_per_execution": (1, 1000),
-    "checkpoint.keep_latest checkpoint.keep_best": (1, 2**20),
+    "batch_size steps_per_execution optimizer.nominal_batch_size data.num_identities": (1, 10**6),
+    "checkpoint.keep_latest checkpoint.keep_best": (1, 10**6),
     "eval.num_pairs": (1, 10**7),
-    "optimizer.warmup augment.shift": (0, 0.5),
-    "model.width": (1, 4096),
-    "model.head_features": (1, 2**16),
+    "model.width model.head_features": (1, 2**16),
     "data.image_size": (0, 4096),
     "data.folds": (0, 100),
-    "data.num_identities": (1, 10**6),
     "data.p_same data.p_rotation data.overlaid_classes": (0, 1),
-    "augment.rotation": (0, 180),
-    "augment.scale augment.shear augment.contrast": (0, 2),
     "augment.p_flip augment.p_erase augment.p_unchanged": (0, 1),
+    "optimizer.warmup augment.shift": (0, 0.5),
+    "augment.scale augment.shear augment.contrast": (0, 2),
     "augment.blur": (0, 16),
-    "augment.brightness augment.noise": (0, 255),
+    "augment.rotation augment.brightness augment.noise": (0, 255),
 }
 ABOVE_0 = ("optimizer.learning_rate", "eval.threshold", "model.margin")
 BELOW_1 = ("optimizer.momentum", "optimizer.beta2", "eval.threshold")
 
 # A resumed run may change these keys: the trained parameters do not depend on them.
+# Of weights and images their checksums are compared instead of their paths.
 NEUTRAL = ("log_every_steps", "eval_every_steps", "checkpoint.keep_latest", "checkpoint.keep_best")
-NEUTRAL += ("steps_per_execution", "model.pretrained")  # the weights' path, not their checksum
-NEUTRAL += ("data.path", "data.splits_of")  # the run's fingerprint compares the data themselves
-FOUND = ("data.white", "data.image_size", "data.channels")  # 0: found from the images
-
-
-def named_workdir(name):
-    """The folder that --workdir names, as an absolute Path."""
-    if not name.strip():
-        raise UserError("--workdir= is empty: name a folder or leave the option out")
-    return Path(name).absolute()
+NEUTRAL += ("steps_per_execution", "model.pretrained", "data.path", "data.splits_of")
 
 
 def check(config, where="config."):
@@ -120,13 +111,6 @@ def model_rules(model, data):
     whole = all(isinstance(s, int) and 1 <= s <= 100 for s in stages)
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
     yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
-    choices = {
-        "encoder": ("resnet18", "resnet18_small", "cnn"),
-        "head": ("mlp", "cosine", "euclidean"),
-        "loss": ("pairs", "all_pairs", "supcon"),
-    }
-    for key, allowed in choices.items():
-        yield f"model.{key}", model[key] in allowed, f"one of {allowed}"
     fits = data.source != "pairs"
     text = "pairs unless of classes (not of pairs that are given)"
     yield "model.loss", fits or model.loss == "pairs", text
@@ -148,17 +132,15 @@ def batch_rules(data, pairs):
     yield "data.images_per_class", fits, text
     text = "0 unless of classes (not of pairs that are given)"
     yield "data.images_per_class", data.source != "pairs" or not k, text
-    fits = data.turned_classes == 1 or k > 0
-    yield "data.turned_classes", fits, "1 without data.images_per_class, which chooses classes"
-    fits = data.overlaid_classes == 0 or k > 0
-    yield "data.overlaid_classes", fits, "0 without data.images_per_class, which chooses classes"
+    for key, none in (("turned_classes", 1), ("overlaid_classes", 0)):
+        text = f"{none} without data.images_per_class, which chooses classes"
+        yield f"data.{key}", k > 0 or data[key] == none, text
 
 
 def file_rules(data):
     """The part of `rules` for images from files."""
-    wanted = {"folder": "the folder of your images", "pairs": "the file that lists your pairs"}
-    wanted = wanted.get(data.source, "the name or folder of a prepared set")
-    yield "data.path", data.path != "", f"{wanted}, with data.source={data.source}"
+    text = "the folder of your images (folder), your list (pairs), or a prepared set (tfds)"
+    yield "data.path", data.path != "", text
     shared, listed = data.split == "shared", data.source == "pairs"
     yield "data.splits_of", not (shared and data.splits_of), "empty with data.split=shared"
     yield "data.folds", data.folds != 1, "0 (none), or from 2 to 100"
@@ -223,7 +205,8 @@ def check_workdir(config, workdir):
             raise UserError(f"--workdir={workdir}: {text}")
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
-    unresolved = {"model.dtype": "auto", **dict.fromkeys(FOUND, 0)}
+    found = ("data.white", "data.image_size", "data.channels")
+    unresolved = {"model.dtype": "auto"} | dict.fromkeys(found, 0)
     unresolved |= {"model.pretrained_sha256": ""} if config.model.pretrained else {}
     texts = [
         f"{key} is {saved[key]} there, {value} now"
@@ -249,15 +232,13 @@ def check_writable(folder, option):
 
 
 def save_config(config, workdir):
-    """Writes config.json, whole or not at all, unless it has this content already."""
-    text = json.dumps(config.to_dict(), indent=2) + "\n"
-    path, partial = workdir / "config.json", workdir / PARTIAL
+    """Writes config.json, whole or not at all."""
+    partial = workdir / PARTIAL
     try:
-        if not path.exists() or path.read_text() != text:
-            partial.write_text(text)
-            partial.replace(path)
+        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        partial.replace(workdir / "config.json")
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+        raise UserError(f"{partial} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
@@ -279,6 +260,11 @@ def lock(workdir):
         yield
 
 
+def tuples(node):
+    """A JSON object with tuples for lists: a config has tuples, JSON does not."""
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in node.items()}
+
+
 def load_config(workdir):
     """The ConfigDict that a run was trained with; raises UserError if there is none."""
     path = workdir / "config.json"
@@ -288,28 +274,22 @@ def load_config(workdir):
         config = ConfigDict(json.loads(path.read_text(), object_hook=tuples))
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no saved config: {error}") from None
-    check(config, f"{path}: ")
+    check(config, f"{path} (of an older program? A new --workdir trains anew): ")
     return config
 
 
-def tuples(node):
-    """A JSON object with tuples for lists: a config has tuples, JSON does not."""
-    return {key: tuple(v) if isinstance(v, list) else v for key, v in node.items()}
-
-
-def newest_run(folder):
-    """The run under a folder that was trained last: with the newest checkpoint or config."""
-    runs = [path.parent.absolute() for path in folder.glob("*/config.json")]
-    if not runs:
-        raise UserError(
-            f"no run under {folder.absolute()}: train one (python train.py) or name its --workdir"
-        )
-    kept = ("config.json", "checkpoints")
-    return max(runs, key=lambda run: max(p.stat().st_mtime for n in kept for p in run.glob(n)))
+def chosen_run(workdir):
+    """The folder that --workdir names; without it the run under runs/ that began last."""
+    if workdir:
+        return Path(workdir).absolute()
+    found = [*Path("runs").absolute().glob("*/config.json")]
+    if not found:
+        raise UserError("no run under runs/: train one (python train.py) or name its --workdir")
+    return max(found, key=lambda path: path.stat().st_mtime).parent  # each start writes it
 
 
 def frozen(config):
-    """A config, or a group of its keys, as a hashable copy: a possible key of a cache."""
+    """A config, or a group of its keys, as a hashable copy."""
     return config if isinstance(config, FrozenConfigDict) else FrozenConfigDict(config)
 
 
@@ -317,8 +297,6 @@ def flatten(tree, prefix=""):
     """{"a": {"b": 1}} -> {"a.b": 1}"""
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
+        nested = isinstance(value, dict)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat

@@ -13,11 +13,10 @@ from errors import UserError  # first: from here on a missing package is one lin
 import math
 import os
 import signal
-import sys
 import time
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,7 +24,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from scipy.special import expit
-from tqdm import tqdm
 
 import calibration
 import checkpoint
@@ -69,8 +67,7 @@ def main(options):
 def read_command(options):
     """Returns (config, workdir) to train, checked; raises UserError."""
     config, name = command_line.read_config(options)
-    named = f"runs/{name}" if options.workdir is None else options.workdir
-    workdir = settings.named_workdir(named)
+    workdir = Path(options.workdir or f"runs/{name}").absolute()
     settings.check_workdir(config, workdir)
     data.check_splits(config)
     pretrained.resolve(config.model)
@@ -78,10 +75,7 @@ def read_command(options):
 
 
 def train_and_evaluate(config, workdir):
-    """Trains all steps, from the newest checkpoint in workdir if there is one; then evaluates.
-
-    Validation and test are evaluated with the best checkpoint, by eval.best.
-    """
+    """Trains, from the newest checkpoint in workdir if there is one; evaluates the best one."""
     runtime.keep_freed_memory()
     config = resolve(config)
     model = create_model(config)
@@ -91,10 +85,11 @@ def train_and_evaluate(config, workdir):
         state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         introduce(config, workdir, state)
         train_steps = train_step.make_train_steps(config, model, optimizer)
-        programs = compile_programs(config, train_steps, state)
+        length = call_length(config, int(state.step))
+        program = train_step.compile_steps(config, train_steps, state, length)
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
             validate = partial(evaluate, config, score, split="validation")
-            step = train_and_validate(config, programs, state, schedule, validate, writer, saver)
+            step = train_and_validate(config, program, state, schedule, validate, writer, saver)
         saver.wait()
         if SIGNALS:
             hosts.disconnect()
@@ -124,29 +119,25 @@ def calibrate(config, workdir, step, score, variables):
     return calibration.apply(variables, scale, shift)
 
 
-def train_and_validate(config, programs, state, schedule, validate, writer, saver):
-    """Trains all steps: writes curves, validates and saves where that is due.
-
-    After a signal it completes the present call, saves and stops. Returns the last step.
-    """
+def train_and_validate(config, program, state, schedule, validate, writer, saver):
+    """Trains; writes curves, validates and saves where that is due. Returns the last step."""
     step = int(state.step)
-    with progress_bar(config, step) as bar:
-        for step, current, metrics in train(config, programs, state, bar):
-            update = (step - 1) // settings.accumulated_steps(config)
-            metrics["learning_rate"] = float(schedule(update))
-            writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
-            due = step % config.eval_every_steps == 0 or step == config.num_steps
-            if not (due or SIGNALS):
-                continue
-            host_state = train_step.to_host(current)
-            found = {"loss": math.inf}  # never the best
-            if due:
-                validation = validate(host_state.variables)
-                writer.write(step, scalars("validation", validation))
-                bar.write(describe(step, "validation", validation))
-                found = validation.metrics | {"rank": rank(config, validation.metrics)}
-            writer.flush()  # before the checkpoint: no gap in the curves after resuming
-            saver.save(host_state, found)
+    for step, current, metrics in train(config, program, state):
+        update = (step - 1) // settings.accumulated_steps(config)
+        metrics["learning_rate"] = float(schedule(update))
+        writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
+        due = step % config.eval_every_steps == 0 or step == config.num_steps
+        if not (due or SIGNALS):
+            continue
+        host_state = train_step.to_host(current)
+        found = {"loss": math.inf}  # never the best
+        if due:
+            validation = validate(host_state.variables)
+            writer.write(step, scalars("validation", validation))
+            print(describe(step, "validation", validation), flush=True)
+            found = validation.metrics | {"rank": rank(config, validation.metrics)}
+        writer.flush()  # before the checkpoint: no gap in the curves after resuming
+        saver.save(host_state, found)
     return step
 
 
@@ -187,24 +178,9 @@ def resolve(config):
     return settings.frozen(config)
 
 
-def compile_programs(config, train_steps, state):
-    """The programs for the rest of a run, compiled ahead: {steps in one call: program}."""
-    calls = islice(executions(config, int(state.step)), config.steps_per_execution)
-    counts = {len(steps) for steps in calls}  # all: later calls have the full length
-    return {count: train_step.compile_steps(config, train_steps, state, count) for count in counts}
-
-
-def executions(config, start):
-    """Yields the steps of each call as a range.
-
-    A call ends wherever something is due, since its length divides all intervals. A run resumed
-    between two multiples of the length takes single steps up to the next one.
-    """
-    length = math.gcd(config.steps_per_execution, *intervals(config))
-    while start < config.num_steps:
-        end = start + (1 if start % length else length)
-        yield range(start, end)
-        start = end
+def call_length(config, start):
+    """Steps of each call from step `start` on: so that a call ends wherever something is due."""
+    return math.gcd(config.steps_per_execution, *intervals(config), start)
 
 
 def intervals(config):
@@ -212,51 +188,49 @@ def intervals(config):
     return config.log_every_steps, config.eval_every_steps, config.num_steps
 
 
-def train(config, programs, state, bar):
+def train(config, program, state):
     """Yields (step, state, metrics) at every step where curves or validation are due.
 
-    The state stays on the devices, and the next call donates it. Metrics, as of `summarize`, are
-    those of the steps since the last yield; pairs per second exclude the caller's time. After a
-    signal the call that runs is the last, and is yielded.
-
-    Raises FloatingPointError if metrics that are due are not finite.
+    The program computes `call_length` steps. The next call donates the state that it returned.
+    Metrics are those of the steps since the last yield; pairs per second exclude the caller's time.
+    After a signal the call that runs is the last, and is yielded.
     """
-    done, state, history = int(state.step), train_step.replicate(state), []
-    began = time.perf_counter()
-    calls = zip(executions(config, done), placed_batches(config, done), strict=True)
-    for call, (steps, batches) in enumerate(calls, start=1):
-        state, metrics = programs[len(steps)](state, batches)
+    step = done = int(state.step)
+    state, history, length = train_step.replicate(state), [], call_length(config, done)
+
+    def place(first):
+        steps = range(first, first + length)
+        return train_step.to_devices([train_step.own_part(config, step) for step in steps])
+
+    starts, began = range(step, config.num_steps, length), time.perf_counter()
+    batches = data.prefetch(place, starts, workers=min(8, os.cpu_count()))  # threads work ahead
+    for call, batch in enumerate(batches, start=1):
+        state, metrics = program(state, batch)
         history.append(metrics)
         history[-2:-1] = jax.device_get(history[-2:-1])  # waits: the host is one call ahead
-        bar.update(len(steps))
-        last = signalled(call)
-        if last or any(steps.stop % interval == 0 for interval in intervals(config)):
+        last, step = signalled(call), step + length
+        if last or any(step % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
-            rate = config.batch_size * (steps.stop - done) / (time.perf_counter() - began)
-            yield steps.stop, state, summarize(history, done, rate, bar)
+            rate = config.batch_size * (step - done) / (time.perf_counter() - began)
+            yield step, state, summarize(history, done, rate)
             if last:
                 return
-            done, history, began = steps.stop, [], time.perf_counter()
+            done, history, began = step, [], time.perf_counter()
 
 
-def placed_batches(config, start):
-    """Yields the batches of each call of `executions`; threads place them on the devices ahead."""
-    return data.prefetch(
-        lambda steps: train_step.to_devices([train_step.own_part(config, step) for step in steps]),
-        executions(config, start),
-        workers=min(8, os.cpu_count()),
-    )
+def summarize(history, done, rate):
+    """Prints and returns metrics of the calls since step `done`.
 
-
-def summarize(history, done, rate, bar):
-    """Metrics over all calls after step `done`; raises FloatingPointError if not finite."""
+    Raises UserError if they are not finite.
+    """
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
     finite = np.isfinite([*series.values()]).all(axis=0)
     if not finite.all():
         first = finite.argmin()
         text = ", ".join(f"{name} {series[name][first]:g}" for name in ("loss", "gradient_norm"))
         batch = f'data.make_batch(config, "train", {done + first})'
-        raise FloatingPointError(f"step {done + first + 1} diverged on {batch}: {text}")
+        text = f"step {done + first + 1} diverged on {batch}: {text}"
+        raise UserError(f"{text}; {checkpoint.DIVERGED}")
     sums = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
     metrics = {
         "loss": sums["loss"] / sums["count"],
@@ -265,22 +239,8 @@ def summarize(history, done, rate, bar):
         "pairs_per_second": rate,
     }
     text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
-    bar.set_description_str(text)
-    if bar.disable:
-        print(f"step {done + len(finite)}: {text}", flush=True)
+    print(f"step {done + len(finite)}: {text}", flush=True)
     return metrics
-
-
-def progress_bar(config, step):
-    """A tqdm bar; disabled if stderr is no terminal (`summarize` then prints lines)."""
-    form = "{n_fmt}/{total_fmt} steps |{bar:20}| {desc} [{elapsed}<{remaining}]"
-    return tqdm(
-        total=config.num_steps,
-        initial=step,
-        bar_format=form,
-        disable=jax.process_index() > 0 or not sys.stderr.isatty(),
-        dynamic_ncols=True,
-    )
 
 
 def introduce(config, workdir, state):

@@ -37,10 +37,9 @@ class TrainState(struct.PyTreeNode):
 def make_optimizer(config):
     """Returns (optax transformation of a batch's gradient, learning rate as a function of updates).
 
-    Adam or Nesterov SGD as in torch.optim: L2 decay is added to the gradient before the moments.
-    The gradients of small batches are accumulated up to the nominal batch size. The decay is
-    scaled by batch * accumulated / nominal (the rule of YOLOv5's trainer). AdamW decays after the
-    moments, and kernels only (Loshchilov & Hutter 2019, arXiv:1711.05101).
+    Adam and Nesterov SGD are those of torch.optim: L2 decay is added to the gradient before the
+    moments, scaled by batch * accumulated / nominal size (as YOLOv5 does). AdamW decays kernels
+    alone, after the moments (Loshchilov & Hutter 2019, arXiv:1711.05101).
     """
     options, accumulated = config.optimizer, settings.accumulated_steps(config)
     updates = config.num_steps // accumulated
@@ -55,6 +54,7 @@ def make_optimizer(config):
         schedule = optax.join_schedules([rise, schedule], [warmup])
     scale = config.batch_size * accumulated / options.nominal_batch_size
     l2 = optax.add_decayed_weights(options.weight_decay * scale)
+    are_kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     decay = optax.add_decayed_weights(options.weight_decay, mask=are_kernels)
     adam = optax.scale_by_adam(b1=options.momentum, b2=options.beta2)
     parts = {
@@ -66,11 +66,6 @@ def make_optimizer(config):
     if accumulated > 1:
         optimizer = optax.MultiSteps(optimizer, accumulated)
     return optimizer, schedule
-
-
-def are_kernels(params):
-    """Which parameters are weights of layers, no biases, BatchNorm's or scalars: a tree of bool."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
 def create_state(config, model, optimizer):
@@ -89,8 +84,7 @@ def make_train_steps(config, model, optimizer):
 
     Fields of batches are [devices, steps, pairs, ...], see `stack_batches`. Metrics are float32
     [steps], of the whole batch: sums (loss, correct), count and gradient_norm. Gradients and
-    BatchNorm's statistics are means over the whole batch: the number of devices does not change
-    what is learnt.
+    BatchNorm's statistics are means over the whole batch, whatever the number of devices.
     The state has no axis of devices: with one, XLA would compute Adam's moments twice and copy all
     donated arrays, a seventh of ResNet18's step on CPU.
     """
@@ -111,11 +105,8 @@ def make_train_steps(config, model, optimizer):
         updates, opt_state = optimizer.update(gradient, state.opt_state, params)
         params = state.params | optax.apply_updates(params, updates)
         correct = (logits >= threshold) == (batch.label == 1)
-        sums = {
-            "loss": losses.sum(),
-            "correct": correct.sum(dtype=jnp.float32),
-            "count": jnp.float32(len(losses)),
-        }
+        sums = {"loss": losses.sum(), "correct": correct.sum(dtype=jnp.float32)}
+        sums["count"] = jnp.float32(len(losses))
         flat = jax.tree.map(jnp.ravel, gradient)  # on CPU XLA sums one axis far faster than four
         metrics = lax.psum(sums, AXIS) | {"gradient_norm": optax.tree.norm(flat)}
         return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
@@ -140,10 +131,7 @@ def mean_over_devices(tree):
 
 
 def compile_steps(config, train_steps, state, count=1):
-    """Compiles pmapped steps, `count` in a call, ahead of time, so that no step's time includes it.
-
-    The program takes and returns global arrays, over the devices of all processes.
-    """
+    """Compiles pmapped steps, `count` in a call, so that no step's time includes it."""
     # Real arrays: with several processes pmap cannot lower from shapes alone.
     batches = stack_batches([own_part(config, 0)] * count, jax.local_device_count())
     return train_steps.lower(state, batches).compile()
@@ -155,7 +143,7 @@ def own_part(config, step):
 
 
 def to_devices(batches, devices=None):
-    """Places this process's part of consecutive batches on its devices; devices: all by default."""
+    """Places this process's part of consecutive batches on its devices (by default all)."""
     devices = devices or jax.devices()
     local = sum(device.process_index == jax.process_index() for device in devices)
     return on_devices(stack_batches(batches, local), jax.P(AXIS), devices)
@@ -171,7 +159,7 @@ def stack_batches(batches, count):
 
 
 def replicate(state, devices=None):
-    """Places a copy of a state on each device; devices: all by default."""
+    """Places a copy of a state on each device."""
     return on_devices(state, jax.P(), devices or jax.devices())
 
 

@@ -48,11 +48,12 @@ def main(_):
     state = train_step.create_state(config, model, optimizer)
     train_steps = train_step.make_train_steps(config, model, optimizer)
     batches = [train_step.to_devices([data.make_batch(config, "train", step)]) for step in range(8)]
-    programs = train.compile_programs(config, train_steps, state)
+    length = train.call_length(config, 0)
+    program = train_step.compile_steps(config, train_steps, state, length)
     step = train_step.compile_steps(config, train_steps, state)
     bare, loop = [], []
     for turn in range(ROUNDS.value + 1):
-        rates = time_bare(config, step, state, batches), time_loop(config, programs, state)
+        rates = time_bare(config, step, state, batches), time_loop(config, program, state)
         if turn:  # the first one warms up
             bare.append(rates[0])
             loop.append(rates[1])
@@ -77,9 +78,9 @@ def time_bare(config, step, state, batches):
     return STEPS.value * config.batch_size / (time.perf_counter() - began)
 
 
-def time_loop(config, programs, state):
-    bar, done, seconds = train.progress_bar(config, 0), 0, 0
-    for until, _, metrics in train.train(config, programs, state, bar):
+def time_loop(config, program, state):
+    done, seconds = 0, 0
+    for until, _, metrics in train.train(config, program, state):
         seconds += (until - done) * config.batch_size / metrics["pairs_per_second"]
         done = until
     return done * config.batch_size / seconds

@@ -18,7 +18,7 @@ from scipy.special import expit
 from figures import new_figure, plot_pair
 from model import create_model
 from scoring import evaluate, load_variables, make_scorer
-from settings import load_config, named_workdir
+from settings import chosen_run, load_config
 
 
 def main(workdir, output):
@@ -42,5 +42,5 @@ def main(workdir, output):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=named_workdir, required=True)
+    parser.add_argument("--workdir", type=chosen_run, required=True)
     main(parser.parse_args().workdir, Path(__file__).with_suffix(".png"))

@@ -375,7 +375,7 @@ def test_answers_that_are_not_finite_are_refused(scored):
     pairs = data.enumerate_pairs(config.data, "test", 10**6)
     logits = np.ones(len(pairs.label))
     logits[3] = np.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
 
 

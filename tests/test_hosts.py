@@ -60,9 +60,9 @@ with hosts.joined(hosts.read_cluster(options), {{}}):
         config = ConfigDict(config.to_dict())
         config.num_steps = int(state.step) + {steps}
         train_steps = train_step.make_train_steps(config, model, optimizer)
-        programs = train.compile_programs(config, train_steps, state)
-        bar = train.progress_bar(config, 0)
-        for _, current, metrics in train.train(config, programs, state, bar):
+        length = train.call_length(config, int(state.step))
+        program = train_step.compile_steps(config, train_steps, state, length)
+        for _, current, metrics in train.train(config, program, state):
             found["losses"].append(metrics["loss"])
             host_state = train_step.to_host(current)
             saver.save(host_state, {{"loss": 1.0}})
@@ -180,7 +180,8 @@ def test_a_killed_process_ends_the_other_and_resumed_they_reach_the_same_bits(tw
     workdir, ((code, _, errors), _), ((last, printed, _), _) = resumed
     assert (code, last) == (1, 0)
     assert errors.startswith("error: host 0 (") and errors.count("\n") == 1
-    assert errors.endswith("; if a host was lost, the same command on all hosts resumes\n")
+    lost = re.search(r"; lost (.+) \(.+\); the same command on all hosts resumes\n$", errors)
+    assert lost[1] == "host 1"
     assert "on 2 x cpu; resumed at step 5" in printed
     whole = two[0][0]
     assert left(workdir) == (20, whole["left"])
