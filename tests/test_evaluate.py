@@ -189,8 +189,11 @@ def test_two_images_and_a_folder_of_them(scratch_run, tmp_path, capsys):
     [
         (["--threshold=2"], "a number between 0 and 1, accuracy, or far:RATE"),
         (["--threshold=far:-1"], "a number between 0 and 1, accuracy, or far:RATE"),
-        (["--images=nothing.png,other.png"], "no such file or folder: nothing.png, other.png"),
-        (["--images=nothing.png"], "no such file or folder: nothing.png"),
+        (
+            ["--images=nothing.png,other.png"],
+            "2 of 2 images cannot be read and are left out: nothing",
+        ),
+        (["--images=nothing.png"], "nothing.png (No such file or directory)"),
         (["--images=."], "two files, or a folder of two images or more"),
     ],
 )
