@@ -20,7 +20,7 @@ LFW_PAIR = re.compile(r"([^\t]+)\t(\d+)\t(?:([^\t]+)\t)?(\d+)")  # name n1 n2; n
 def list_pairs(path):
     """A list of pairs: Files, whose `given` is of pairs, len(SPLITS) + i for fold i.
 
-    Raises UserError. Paths are relative to the list.
+    Raises UserError. Paths are relative to the list; a backslash is taken for a slash.
     """
     root = Path(path).parent
     try:
@@ -32,6 +32,8 @@ def list_pairs(path):
         raise bad_set(path, error) from None
     if not rows:
         raise bad_set(path, "no pairs there")
+    turned = len({name for row in rows for name in row[:2] if "\\" in name})
+    rows = [(*(name.replace("\\", "/") for name in both), label) for *both, label in rows]
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(root / name) for name in names]
     if all(item.stamp == (0, 0) for item in items):
@@ -39,9 +41,11 @@ def list_pairs(path):
         raise bad_set(path, f"none of {len(names):,} images found; {where}")
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
-    fact = f"{len(rows):,} pairs of {len(names):,} images, {pairs[:, 2].sum():,} of them the same"
+    same = pairs[:, 2].sum()
+    facts = [f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"]
+    facts += [f"backslashes in {turned:,} paths are taken for slashes"] * (turned > 0)
     given = None if given is None else np.array(given, np.int8)
-    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (fact,))
+    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (*facts,))
 
 
 def read_table(text):
