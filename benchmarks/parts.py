@@ -3,7 +3,8 @@
     python benchmarks/parts.py --config=configs/default.py --config.batch_size=4096
 
 On one batch that lies on the device: the mean time of a step, the most memory that the device held,
-and the operations on which its time was spent. On CPU that is time of all threads together.
+and the operations on which its time was spent. On CPU that is time of all threads together. Where
+training images change at random, also the time of a step without that.
 """
 
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import timed
 
+import data
 import runtime
 import train
 from configs import default
@@ -31,13 +33,18 @@ SHOWN = 12  # operations
 def main(_):
     runtime.prepare(None)
     runtime.keep_freed_memory()
+    data.check_splits(CONFIG.value)
     config = train.resolve(CONFIG.value)
-    run, _ = timed.prepare(config)
-    run(5)  # warms up
-    milliseconds, device = 1000 * run(STEPS.value), jax.devices()[0]
+    run, milliseconds = measure(config)
+    device = jax.devices()[0]
     rate = 1000 * config.batch_size / milliseconds
     print(f"{device.device_kind}, batch {config.batch_size}, {config.model.dtype}")
     print(f"{milliseconds:.2f} ms a step, {rate:,.0f} pairs/s")
+    if any(config.augment.values()):
+        unchanged = ConfigDict(config.to_dict())
+        unchanged.augment.update({key: 0.0 for key in unchanged.augment})
+        _, without = measure(train.resolve(unchanged))
+        print(f"{without:.2f} ms without the random changes of the images")
     memory = device.memory_stats() or {}
     if "peak_bytes_in_use" in memory:
         print(f"most memory on the device: {memory['peak_bytes_in_use'] / 1e6:,.0f} MB")
@@ -46,6 +53,13 @@ def main(_):
             run(STEPS.value)
         (path,) = Path(folder).rglob("*.xplane.pb")
         report(jax.profiler.ProfileData.from_file(str(path)))
+
+
+def measure(config):
+    """(a function that trains so many steps, milliseconds of a step)."""
+    run, _ = timed.prepare(config)
+    run(5)  # warms up
+    return run, 1000 * run(STEPS.value)
 
 
 def report(profile):
