@@ -33,7 +33,7 @@ def get_config():
     config = default.get_config()
     config.batch_size = 64  # pairs: 32 classes of 4 images
     config.optimizer.nominal_batch_size = 64
-    config.num_steps = 1200
+    config.num_steps = 1500
     config.log_every_steps = 50
     config.eval_every_steps = 300
     config.data.source = "folder"
@@ -52,7 +52,7 @@ def get_config():
     config.augment.p_unchanged = 0.25
     config.model.encoder = "cnn"
     config.model.stage_sizes = (2, 2, 2)
-    config.model.width = 32
+    config.model.width = 24
     config.model.head = "cosine"
     config.model.loss = "supcon"
     config.optimizer.name = "adamw"
