@@ -24,7 +24,7 @@ Numbers = namedtuple("Numbers", f"{NAMES} erase area ratio top left unchanged")
 
 def augment_batch(config, step, batch):
     """A step's Batch, or the part of it on this device of the axis AXIS, with changed images."""
-    if not any(value for key, value in config.augment.items() if key != "p_unchanged"):
+    if not any(config.augment.values()):
         return batch
     pairs = len(batch.label)
     places = 2 * (lax.axis_index(AXIS) * pairs + jnp.arange(pairs))

@@ -65,7 +65,9 @@ def apply(variables, scale, shift):
 def keep(path, step, numbers):
     """Writes what was fitted for a step, a dict, into the run's folder; raises UserError."""
     try:
-        path.write_text(json.dumps({"step": step} | numbers, indent=2) + "\n")
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"step": step} | numbers, indent=2) + "\n")
+        partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
 

@@ -87,8 +87,9 @@ class Saver:
         path = self.folder / str(int(state.step))
         make_checkpointer().save(path, args=ocp.args.Composite(**args))
         steps = sorted(steps_in(self.folder))
-        best = sorted(steps, key=lambda step: rank(self.folder, step))
-        for step in {*steps} - {*steps[-self.keep_latest :], *best[: self.keep_best]}:
+        best = sorted((rank(self.folder, step), step) for step in steps)
+        best = [step for (value, _), step in best if value > -math.inf]  # damaged ones stay
+        for step in {*best[self.keep_best :]} - {*steps[-self.keep_latest :]}:
             removed = (self.folder / str(step)).rename(self.folder / f"{step}{TEMPORARY}")
             shutil.rmtree(removed)
 

@@ -83,7 +83,7 @@ def group_places(config):
 
     P x K batches (Hermans et al. 2017, arXiv:1703.07737), K = data.images_per_class. Each K / 2
     pairs in a row begin with one group. In every second pair both images are of it; in the others
-    image 2 is of the next group, so that half of the pairs are "different".
+    image 2 is of another group, so that half of the pairs are "different".
     """
     pairs = config.data.images_per_class // 2  # that begin with one group
     first = np.arange(config.batch_size) // pairs

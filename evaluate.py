@@ -28,6 +28,7 @@ from scipy.special import expit, logit
 import calibration
 import command_line
 import data
+import fingerprint
 import hosts
 import images
 import retrieval
@@ -63,6 +64,8 @@ def main(options):
     config, workdir, asked = read_command(options)
     values = {f"--{k}": str(v) for k, v in vars(asked).items() if k not in ("images", "facts")}
     values |= settings.flatten({workdir.name: config.to_dict()})
+    if cluster is not None and asked.images is None:
+        values |= fingerprint.seal(config.data)
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
         if jax.process_index() == 0 and asked.facts:

@@ -38,8 +38,8 @@ def plot_figures(config, workdir, evaluation):
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
     figures["training"] = plot_training(workdir)
-    ids, of_classes = evaluation.pairs.class_ids, config.data.same_as != "pixels"
-    if ids is not None and of_classes and min(evaluation.embeddings.shape) > 1:
+    ids = evaluation.pairs.class_ids
+    if ids is not None and min(evaluation.embeddings.shape) > 1:
         names = data.class_names(config.data, ids)
         figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
     return figures | {"pairs": plot_pairs(evaluation)}

@@ -6,7 +6,7 @@ Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The s
 continues what was interrupted. WORKDIR/folds.json has the table, too.
 """
 
-from errors import UserError  # first: from here on a missing package is one line
+from errors import UserError, first_five  # first: from here on a missing package is one line
 
 # isort: split
 import json
@@ -55,11 +55,14 @@ def train_fold(workdir, fold, count):
 def summarize(workdir, found):
     """Prints and writes the metrics of each fold, their mean and their standard deviation (n - 1).
 
-    A metric that is unknown in one fold is left out.
+    A metric that is unknown in one fold is left out, and that is said.
     """
     found = [settings.flatten(one) for one in found]
     known = [k for k in found[0] if all(isinstance(one.get(k), float) for one in found)]
     known.remove("threshold")
+    numbers = {k for one in found for k, value in one.items() if isinstance(value, float)}
+    if lost := sorted(numbers - {*known, "threshold"}):
+        print(f"left out, unknown in a fold: {len(lost)} ({first_five(lost)})")
     values = np.array([[one[name] for name in known] for one in found])
     rows = {f"fold {i}": row for i, row in enumerate(values)}
     rows |= {"mean": values.mean(axis=0), "standard deviation": values.std(axis=0, ddof=1)}

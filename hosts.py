@@ -164,7 +164,8 @@ def disconnect():
     if jax.distributed.is_initialized():
         global_state.client.wait_at_barrier("end", FOREVER)  # writing the report takes a while
         EXITING.acquire()
-        jax.distributed.shutdown()
+        with suppress(JaxRuntimeError):  # of a host that is lost now
+            jax.distributed.shutdown()
 
 
 def exit_all(message):

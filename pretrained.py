@@ -71,7 +71,8 @@ def find(name):
 
 def download(name):
     """The path of the weights of a Hugging Face repository in the local cache."""
-    if name.endswith(".safetensors") or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    is_path = name.endswith(".safetensors") or os.path.isdir(name.split("/")[0])
+    if is_path or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         text = "no such file or run, and no OWNER/NAME of Hugging Face"
         raise UserError(f"model.pretrained={name}: {text}")
     import huggingface_hub as hub  # not at the top: it takes half a second

@@ -181,7 +181,7 @@ def write_page(config, workdir, split, evaluation, table):
         f"called the same from a probability of {m['threshold']:.6g} on.",
         sections="\n".join(parts),
     )
-    (folder / "report.html").write_text(page, errors="backslashreplace")  # as a name of a file
+    (folder / "report.html").write_text(page, "utf-8", "backslashreplace")  # as a name of a file
 
 
 def write_hardest(config, folder, evaluation):

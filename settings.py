@@ -97,6 +97,9 @@ def rules(config):
     yield from (shape_rules if drawn else file_rules)(data)
     yield from batch_rules(data, config.batch_size)
     yield from model_rules(config.model, data)
+    fits = any(value for key, value in config.augment.items() if key != "p_unchanged")
+    text = "0 where nothing else changes images"
+    yield "augment.p_unchanged", fits or config.augment.p_unchanged == 0, text
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
     fits = optimizer.final_learning_rate <= optimizer.learning_rate
     yield "optimizer.final_learning_rate", fits, text
@@ -127,8 +130,8 @@ def model_rules(model, data):
 def batch_rules(data, pairs):
     """The part of `rules` about batches of P classes with K images each."""
     k = data.images_per_class
-    fits = k % 2 == 0 and 2 * pairs % max(k, 1) == 0 and k <= pairs
-    text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most half of them"
+    fits = k % 2 == 0 and 2 * pairs % max(k, 1) == 0 and 2 * k <= pairs
+    text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most a quarter"
     yield "data.images_per_class", fits, text
     text = "0 unless of classes (not of pairs that are given)"
     yield "data.images_per_class", data.source != "pairs" or not k, text

@@ -39,7 +39,7 @@ import train_step
 from metrics import calibration_error
 from model import create_model
 from report import describe, scalars, write_report
-from scoring import MOST_PAIRS, evaluate, kept_threshold, make_scorer
+from scoring import MOST_PAIRS, THRESHOLD, evaluate, kept_threshold, make_scorer
 
 SIGNALS = []  # numbers of the signals that came during training
 
@@ -68,7 +68,8 @@ def read_command(options):
     """Returns (config, workdir) to train, checked; raises UserError."""
     config, name = command_line.read_config(options)
     workdir = Path(options.workdir or f"runs/{name}").absolute()
-    settings.check_workdir(config, workdir)
+    if not options.process_id:  # the others do not touch it
+        settings.check_workdir(config, workdir)
     data.check_splits(config)
     pretrained.resolve(config.model)
     return config, workdir
@@ -84,9 +85,10 @@ def train_and_evaluate(config, workdir):
     with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as saver:
         state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         introduce(config, workdir, state)
-        train_steps = train_step.make_train_steps(config, model, optimizer)
-        length = call_length(config, int(state.step))
-        program = train_step.compile_steps(config, train_steps, state, length)
+        length, program = call_length(config, int(state.step)), None
+        if int(state.step) < config.num_steps:
+            train_steps = train_step.make_train_steps(config, model, optimizer)
+            program = train_step.compile_steps(config, train_steps, state, length)
         with curves.Writer(workdir, int(state.step)) as writer, noting_signals():
             validate = partial(evaluate, config, score, split="validation")
             step = train_and_validate(config, program, state, schedule, validate, writer, saver)
@@ -111,11 +113,17 @@ def calibrate(config, workdir, step, score, variables):
     scores, weight = found.scores, found.pairs.weight
     scale, shift = calibration.fit(scores, weight)
     if jax.process_index() == 0:
-        numbers = {"scale": scale, "shift": shift}
-        calibration.keep(workdir / calibration.CALIBRATION, step, numbers)
+        numbers, path = {"scale": scale, "shift": shift}, workdir / calibration.CALIBRATION
+        threshold = workdir / THRESHOLD
+        if threshold.exists() and calibration.kept(path, step, *numbers) != [scale, shift]:
+            print(f"{THRESHOLD}, fitted before the calibration, is removed: fit it again")
+            threshold.unlink()
+        calibration.keep(path, step, numbers)
     ece = calibration_error(expit(scale * scores.logits + shift), scores.label, weight)
-    text = f"calibrated on validation: ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
-    print(text, flush=True)
+    text = f"ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
+    if (scale, shift) == calibration.NONE:
+        text = "not at all: there same pairs do not have higher scores"
+    print(f"calibrated on validation: {text}", flush=True)
     return calibration.apply(variables, scale, shift)
 
 

@@ -41,6 +41,7 @@ def main(_):
     runtime.prepare(None)
     runtime.keep_freed_memory()
     config = CONFIG.value
+    data.check_splits(config)
     config.num_steps = STEPS.value
     settings.check(config)
     config = train.resolve(config)

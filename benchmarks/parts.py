@@ -40,12 +40,12 @@ def main(_):
     rate = 1000 * config.batch_size / milliseconds
     print(f"{device.device_kind}, batch {config.batch_size}, {config.model.dtype}")
     print(f"{milliseconds:.2f} ms a step, {rate:,.0f} pairs/s")
+    memory = device.memory_stats() or {}
     if any(config.augment.values()):
         unchanged = ConfigDict(config.to_dict())
         unchanged.augment.update({key: 0.0 for key in unchanged.augment})
         _, without = measure(train.resolve(unchanged))
         print(f"{without:.2f} ms without the random changes of the images")
-    memory = device.memory_stats() or {}
     if "peak_bytes_in_use" in memory:
         print(f"most memory on the device: {memory['peak_bytes_in_use'] / 1e6:,.0f} MB")
     with tempfile.TemporaryDirectory() as folder:

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import timed
 
 import convolution
+import data
 import model
 import runtime
 import train
@@ -75,6 +76,7 @@ WITHOUT = {  # what stands in for the detour while its step is compiled: (module
 def main(_):
     runtime.prepare(None)
     runtime.keep_freed_memory()
+    data.check_splits(CONFIG.value)
     config = train.resolve(CONFIG.value)
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
     print(f"{device}, jax {jax.__version__}, batch {config.batch_size}, {config.model.dtype}")

@@ -42,5 +42,5 @@ def main(workdir, output):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--workdir", type=chosen_run, required=True)
-    main(parser.parse_args().workdir, Path(__file__).with_suffix(".png"))
+    parser.add_argument("--workdir", required=True)
+    main(chosen_run(parser.parse_args().workdir), Path(__file__).with_suffix(".png"))

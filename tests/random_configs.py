@@ -31,26 +31,9 @@ from configs import default
 ODD = ("nan", "inf", "-inf", "-1", "0", "1e400", "10**9", "9" * 30, "", " ", "ä✓", "None")
 ODD += ("[]", "()", "(1,)", "1,2,3", "True", "adam", "../..", "a" * 5000, "1.5", "1e-300", "2", "7")
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("[a-z]*.py"))
-WORDS = ("circle", "square", "star", "blob", "ring", "class", "identity")
-WORDS += (
-    "cnn",
-    "resnet18",
-    "cosine",
-    "euclidean",
-    "mlp",
-    "disjoint",
-)
-WORDS += (
-    "disjoint",
-    "classes",
-    "shared",
-    "inside",
-    "sgd",
-    "float32",
-    "bfloat16",
-    "shapes",
-    "tfds",
-)
+WORDS = ("circle", "square", "star", "blob", "ring", "class", "identity", "cnn", "resnet18")
+WORDS += ("cosine", "euclidean", "mlp", "disjoint", "classes", "shared", "inside", "sgd")
+WORDS += ("float32", "bfloat16", "shapes", "tfds")
 
 
 def random_value(chance, known):

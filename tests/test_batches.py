@@ -197,7 +197,8 @@ def test_drawn_images_come_in_groups_too():
     [
         ({"images_per_class": 3}, "data.images_per_class=3: must be 0, or an even divisor of the"),
         ({"images_per_class": 10}, "even divisor of the 24 images of a batch"),
-        ({"images_per_class": 24}, "at most half of them"),
+        ({"images_per_class": 24}, "at most a quarter"),
+        ({"images_per_class": 8}, "at most a quarter"),
         ({"images_per_class": 0, "turned_classes": 4}, "data.turned_classes=4: must be 1 without"),
         ({"images_per_class": 0, "overlaid_classes": 0.5}, "classes=0.5: must be 0 without"),
         ({"overlaid_classes": 1.5}, "data.overlaid_classes=1.5: must be from 0 to 1"),
