@@ -67,10 +67,6 @@ def test_a_share_of_the_images_is_unchanged_and_the_others_as_without_it():
         assert unchanged.mean() == pytest.approx(share, abs=0.08)  # over three deviations
         np.testing.assert_array_equal(found[~unchanged], every[~unchanged])
     np.testing.assert_array_equal(change(images, p_unchanged=1.0, **grey_levels), images)
-    alone = tiny_config()
-    alone.augment.p_unchanged = 0.5
-    batch = data.make_batch(alone, "train", 0)
-    assert augment.augment_batch(alone, 0, batch) is batch
 
 
 def test_shifts_and_quarter_turns_worked_by_hand():

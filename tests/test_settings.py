@@ -30,6 +30,7 @@ def check(key, value):
         ("seed", 2**32, "from 0 to 4,294,967,295"),
         ("batch_size", 0, "from 1 to"),
         ("num_steps", 0, "from 1 to"),
+        ("augment.p_unchanged", 0.5, "0 where nothing else changes images"),
         ("data.max_size", 16, "the farthest shape needs data.image_size=33"),
         ("data.min_sizes", (4, 15), "from 1 to data.max_size - 1"),
         ("data.min_sizes", (4,), "one whole number of pixels per shape"),
