@@ -52,7 +52,7 @@ def main(options):
     print("\n".join([*data.describe(config), *facts, *found, "", *table]))
     path.parent.mkdir(parents=True, exist_ok=True)
     shown = [*(" ".join(line.split()) for line in facts), *(line.split(": ")[0] for line in found)]
-    plot_audit(config, shown, train, test, rules).savefig(path)
+    plot_audit(config, shown, train, test, rules).savefig(path, bbox_inches="tight")
     print(f"wrote {path}")
 
 
