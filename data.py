@@ -21,7 +21,7 @@ import fingerprint
 import images
 from errors import UserError, bad_set
 from listings import SPLITS
-from spaces import ListedImages, Pairs, open_split  # noqa: F401  Pairs: for other files
+from spaces import ListedImages, open_split
 from splits import split_facts
 
 # Beyond the attempts of `spaces`: random numbers of their own.

@@ -40,6 +40,7 @@ from metrics import fit_threshold, fitting_pairs
 from model import create_model
 from report import write_report
 from scoring import MOST_PAIRS, THRESHOLD, evaluate, make_scorer
+from spaces import Pairs
 from splits import read_fingerprint
 
 
@@ -175,8 +176,8 @@ def few_shot(config, score, variables, asked):
 def compare_all(score, variables, images, first, second):
     """The logits of images at these indices, two int arrays, which are broadcast."""
     first, second = np.broadcast_arrays(first, second)
-    unknown = [None] * (len(data.Pairs._fields) - 3)  # labels, weights, ...
-    pairs = data.Pairs(images, first.ravel(), second.ravel(), *unknown)
+    unknown = [None] * (len(Pairs._fields) - 3)  # labels, weights, ...
+    pairs = Pairs(images, first.ravel(), second.ravel(), *unknown)
     return score(variables, pairs)[1].reshape(first.shape)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from convolution import convolve, convolve_copies, max_pool
-from pretrained import is_run
+from settings import is_run
 
 AXIS = "devices"  # the axis of the pmapped train step, over which BatchNorm averages
 

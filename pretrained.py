@@ -13,18 +13,13 @@ import re
 from functools import partial
 from pathlib import Path
 
+import settings
 from errors import UserError, first_five
 
 FILE = "model.safetensors"  # in a Hugging Face repository
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
 FIRST = re.compile(r"((?:(?:module|backbone|model|encoder)\.)*)conv1\.weight")
-
-
-def is_run(name):
-    """Whether weights are those of a run: its folder, or once resolved its checkpoints/STEP."""
-    is_checkpoint = re.search(r"(^|/)checkpoints/\d+$", name)
-    return is_checkpoint is not None or os.path.isfile(os.path.join(name, "config.json"))
 
 
 def resolve(options):
@@ -35,7 +30,7 @@ def resolve(options):
     """
     if not options.pretrained:
         return
-    path, found = (best_of_run if is_run(options.pretrained) else find)(options.pretrained)
+    path, found = (best_of_run if settings.is_run(options.pretrained) else find)(options.pretrained)
     if options.pretrained_sha256 not in ("", found):
         raise UserError(
             f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}"
@@ -45,11 +40,10 @@ def resolve(options):
 
 def best_of_run(workdir):
     """(path, checksum) of the best checkpoint of a run."""
-    import checkpoint
-    import settings
+    import checkpoint  # not at the top: a benchmark of PyTorch needs this file without JAX
 
     weights = settings.load_config(Path(workdir)).model.pretrained
-    if weights and not is_run(weights):
+    if weights and not settings.is_run(weights):
         text = "it began with weights that scale images in their own way; begin with these"
         raise UserError(f"model.pretrained={workdir}: {text}, {weights}")
     folder = Path(workdir, "checkpoints")
@@ -101,7 +95,7 @@ def load(path, variables):
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     wanted = {torch_name(key): (key, leaf.shape) for key, leaf in flatten_dict(variables).items()}
-    of_run = is_run(str(path))
+    of_run = settings.is_run(str(path))
     found = read_run(Path(path)) if of_run else read(path)
     wrong = [f"{name} is missing" for name in wanted.keys() - found.keys()]
     wrong += [f"{name} has no place" for name in found.keys() - wanted.keys()]
@@ -128,7 +122,6 @@ def read_run(path):
     from flax.traverse_util import flatten_dict
 
     import checkpoint
-    import settings
     from model import create_model, variable_shapes
 
     workdir = path.parent.parent

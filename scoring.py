@@ -20,6 +20,7 @@ from calibration import CALIBRATION, NONE
 from errors import UserError
 from metrics import compute_metrics, count_pairs, unmeasured
 from model import AXIS, create_model, variable_shapes
+from spaces import Pairs
 
 MOST_PAIRS = 4 * 10**7  # of a split that is evaluated whole, in about 8 GB of memory
 MOST_WHILE_TRAINING = 10**6  # the same in validation during training, which waits for it
@@ -33,7 +34,7 @@ class Evaluation(NamedTuple):
     """The metrics of a split, and what they were computed from."""
 
     metrics: dict  # compute_metrics, None where `unmeasured`, and what `evaluate_pairs` adds
-    pairs: data.Pairs
+    pairs: Pairs
     scores: "Scores"
     embeddings: np.ndarray  # [images, size]
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import platform
+import re
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 import decoding
 import images
-import pretrained
 import shapes
 from configs import default
 from errors import UserError
@@ -120,7 +120,7 @@ def model_rules(model, data):
     fits = model.head == "cosine" and not model.frozen
     text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
     yield "model.loss", fits or model.loss in ("pairs", "all_pairs"), text
-    fits = model.encoder == "resnet18" or pretrained.is_run(model.pretrained)
+    fits = model.encoder == "resnet18" or is_run(model.pretrained)
     text = "empty, or the folder of a run, unless a resnet18"
     yield "model.pretrained", fits or not model.pretrained, text
     learns = model.head != "euclidean"
@@ -279,6 +279,12 @@ def load_config(workdir):
         raise UserError(f"{path} is no saved config: {error}") from None
     check(config, f"{path} (of an older program? A new --workdir trains anew): ")
     return config
+
+
+def is_run(name):
+    """Whether weights are those of a run: its folder, or once resolved its checkpoints/STEP."""
+    is_checkpoint = re.search(r"(^|/)checkpoints/\d+$", name)
+    return is_checkpoint is not None or os.path.isfile(os.path.join(name, "config.json"))
 
 
 def chosen_run(workdir):

@@ -27,6 +27,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -121,7 +122,7 @@ def run_fold(out, root, fold, test):
 
     if (PIXELS[0], 0) not in done:
         for program in PIXELS:
-            answer = lambda pairs, name=program: pixel_scores(pairs)[name]  # noqa: E731
+            answer = partial(pixel_answers, program)
             save(program, 0, 0, 0, compare(folder / "test", test, Form(32, 3), answer))
     for recipe in RECIPES if OPTIONS.recipe == "best" else [OPTIONS.recipe]:
         missing = [s for s in OPTIONS.seconds if (f"PyTorch, {recipe}", int(s)) not in done]
@@ -183,6 +184,11 @@ def compare_ours(workdir, folder, names):
     _, variables = scoring.load_variables(config, workdir, model, "best")
     score = scoring.make_scorer(model)
     return compare(folder, names, form_of(config.data), lambda pairs: score(variables, pairs)[1])
+
+
+def pixel_answers(name, pairs):
+    """One of PIXELS: float [m]."""
+    return pixel_scores(pairs)[name]
 
 
 def compare(folder, names, form, score):

@@ -4,10 +4,10 @@ from conftest import tiny_config, write_photos
 from sklearn.metrics import roc_auc_score
 
 import baselines
-import data
 import scoring
 import shortcuts
 from model import create_model, init_variables
+from spaces import Pairs
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_all_images_at_once_and_pair_by_pair_are_the_same_bits():
     shown[7] = shown[3]
     first, second = np.indices((30, 30)).reshape(2, -1)
     few = random.permutation(900)[:200]
-    pairs = data.Pairs(shown, first, second, *[None] * 6)
+    pairs = Pairs(shown, first, second, *[None] * 6)
     every = shortcuts.pixel_scores(pairs)
     for name, scores in shortcuts.pixel_scores(
         pairs._replace(first=first[few], second=second[few])
