@@ -66,12 +66,13 @@ def verdict(split, values, interval, lines):
 
 
 def table(values, lines):
-    """The lines beside the network's own metrics: list of str."""
-    texts = [f"{'beside no learning':<28}" + "".join(f"{name:>14}" for name in COLUMNS)]
+    """The lines beside the network's own metrics: list of str, each of at most 62 letters."""
+    texts = [f"{'beside no learning':<26}" + "".join(f"{name:>12}" for name in COLUMNS)]
     own = {name: values.get(name) for name in COLUMNS}
     for name, line in ({"the network": own} | lines).items():
         numbers = (line.get(column) for column in COLUMNS)
-        text = "".join(f"{'-' if x is None else f'{x:.6f}':>14}" for x in numbers)
-        text += f"  of {line['pairs']:,} drawn pairs" if "pairs" in line else ""
-        texts.append(f"  {name:<26}{text}")
+        text = "".join(f"{'-' if x is None else f'{x:.6f}':>12}" for x in numbers)
+        texts.append(f"  {name:<24}{text}")
+    if "pairs" in line:
+        texts.append(f"  without learning of {line['pairs']:,} drawn pairs")
     return texts

@@ -14,6 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.special import expit
 
+import settings
 from errors import UserError
 
 CALIBRATION = "calibration.json"  # in a run's folder
@@ -64,12 +65,7 @@ def apply(variables, scale, shift):
 
 def keep(path, step, numbers):
     """Writes what was fitted for a step, a dict, into the run's folder; raises UserError."""
-    try:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"step": step} | numbers, indent=2) + "\n")
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    settings.write_json({"step": step} | numbers, path)
 
 
 def kept(path, step, *names):

@@ -12,7 +12,6 @@ import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import jax
 import numpy as np
@@ -29,26 +28,26 @@ class Damaged(Exception):
     """A checkpoint cannot be read, or its bits are not those that were saved."""
 
 
-@contextmanager
-def opened(workdir, keep_latest, keep_best):
-    """A context with the Saver of a training; at its end everything is written."""
-    saver = Saver(workdir / "checkpoints", keep_latest, keep_best)
-    try:
-        yield saver
-    finally:
-        saver.wait()
-
-
 class Saver:
-    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`."""
+    """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`.
 
-    def __init__(self, folder, keep_latest, keep_best):
-        self.folder, self.keep_latest, self.keep_best = folder, keep_latest, keep_best
+    A context manager: at its end everything is written.
+    """
+
+    def __init__(self, workdir, keep_latest, keep_best):
+        self.folder = workdir / "checkpoints"
+        self.keep_latest, self.keep_best = keep_latest, keep_best
         self.thread, self.writing = ThreadPoolExecutor(1, "checkpoint"), None
         if jax.process_index() == 0:
-            folder.mkdir(exist_ok=True)
-            for path in folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
+            self.folder.mkdir(exist_ok=True)
+            for path in self.folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
                 shutil.rmtree(path)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.wait()
 
     def save(self, state, metrics):
         """Starts to save a TrainState of host arrays, once the save before is complete.
@@ -129,18 +128,14 @@ def rank(folder, step):
 
 
 def restore(workdir, state):
-    """Returns the newest undamaged checkpoint in the form of `state`; `state` if there are none.
+    """Returns the newest whole checkpoint in the form of `state`; `state` if there are none.
 
-    Damaged ones are set aside. If all are damaged it raises UserError.
+    If all are damaged it raises UserError.
     """
     folder = workdir / "checkpoints"
-    for step in sorted(steps_in(folder), reverse=True):
-        try:
-            found = read(folder / str(step), **to_items(state))
-        except Damaged as error:
-            set_aside(folder / str(step), error)
-        else:
-            return state.replace(**found["model"], **found["training"])
+    _, found = read_first(folder, sorted(steps_in(folder), reverse=True), **to_items(state))
+    if found:
+        return state.replace(**found["model"], **found["training"])
     aside = sorted(path.name for path in folder.glob("*" + ASIDE))
     if aside:
         raise UserError(
@@ -150,33 +145,42 @@ def restore(workdir, state):
     return state
 
 
-def restore_model(workdir, which, model, skip_damaged=False):
+def restore_model(workdir, which, model):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged.
-    It chooses again if a training removed it meanwhile; with `skip_damaged` a damaged one is set
-    aside.
+    model: variables of the same shapes. Raises UserError if there is no such checkpoint, or none
+    that is whole.
     """
     folder = workdir / "checkpoints"
-    steps = steps_in(folder)
-    order = {"best": lambda step: rank(folder, step), "last": lambda step: -step}
-    found = sorted(steps, key=order[which]) if which in order else []
-    found += [step for step in steps if str(step) == which]
-    if not found:
-        there = sorted(steps) or "none yet"
-        raise UserError(f"no checkpoint {which} in {folder}: there are {there}")
-    step = found[0]
-    path = folder / str(step)
-    try:
-        return step, read(path, model=model)["model"]
-    except Damaged as error:
-        if skip_damaged:
-            set_aside(path, error)
-        if not path.exists():
-            return restore_model(workdir, which, model, skip_damaged)
-        others = sorted(steps - {step}) or "none"
-        text = f"checkpoint {step} in {folder} is damaged ({error}); others: {others}"
-        raise UserError(text) from None
+    steps = sorted(steps_in(folder), reverse=True)
+    if which == "best":
+        steps.sort(key=lambda step: rank(folder, step))
+    elif which != "last":
+        steps = [step for step in steps if str(step) == which]
+    step, found = read_first(folder, steps, model=model)
+    if found is None:
+        there = sorted(steps_in(folder)) or "none"
+        raise UserError(f"no checkpoint {which} in {folder} can be read: there are {there}")
+    return step, found["model"]
+
+
+def read_first(folder, steps, **targets):
+    """(step, items) of the first of these checkpoints that is whole; (None, None) if none is.
+
+    A damaged one is set aside: it is renamed, and warned about.
+    """
+    for step in steps:
+        path = folder / str(step)
+        try:
+            return step, read(path, **targets)
+        except Damaged as error:
+            if path.exists():  # else a training has removed it meanwhile
+                name = path.with_name(path.name + ASIDE)
+                shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
+                path.rename(name)
+                text = f"checkpoint {path} is damaged ({error}); set aside as {name.name}"
+                print(f"warning: {text}", file=sys.stderr)
+    return None, None
 
 
 def read(path, **targets):
@@ -233,12 +237,3 @@ def digest(tree):
 
 def text_digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def set_aside(path, reason):
-    """Renames a damaged checkpoint, so that it is kept but not used, and warns."""
-    name = path.with_name(path.name + ASIDE)
-    shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
-    path.rename(name)
-    text = f"checkpoint {path} is damaged ({reason}); set aside as {name.name}"
-    print(f"warning: {text}", file=sys.stderr)

@@ -6,9 +6,6 @@ Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The s
 continues what was interrupted. WORKDIR/folds.json has the table, too.
 """
 
-from errors import UserError, first_five  # first: from here on a missing package is one line
-
-# isort: split
 import json
 import signal
 import subprocess
@@ -18,13 +15,17 @@ from pathlib import Path
 import numpy as np
 
 import command_line
+import hosts
 import settings
 import train
+from errors import UserError, first_five
 
 TRAIN = Path(__file__).with_name("train.py")
 
 
 def main(options):
+    if hosts.read_cluster(options):
+        raise UserError("folds.py trains on one host: start it there alone, without --coordinator")
     config, name = command_line.read_config(options)
     if not config.data.folds or config.data.fold:
         text = "say in how many with --config.data.folds=5, and no fold: each is trained with"

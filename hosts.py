@@ -12,7 +12,6 @@ import sys
 import time
 import traceback
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from threading import Lock, Thread, Timer
 
 import jax
@@ -34,8 +33,8 @@ EXITING = Lock()  # never released: who holds it ends this process
 
 def define_flags():
     """Flags about several processes that work together."""
-    flags.DEFINE_string("coordinator", None, "host:port of process 0, where several processes work "
-                        "together; SLURM, Open MPI and Kubernetes name it themselves.")  # fmt: skip
+    text = "host:port of process 0 of several; SLURM and Open MPI name it themselves."
+    flags.DEFINE_string("coordinator", None, text)
     flags.DEFINE_integer("num_processes", None, "How many there are.", 1)
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0 on.", 0)
     flags.DEFINE_integer("join_seconds", 300, "How long they wait for each other at the start.", 1)
@@ -44,37 +43,31 @@ def define_flags():
 
 def read_cluster(options):
     """The arguments of jax.distributed.initialize; None where this process works alone."""
-    names = ("coordinator", "num_processes", "process_id")
-    missing = [name for name in names if options[name].value is None]
-    cluster = {"initialization_timeout": options.join_seconds}
-    cluster |= {"heartbeat_timeout_seconds": options.heartbeat_seconds}
-    if len(missing) == 3:
+    address, count, index = options.coordinator, options.num_processes, options.process_id
+    cluster = {
+        "initialization_timeout": options.join_seconds,
+        "heartbeat_timeout_seconds": options.heartbeat_seconds,
+    }
+    if (address, count, index) == (None, None, None):
         return cluster if managed(os.environ) else None
-    if missing:
-        raise UserError(f"{', '.join(names)} belong together: --{', --'.join(missing)} missing")
-    host, _, port = options.coordinator.rpartition(":")
+    if None in (address, count, index):
+        raise UserError("--coordinator, --num_processes and --process_id: give all three or none")
+    host, _, port = address.rpartition(":")
     if not (host and port.isdecimal() and 0 < int(port) < 2**16):
-        raise UserError(
-            f"--coordinator={options.coordinator}: must be host:port, as in 10.0.0.1:4321"
-        )
-    if options.process_id >= options.num_processes:
-        raise UserError(
-            f"--process_id={options.process_id}: must be from 0 to {options.num_processes - 1}"
-        )
-    cluster |= {"coordinator_address": options.coordinator, "num_processes": options.num_processes}
-    return cluster | {"process_id": options.process_id, "cluster_detection_method": "deactivate"}
+        raise UserError(f"--coordinator={address}: must be host:port, as in 10.0.0.1:4321")
+    if index >= count:
+        raise UserError(f"--process_id={index}: must be from 0 to {count - 1}")
+    cluster |= {"coordinator_address": address, "num_processes": count, "process_id": index}
+    return cluster | {"cluster_detection_method": "deactivate"}
 
 
 def managed(environment):
-    """Whether SLURM, Open MPI or Kubernetes started this as one of several processes.
+    """Whether SLURM or Open MPI started this as one of several processes.
 
     JAX's own detection would say yes in an interactive step of one process, too, and use one GPU.
     """
-    for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"):
-        if environment.get(name, "1") != "1":
-            return True
-    indexed = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
-    return indexed and find_spec("kubernetes") is not None  # JAX needs that package
+    names = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+    return any(environment.get(name, "1") != "1" for name in names)
 
 
 @contextmanager
@@ -108,10 +101,8 @@ def join(cluster):
     """Connects to the other processes; exits if that takes over join_seconds."""
     seconds = cluster["initialization_timeout"]
     where = cluster.get("coordinator_address", "named by the environment")
-    text = (
-        f"error: not all processes joined the coordinator ({where}) in {seconds} s: "
-        "start each of them, where it reaches that address, or allow more --join_seconds"
-    )
+    text = f"error: not all processes joined the coordinator ({where}) in {seconds} s: "
+    text += "start each of them, where it reaches that address, or allow more --join_seconds"
     late = Timer(seconds, exit_now, [text])  # later JAX would abort with a page of C++
     late.start()
     try:
@@ -123,19 +114,29 @@ def join(cluster):
 
 
 def agree(client, values, seconds):
-    """Exits all hosts, with a line that names the keys, unless `values` are the same on all."""
+    """Exits all hosts, with a line that names the keys, unless `values` are the same on all.
+
+    So does a host that is lost meanwhile.
+    """
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
     own_name = f"host {jax.process_index()} ({platform.node()})"
     client.key_value_set(f"host/{jax.process_index()}", json.dumps([own_name, values]))
-    keys = [f"host/{i}" for i in range(jax.process_count())]
-    found = [json.loads(client.blocking_key_value_get(key, 1000 * seconds)) for key in keys]
+    found = []
+    for i in range(jax.process_count()):
+        try:
+            found.append(json.loads(client.blocking_key_value_get(f"host/{i}", 1000 * seconds)))
+        except JaxRuntimeError:
+            exit_now(f"error: lost host {i}, which had joined; start all of them again")
     NAMES[:] = [name for name, _ in found]
     zero, first = found[0]
     for name, other in found:
-        keys = [k for k in sorted({*first, *other}) if first.get(k) != other.get(k)]
-        if keys:
-            texts = (f"{k} is {first.get(k)} on {zero}, {other.get(k)} on {name}" for k in keys)
+        texts = [
+            f"{key} is {first.get(key)} on {zero}, {other.get(key)} on {name}"
+            for key in sorted({*first, *other})
+            if first.get(key) != other.get(key)
+        ]
+        if texts:
             exit_now(f"error: all hosts must be started alike: {'; '.join(texts)}")
 
 
@@ -192,9 +193,7 @@ def from_first(function, like):
         return function()
     blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), like)
     found = blank if jax.process_index() else function()
-
-    def as_bytes(leaf, one):
-        return np.atleast_1d(np.asarray(one, leaf.dtype)).view(np.uint8)
-
-    bits = multihost_utils.broadcast_one_to_all(jax.tree.map(as_bytes, blank, found))
+    found = jax.tree.map(lambda leaf, one: np.asarray(one, leaf.dtype), blank, found)
+    bits = jax.tree.map(lambda one: np.atleast_1d(one).view(np.uint8), found)
+    bits = multihost_utils.broadcast_one_to_all(bits)  # of floats it would keep no -0.0
     return jax.tree.map(lambda leaf, one: one.view(leaf.dtype).reshape(leaf.shape), blank, bits)

@@ -82,12 +82,8 @@ def unordered(pairs):
 
 
 def unmeasured(different):
-    """{name: how many different pairs it needs} of each TAR at a FAR that so few cannot show.
-
-    Of n pairs the lowest FAR above 0 is 1 / n.
-    """
-    needs = {f"tar_at_far_{rate}": math.ceil(1 / rate) for rate in FALSE_ACCEPT_RATES}
-    return {name: count for name, count in needs.items() if different < count}
+    """Names of the TARs at a FAR that so few different pairs cannot show: the lowest is 1 / n."""
+    return [f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES if different * rate < 1]
 
 
 def calibration(probability, label, weight):

@@ -19,7 +19,6 @@ from errors import UserError, first_five
 FILE = "model.safetensors"  # in a Hugging Face repository
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
-FIRST = re.compile(r"((?:(?:module|backbone|model|encoder)\.)*)conv1\.weight")
 
 
 def resolve(options):
@@ -73,10 +72,6 @@ def download(name):
 
     hub.logging.set_verbosity_error()  # else a line for each retry
     try:
-        return Path(hub.hf_hub_download(name, FILE, local_files_only=True))
-    except (OSError, ValueError):
-        print(f"fetching {FILE} of {name} from Hugging Face", flush=True)
-    try:
         return Path(hub.hf_hub_download(name, FILE))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         source = f"https://huggingface.co/{name}/resolve/main/{FILE}"
@@ -101,15 +96,18 @@ def load(path, variables):
     wrong += [f"{name} has no place" for name in found.keys() - wanted.keys()]
     loaded = {}
     for name in wanted.keys() & found.keys():
-        array, (key, shape) = found[name].astype("float32"), wanted[name]
+        array, (key, shape) = found[name], wanted[name]
         if len(shape) == 4:  # torch: [out, in, height, width], Flax: [height, width, in, out]
             shape = tuple(shape[axis] for axis in (3, 2, 0, 1))
         cut = "conv" in name and shape[2] < 3 and not of_run
         whole = (*shape[:2], 3, 3) if cut else shape
+        if array.dtype.name not in FLOATS:
+            wrong.append(f"{name} is of {array.dtype}, must be of {', '.join(FLOATS)}")
         if array.shape != whole:
             wrong.append(f"{name} has shape {array.shape}, its place {whole}")
         elif cut:
             array = array[..., 1 : 1 + shape[2], 1 : 1 + shape[3]]
+        array = array.astype("float32")
         loaded[key] = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array
     if wrong:
         text = f"{path} does not fit the encoder: {first_five(sorted(wrong), '; ')}"
@@ -136,31 +134,16 @@ def read_run(path):
 
 
 def read(path):
-    """The arrays of a file by torchvision's names, without a prefix such as "module.".
-
-    Prints what is left out then; raises UserError if it is damaged or of another type.
-    """
-    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
+    """{torchvision's name: array} of a file; raises UserError if it cannot be read."""
+    import ml_dtypes  # noqa: F401 -- without it safetensors has no bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         found = load_file(path)
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
-        text = f"{path} cannot be read as safetensors of {', '.join(FLOATS)}: {error}"
-        raise UserError(f"model.pretrained: {text}") from None
-    starts = [match[1] for match in map(FIRST.fullmatch, found) if match]
-    prefix = starts[0] if len(starts) == 1 else ""  # of several none is guessed
-    inside = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
-    arrays = {name: array for name, array in inside.items() if not UNUSED.fullmatch(name)}
-    if prefix and jax.process_index() == 0:
-        others = [name for name in found if not name.startswith(prefix)]
-        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
-        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
-    if unread := {array.dtype.name for array in arrays.values()} - {*FLOATS}:
-        text = f"{path} has {', '.join(sorted(unread))}, must be of {', '.join(FLOATS)}"
-        raise UserError(f"model.pretrained: {text}")
-    return arrays
+        raise UserError(f"model.pretrained: {path} cannot be read: {error}") from None
+    return {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
 
 
 def torch_name(key):

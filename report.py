@@ -6,7 +6,6 @@ Everything goes to workdir/evaluation. The page is one file that works offline.
 import base64
 import csv
 import html
-import json
 from pathlib import Path
 
 import jax
@@ -42,7 +41,7 @@ def write_report(config, workdir, step, evaluations, score):
     folder = workdir / "evaluation"
     try:
         folder.mkdir(exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        settings.write_json(values, folder / "metrics.json")
         write_page(config, workdir, split, evaluation, table)
         write_hardest(config, folder, evaluation)
     except OSError as error:
@@ -75,14 +74,6 @@ def scalars(split, evaluation):
     return {f"{split}/{name}": value for name, value in numbers.items() if value is not None}
 
 
-def which_pairs(evaluation):
-    """Whether all pairs were evaluated, in words."""
-    if not evaluation.metrics["exact"]:
-        return "a sample"
-    given = evaluation.pairs.class_ids is None
-    return "every given pair of the split" if given else "every ordered pair, weighted"
-
-
 def describe(step, split, evaluation):
     """One line for the console."""
     m = evaluation.metrics
@@ -92,28 +83,33 @@ def describe(step, split, evaluation):
     )
 
 
+def count_wrong(evaluation):
+    """How many pairs are wrong, of how many and of which, in words."""
+    m, which = evaluation.metrics, "a sample"
+    if m["exact"]:
+        given = evaluation.pairs.class_ids is None
+        which = "every given pair of the split" if given else "every ordered pair, weighted"
+    return f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which})"
+
+
 def format_table(step, evaluations, bounds):
     """A row per metric, a column per split, intervals of the last; then the confusion matrices."""
-    lines = [f"{f'step {step}':<16}" + "".join(f"{split:>14}" for split in evaluations)]
+    lines = [f"{f'step {step}':<16}" + "".join(f"{split:>12}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
     last = [*evaluations.values()][-1].metrics
     for name in (*metrics.NAMES, *(name for name in retrieval.NAMES if name in last)):
         values = [one.metrics.get(name, "") for one in evaluations.values()]
         texts = (x if x == "" else "too few" if x is None else f"{x:.6f}" for x in values)
         interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
-        lines.append(f"{name:<16}" + "".join(f"{text:>14}" for text in texts) + interval)
+        lines.append(f"{name:<16}" + "".join(f"{text:>12}" for text in texts) + interval)
     for split, one in evaluations.items():
-        m = one.metrics
-        (right0, wrong0), (wrong1, right1) = m["confusion"]
+        (right0, wrong0), (wrong1, right1) = one.metrics["confusion"]
         lines += [
-            f"{split}: {m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(one)})",
+            f"{split}: {count_wrong(one)}",
             f"  different: {right0:,} right, {wrong0:,} called same",
             f"  same: {right1:,} right, {wrong1:,} called different",
-            f"  called same from a probability of {m['threshold']:.6g} on",
+            f"  called same from a probability of {one.metrics['threshold']:.6g} on",
         ]
-        for name, count in metrics.unmeasured(m["different_pairs"]).items():
-            text = f"needs {count:,} different pairs, each once there are {m['different_pairs']:,}"
-            lines.append(f"  {name} {text}")
     return "\n".join(lines + format_more(one))
 
 
@@ -148,7 +144,7 @@ main {{ display: grid; gap: 1.5rem 2rem; grid-auto-flow: dense;
   grid-template-columns: repeat(auto-fit, minmax(min(31rem, 100%), 1fr)); }}
 section {{ min-width: 0; }} .pairs {{ grid-column: 1 / -1; }}
 img {{ max-width: 100%; background: white; border-radius: 8px; }}
-pre {{ overflow-x: auto; font-size: 0.8rem; }}
+pre {{ white-space: pre-wrap; font-size: min(0.8rem, 2.4vw); }}  /* 62 letters fit */
 </style>
 <h1>{title}</h1>
 <p class="headline">{headline}</p>
@@ -172,13 +168,14 @@ def write_page(config, workdir, split, evaluation, table):
     values = runtime.last_versions(workdir) | settings.flatten(config.to_dict())
     text = html.escape("\n".join(f"{key}: {value}" for key, value in values.items()))
     sections["config"] = f"<pre>{text}</pre>"
-    parts = (f'<section class="{k}"><h2>{k.capitalize()}</h2>{v}</section>'
-             for k, v in sections.items())  # fmt: skip
+    parts = [
+        f'<section class="{name}"><h2>{name.capitalize()}</h2>{content}</section>'
+        for name, content in sections.items()
+    ]
     page = PAGE.format(
         title=html.escape(f"{workdir.name}: {split}"),
         headline=f"{100 * m['accuracy']:.2f} % right",
-        summary=f"{m['wrong']:,} wrong of {m['pairs']:,} pairs ({which_pairs(evaluation)}), "
-        f"called the same from a probability of {m['threshold']:.6g} on.",
+        summary=f"{count_wrong(evaluation)}, same from a probability of {m['threshold']:.6g} on.",
         sections="\n".join(parts),
     )
     (folder / "report.html").write_text(page, "utf-8", "backslashreplace")  # as a name of a file

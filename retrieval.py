@@ -6,7 +6,7 @@ guess.
 
 import numpy as np
 
-from errors import UserError, first_five
+from errors import UserError
 from listings import SPLITS
 from metrics import bootstrap
 
@@ -75,10 +75,10 @@ def draw_episodes(classes, groups, way, shot, seed):
         text = f"the split has at most {sizes.max()} classes of {shot + 1} images or more"
         raise UserError(f"--way={way}: {text}{' in one folder' * (len(names) > 1)}")
     facts = [f"{len(allowed)} groups of classes"] * (len(names) > 1)
-    if lost := names[sizes < way].tolist():
-        facts.append(f"left out: {len(lost)} groups of fewer classes ({first_five(lost)})")
-    if lost := (~usable).sum():
-        facts.append(f"left out: {lost} classes of fewer than {shot + 1} images")
+    if few := (sizes < way).sum():
+        facts.append(f"left out: {few} groups of fewer classes")
+    if few := (~usable).sum():
+        facts.append(f"left out: {few} classes of fewer than {shot + 1} images")
     random = np.random.Generator(np.random.Philox(key=[seed, len(SPLITS)]))  # not those of pairs
     members = [np.flatnonzero(classes == k) for k in range(len(counts))]
     drawn = []
@@ -95,15 +95,7 @@ def few_shot(compare, queries, supports):
     compare(first, second) returns the scores of images at these indices, which are broadcast. The
     answer is the class of the highest mean score.
     """
-    block = max(1, 10**6 // supports[0].size // queries.shape[1])  # episodes: bounds the memory
-    scores = np.concatenate(
-        [
-            compare(queries[i : i + block, :, None, None], supports[i : i + block, None]).mean(
-                axis=-1
-            )
-            for i in range(0, len(queries), block)
-        ]
-    )
+    scores = compare(queries[..., None, None], supports[:, None]).mean(axis=-1)
     own = np.diagonal(scores, axis1=1, axis2=2)[..., None]
     ties, lost = (scores == own).sum(axis=2), (scores > own).any(axis=2)
     errors = (1 - np.where(lost, 0, 1 / ties)).mean(axis=1)

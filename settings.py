@@ -2,9 +2,7 @@
 
 import fcntl
 import json
-import math
 import os
-import platform
 import re
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +15,7 @@ import shapes
 from configs import default
 from errors import UserError
 
-PARTIAL, LOCK = "config.json.partial", ".lock"  # files of a run's folder
+LOCK = ".lock"  # in a run's folder
 
 # What each key may be, whatever the others are. `rules` says what goes together.
 CHOICES = {
@@ -33,26 +31,25 @@ CHOICES = {
     "model.loss": ("pairs", "all_pairs", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("adam", "adamw", "sgd"),
-    "eval.best": ("loss", "eer", "roc_auc"),
+    "eval.best": ("loss", "eer"),
 }
+TINY = 1e-9  # above 0, or below 1 by this
 RANGES = {  # keys: (smallest, largest); no machine can hold more than the large ones
     "seed": (0, 2**32 - 1),
     "num_steps log_every_steps eval_every_steps": (1, 2**31 - 1),
     "batch_size steps_per_execution optimizer.nominal_batch_size data.num_identities": (1, 10**6),
-    "checkpoint.keep_latest checkpoint.keep_best": (1, 10**6),
-    "eval.num_pairs": (1, 10**7),
+    "checkpoint.keep_latest checkpoint.keep_best eval.num_pairs": (1, 10**7),
     "model.width model.head_features": (1, 2**16),
-    "data.image_size": (0, 4096),
-    "data.folds": (0, 100),
+    "data.image_size data.images_per_class": (0, 4096),
+    "data.white": (0, 65535),
     "data.p_same data.p_rotation data.overlaid_classes": (0, 1),
     "augment.p_flip augment.p_erase augment.p_unchanged": (0, 1),
     "optimizer.warmup augment.shift": (0, 0.5),
-    "augment.scale augment.shear augment.contrast": (0, 2),
-    "augment.blur": (0, 16),
-    "augment.rotation augment.brightness augment.noise": (0, 255),
+    "optimizer.momentum optimizer.beta2": (0, 1 - TINY),
+    "eval.threshold": (TINY, 1 - TINY),
+    "optimizer.learning_rate model.margin": (TINY, 255),
 }
-ABOVE_0 = ("optimizer.learning_rate", "eval.threshold", "model.margin")
-BELOW_1 = ("optimizer.momentum", "optimizer.beta2", "eval.threshold")
+OTHERS = (0, 255)  # the range of all other numbers
 
 # A resumed run may change these keys: the trained parameters do not depend on them.
 # Of weights and images their checksums are compared instead of their paths.
@@ -70,9 +67,6 @@ def check(config, where="config."):
     for key, value in values.items():
         if type(value) is not type(known[key]):
             raise UserError(f"{where}{key}={value!r}: must be of type {type(known[key]).__name__}")
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(n, (int, float)) and not 0 <= n < math.inf for n in numbers):
-            raise UserError(f"{where}{key}={value}: numbers must be finite and not negative")
     for key, allowed, text in rules(config):
         if not allowed:
             raise UserError(f"{where}{key}={values[key]}: must be {text}")
@@ -87,21 +81,19 @@ def rules(config):
         yield f"data.{key}", data[key] == value, text
     for key, allowed in CHOICES.items():
         yield key, values[key] in allowed, f"one of {allowed}"
-    for keys, (least, most) in RANGES.items():
-        for key in keys.split():
-            yield key, least <= values[key] <= most, f"from {least} to {most:,}"
-    for key in ABOVE_0:
-        yield key, values[key] > 0, "above 0"
-    for key in BELOW_1:
-        yield key, values[key] < 1, "below 1"
+    ranges = {key: limits for keys, limits in RANGES.items() for key in keys.split()}
+    for key, value in values.items():
+        if isinstance(value, int | float):
+            least, most = ranges.get(key, OTHERS)
+            yield key, least <= value <= most, f"from {least} to {most:,}"
     yield from (shape_rules if drawn else file_rules)(data)
     yield from batch_rules(data, config.batch_size)
     yield from model_rules(config.model, data)
-    fits = any(value for key, value in config.augment.items() if key != "p_unchanged")
-    text = "0 where nothing else changes images"
-    yield "augment.p_unchanged", fits or config.augment.p_unchanged == 0, text
-    text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
+    others = [value for key, value in config.augment.items() if key != "p_unchanged"]
+    fits = any(others) or config.augment.p_unchanged == 0
+    yield "augment.p_unchanged", fits, "0 where nothing else changes images"
     fits = optimizer.final_learning_rate <= optimizer.learning_rate
+    text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
     yield "optimizer.final_learning_rate", fits, text
     steps = accumulated_steps(config)
     text = f"a multiple of the {steps} batches that optimizer.nominal_batch_size accumulates"
@@ -110,21 +102,18 @@ def rules(config):
 
 def model_rules(model, data):
     """The part of `rules` about config.model."""
-    stages = model.stage_sizes
-    whole = all(isinstance(s, int) and 1 <= s <= 100 for s in stages)
+    fits = 1 <= len(model.stage_sizes) <= 8 and whole_numbers(model.stage_sizes, 100)
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
-    yield "model.stage_sizes", 1 <= len(stages) <= 8 and whole, text
-    fits = data.source != "pairs"
-    text = "pairs unless of classes (not of pairs that are given)"
-    yield "model.loss", fits or model.loss == "pairs", text
-    fits = model.head == "cosine" and not model.frozen
+    yield "model.stage_sizes", fits, text
+    fits = data.source != "pairs" or model.loss == "pairs"
+    yield "model.loss", fits, "pairs unless of classes (not of pairs that are given)"
+    fits = model.loss != "supcon" or (model.head == "cosine" and not model.frozen)
     text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
-    yield "model.loss", fits or model.loss in ("pairs", "all_pairs"), text
-    fits = model.encoder == "resnet18" or is_run(model.pretrained)
-    text = "empty, or the folder of a run, unless a resnet18"
-    yield "model.pretrained", fits or not model.pretrained, text
-    learns = model.head != "euclidean"
-    yield "model.frozen", learns or not model.frozen, "False without a head that learns"
+    yield "model.loss", fits, text
+    fits = not model.pretrained or model.encoder == "resnet18" or is_run(model.pretrained)
+    yield "model.pretrained", fits, "empty, or the folder of a run, unless a resnet18"
+    fits = not model.frozen or model.head != "euclidean"
+    yield "model.frozen", fits, "False without a head that learns"
 
 
 def batch_rules(data, pairs):
@@ -133,8 +122,8 @@ def batch_rules(data, pairs):
     fits = k % 2 == 0 and 2 * pairs % max(k, 1) == 0 and 2 * k <= pairs
     text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most a quarter"
     yield "data.images_per_class", fits, text
-    text = "0 unless of classes (not of pairs that are given)"
-    yield "data.images_per_class", data.source != "pairs" or not k, text
+    fits = k == 0 or data.source != "pairs"
+    yield "data.images_per_class", fits, "0 unless of classes (not of pairs that are given)"
     for key, none in (("turned_classes", 1), ("overlaid_classes", 0)):
         text = f"{none} without data.images_per_class, which chooses classes"
         yield f"data.{key}", k > 0 or data[key] == none, text
@@ -144,18 +133,17 @@ def file_rules(data):
     """The part of `rules` for images from files."""
     text = "the folder of your images (folder), your list (pairs), or a prepared set (tfds)"
     yield "data.path", data.path != "", text
-    shared, listed = data.split == "shared", data.source == "pairs"
+    shared = data.split == "shared"
     yield "data.splits_of", not (shared and data.splits_of), "empty with data.split=shared"
-    yield "data.folds", data.folds != 1, "0 (none), or from 2 to 100"
-    fits = not (data.folds and (shared or data.splits_of))
+    yield "data.folds", data.folds != 1, "0 (none), or 2 and more"
+    fits = not data.folds or not (shared or data.splits_of)
     yield "data.folds", fits, "0 with data.split=shared, or with data.splits_of"
     yield "data.fold", data.fold < max(data.folds, 1), f"below data.folds={data.folds}, or 0"
     yield "data.same_as", data.same_as == "class", "class, where images come from files"
-    fits = data.source == "folder" or data.class_level == 0
+    fits = data.class_level == 0 or data.source == "folder"
     yield "data.class_level", fits, "0 unless data.source=folder"
-    fits = data.white == 0 or 255 <= data.white <= 65535
-    yield "data.white", fits, "0 (found from the set), or from 255 to 65535"
-    fits = not listed or data.split in ("shared", "disjoint")
+    yield "data.white", not 0 < data.white < 255, "0 (found from the set), or from 255 to 65535"
+    fits = data.source != "pairs" or data.split in ("shared", "disjoint")
     yield "data.split", fits, "shared or disjoint: a list of pairs has no classes"
 
 
@@ -163,25 +151,24 @@ def shape_rules(data):
     """The part of `rules` for drawn shapes."""
     yield "data.path", data.path == "", "empty with data.source=shapes"
     yield "data.channels", data.channels == 1, "1 with data.source=shapes"
-    if identity := data.same_as == "identity":
+    identity = data.same_as == "identity"
+    if identity:
         fits = "blob" in data.shapes and "blob" not in data.held_out_shapes
         yield "data.shapes", fits, "with blob among them, not held out, for data.same_as=identity"
-    distinct = len([name for name in shapes.SHAPES if name in data.shapes])
-    fits = distinct == len(data.shapes) >= 2 - identity
+        text = "at least 6 with data.same_as=identity"
+        yield "data.num_identities", data.num_identities >= 6, text
+    count = len([name for name in shapes.SHAPES if name in data.shapes])
+    fits = count == len(data.shapes) >= 2 - identity
     yield "data.shapes", fits, f"two or more of {(*shapes.SHAPES,)}, each once"
     blobs = ("classes",) if identity and data.shapes == ("blob",) else ()
-    fits = data.split in ("shared", "disjoint", *blobs)
     text = "shared or disjoint, or of blobs alone; data.held_out_shapes keeps kinds out of training"
-    yield "data.split", fits, text
-    held_out = len(data.held_out_shapes)
-    fits = held_out == 0 or 2 <= held_out <= distinct - 2
-    fits &= {*data.held_out_shapes} <= {*data.shapes}
+    yield "data.split", data.split in ("shared", "disjoint", *blobs), text
+    held_out = len([name for name in data.shapes if name in data.held_out_shapes])
+    fits = held_out == len(data.held_out_shapes) and (held_out == 0 or 2 <= held_out <= count - 2)
     yield "data.held_out_shapes", fits, "of data.shapes two or more, and two or more not"
-    fits = data.num_identities >= 6 or not identity
-    yield "data.num_identities", fits, "at least 6 with data.same_as=identity"
-    whole = all(isinstance(s, int) and 1 <= s < data.max_size for s in data.min_sizes)
+    whole = whole_numbers(data.min_sizes, data.max_size - 1)
     text = "one whole number of pixels per shape, from 1 to data.max_size - 1"
-    yield "data.min_sizes", len(data.min_sizes) == len(data.shapes) and whole, text
+    yield "data.min_sizes", whole and len(data.min_sizes) == len(data.shapes), text
     yield "data.match_area", data.continuous or not data.match_area, "False unless data.continuous"
     low, high = shapes.size_range(data)
     text = "larger: no area is left that all shapes of data.min_sizes have"
@@ -189,6 +176,11 @@ def shape_rules(data):
     needed = 2 * shapes.margin(data) + 1
     text = f"smaller: the farthest shape needs data.image_size={needed}"
     yield "data.max_size", needed <= data.image_size, text
+
+
+def whole_numbers(values, most):
+    """Whether all values are whole numbers from 1 to `most`."""
+    return all(isinstance(value, int) and 1 <= value <= most for value in values)
 
 
 def accumulated_steps(config):
@@ -203,14 +195,15 @@ def check_workdir(config, workdir):
     """
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
-        if workdir.exists() and {path.name for path in workdir.iterdir()} - {PARTIAL, LOCK}:
+        names = {path.name for path in workdir.glob("*")}
+        if names - {LOCK, "config.json.partial"}:  # a start that was killed leaves these
             text = "holds files but no config.json of a run; name another one"
             raise UserError(f"--workdir={workdir}: {text}")
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
-    found = ("data.white", "data.image_size", "data.channels")
-    unresolved = {"model.dtype": "auto"} | dict.fromkeys(found, 0)
-    unresolved |= {"model.pretrained_sha256": ""} if config.model.pretrained else {}
+    unresolved = {"data.white": 0, "data.image_size": 0, "data.channels": 0, "model.dtype": "auto"}
+    if config.model.pretrained:
+        unresolved["model.pretrained_sha256"] = ""
     texts = [
         f"{key} is {saved[key]} there, {value} now"
         for key, value in given.items()
@@ -235,27 +228,29 @@ def check_writable(folder, option):
 
 
 def save_config(config, workdir):
-    """Writes config.json, whole or not at all."""
-    partial = workdir / PARTIAL
+    """Writes config.json into a run's folder."""
+    write_json(config.to_dict(), workdir / "config.json")
+
+
+def write_json(values, path):
+    """Writes a file, whole or not at all; raises UserError."""
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        partial.replace(workdir / "config.json")
+        partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        partial.replace(path)
     except OSError as error:
-        raise UserError(f"{partial} cannot be written: {error.strerror}") from None
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
 
 
 @contextmanager
 def lock(workdir):
     """A context in which this process alone holds the folder; raises UserError if it cannot."""
-    path = workdir / LOCK
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+b", buffering=0)
+        file = open(workdir / LOCK, "a")
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlocked when the process dies
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}".encode())
     except BlockingIOError:
-        text = f"{path.read_text()} is training there; name another folder"
+        text = "another process is training there; name another folder"
         raise UserError(f"--workdir={workdir}: {text}") from None
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}") from None

@@ -7,9 +7,6 @@
 The step is the only clock: batches, learning rate and resume are functions of (seed, step).
 """
 
-from errors import UserError  # first: from here on a missing package is one line
-
-# isort: split
 import math
 import os
 import signal
@@ -23,7 +20,6 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from scipy.special import expit
 
 import calibration
 import checkpoint
@@ -36,7 +32,7 @@ import pretrained
 import runtime
 import settings
 import train_step
-from metrics import calibration_error
+from errors import UserError
 from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, THRESHOLD, evaluate, kept_threshold, make_scorer
@@ -82,7 +78,7 @@ def train_and_evaluate(config, workdir):
     model = create_model(config)
     optimizer, schedule = train_step.make_optimizer(config)
     score, state = make_scorer(model), train_step.create_state(config, model, optimizer)
-    with held(config, workdir), checkpoint.opened(workdir, **config.checkpoint) as saver:
+    with held(config, workdir), checkpoint.Saver(workdir, **config.checkpoint) as saver:
         state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         introduce(config, workdir, state)
         length, program = call_length(config, int(state.step)), None
@@ -96,8 +92,7 @@ def train_and_evaluate(config, workdir):
         if SIGNALS:
             hosts.disconnect()
             exit_on_signal(SIGNALS[0], text=f"saved at step {step}; the same command resumes there")
-        restore = partial(checkpoint.restore_model, workdir, "best", skip_damaged=True)
-        restore_best = partial(restore, model=state.variables)
+        restore_best = partial(checkpoint.restore_model, workdir, "best", state.variables)
         step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
     if calibration.is_possible(config):
         variables = calibrate(config, workdir, int(step), score, variables)
@@ -110,8 +105,7 @@ def train_and_evaluate(config, workdir):
 def calibrate(config, workdir, step, score, variables):
     """The variables with honest probabilities; keeps what was fitted in the run's folder."""
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
-    scores, weight = found.scores, found.pairs.weight
-    scale, shift = calibration.fit(scores, weight)
+    scale, shift = calibration.fit(found.scores, found.pairs.weight)
     if jax.process_index() == 0:
         numbers, path = {"scale": scale, "shift": shift}, workdir / calibration.CALIBRATION
         threshold = workdir / THRESHOLD
@@ -119,8 +113,7 @@ def calibrate(config, workdir, step, score, variables):
             print(f"{THRESHOLD}, fitted before the calibration, is removed: fit it again")
             threshold.unlink()
         calibration.keep(path, step, numbers)
-    ece = calibration_error(expit(scale * scores.logits + shift), scores.label, weight)
-    text = f"ECE {found.metrics['ece']:.4f} before, {ece:.4f} now"
+    text = f"its ECE was {found.metrics['ece']:.4f}"
     if (scale, shift) == calibration.NONE:
         text = "not at all: there same pairs do not have higher scores"
     print(f"calibrated on validation: {text}", flush=True)
@@ -143,18 +136,11 @@ def train_and_validate(config, program, state, schedule, validate, writer, saver
             validation = validate(host_state.variables)
             writer.write(step, scalars("validation", validation))
             print(describe(step, "validation", validation), flush=True)
-            found = validation.metrics | {"rank": rank(config, validation.metrics)}
+            best = validation.metrics[config.eval.best]  # None: all pairs are of one kind
+            found = validation.metrics | ({} if best is None else {"rank": best})
         writer.flush()  # before the checkpoint: no gap in the curves after resuming
         saver.save(host_state, found)
     return step
-
-
-def rank(config, metrics):
-    """What config.eval.best makes of validation metrics: lower is better; their loss if unknown."""
-    value = metrics[config.eval.best]
-    if value is None:  # all pairs are of one kind
-        return metrics["loss"]
-    return -value if config.eval.best == "roc_auc" else value
 
 
 @contextmanager
@@ -165,7 +151,7 @@ def held(config, workdir):
         return
     with settings.lock(workdir):
         settings.check_workdir(config, workdir)  # again: another training may have used it since
-        begun = any(path.name.isdecimal() for path in workdir.glob("checkpoints/*"))
+        begun = checkpoint.steps_in(workdir / "checkpoints")
         of_files = config.data.source != "shapes"
         if of_files and begun:
             fingerprint.check(config.data, workdir)
@@ -186,14 +172,14 @@ def resolve(config):
     return settings.frozen(config)
 
 
-def call_length(config, start):
-    """Steps of each call from step `start` on: so that a call ends wherever something is due."""
-    return math.gcd(config.steps_per_execution, *intervals(config), start)
-
-
 def intervals(config):
     """At multiples of these steps curves or validation are due; the last is the number of steps."""
     return config.log_every_steps, config.eval_every_steps, config.num_steps
+
+
+def call_length(config, start):
+    """Steps of each call from step `start` on: so that a call ends wherever something is due."""
+    return math.gcd(config.steps_per_execution, *intervals(config), start)
 
 
 def train(config, program, state):
@@ -232,23 +218,18 @@ def summarize(history, done, rate):
     Raises UserError if they are not finite.
     """
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
-    finite = np.isfinite([*series.values()]).all(axis=0)
+    finite = np.isfinite(series["loss"] + series["gradient_norm"])
     if not finite.all():
-        first = finite.argmin()
-        text = ", ".join(f"{name} {series[name][first]:g}" for name in ("loss", "gradient_norm"))
-        batch = f'data.make_batch(config, "train", {done + first})'
-        text = f"step {done + first + 1} diverged on {batch}: {text}"
+        step = done + finite.argmin() + 1
+        text = f"step {step} diverged: its loss or gradient is not finite"
         raise UserError(f"{text}; {checkpoint.DIVERGED}")
     sums = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
-    metrics = {
-        "loss": sums["loss"] / sums["count"],
-        "accuracy": sums["correct"] / sums["count"],
-        "gradient_norm": sums["gradient_norm"] / len(finite),
-        "pairs_per_second": rate,
-    }
-    text = f"loss {metrics['loss']:.4f}, accuracy {metrics['accuracy']:.4f}, {rate:,.0f} pairs/s"
+    loss, accuracy = (sums[name] / sums["count"] for name in ("loss", "correct"))
+    text = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {rate:,.0f} pairs/s"
     print(f"step {done + len(finite)}: {text}", flush=True)
-    return metrics
+    norm = sums["gradient_norm"] / len(finite)
+    found = {"loss": loss, "accuracy": accuracy}
+    return found | {"gradient_norm": norm, "pairs_per_second": rate}
 
 
 def introduce(config, workdir, state):

@@ -43,26 +43,23 @@ def make_optimizer(config):
     """
     options, accumulated = config.optimizer, settings.accumulated_steps(config)
     updates = config.num_steps // accumulated
-    warmup = round(options.warmup * updates)
-    schedule = optax.cosine_decay_schedule(
-        options.learning_rate,
-        decay_steps=updates - warmup,
-        alpha=options.final_learning_rate / options.learning_rate,
+    schedule = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=options.learning_rate,
+        warmup_steps=round(options.warmup * updates),
+        decay_steps=updates,
+        end_value=options.final_learning_rate,
     )
-    if warmup:
-        rise = optax.linear_schedule(0, options.learning_rate, warmup)
-        schedule = optax.join_schedules([rise, schedule], [warmup])
     scale = config.batch_size * accumulated / options.nominal_batch_size
     l2 = optax.add_decayed_weights(options.weight_decay * scale)
+    betas = {"b1": options.momentum, "b2": options.beta2}
     are_kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
-    decay = optax.add_decayed_weights(options.weight_decay, mask=are_kernels)
-    adam = optax.scale_by_adam(b1=options.momentum, b2=options.beta2)
-    parts = {
-        "adam": (l2, adam),
-        "adamw": (adam, decay),
-        "sgd": (l2, optax.trace(decay=options.momentum, nesterov=True)),
+    decay = {"weight_decay": options.weight_decay, "mask": are_kernels}
+    optimizer = {
+        "adam": optax.chain(l2, optax.adam(schedule, **betas)),
+        "adamw": optax.adamw(schedule, **betas, **decay),
+        "sgd": optax.chain(l2, optax.sgd(schedule, options.momentum, nesterov=True)),
     }[options.name]
-    optimizer = optax.chain(*parts, optax.scale_by_learning_rate(schedule))
     if accumulated > 1:
         optimizer = optax.MultiSteps(optimizer, accumulated)
     return optimizer, schedule

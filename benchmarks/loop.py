@@ -92,7 +92,7 @@ def time_checkpoint(config, state):
     state, times = train_step.replicate(state), []
     with (
         tempfile.TemporaryDirectory() as folder,
-        checkpoint.opened(Path(folder), **config.checkpoint) as saver,
+        checkpoint.Saver(Path(folder), **config.checkpoint) as saver,
     ):
         for step in range(ROUNDS.value + 1):
             began = time.perf_counter()

@@ -112,7 +112,7 @@ def assert_same_gradient(opt_state, other):
     sums follow one another, BatchNorm's mean and variance on the way there and back.
     """
     bound = 4 * (16 * 256) ** 0.5 / 2**24
-    moments = (jax.tree.leaves(state[1].mu) for state in (opt_state, other))
+    moments = (jax.tree.leaves(state[1][0].mu) for state in (opt_state, other))
     for one, two in zip(*moments, strict=True):
         assert np.abs(one - two).max() <= bound * np.abs(one).max() + 1e-12
 

@@ -22,7 +22,7 @@ def saved(tmp_path_factory):
     model = create_model(config)
     fresh = train_step.create_state(config, model, train_step.make_optimizer(config)[0])
     workdir, states = tmp_path_factory.mktemp("saved"), {}
-    with checkpoint.opened(workdir, keep_latest=2, keep_best=5) as saver:
+    with checkpoint.Saver(workdir, keep_latest=2, keep_best=5) as saver:
         for step in (4, 8):
             rng = np.random.default_rng(step)
             state = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(x.dtype), fresh)
@@ -81,21 +81,17 @@ def test_with_nothing_whole_left_training_does_not_start_again_unasked(saved, tm
             checkpoint.restore(tmp_path / "run", fresh)
 
 
-def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
-    whole, states, fresh = saved
+def test_a_damaged_checkpoint_that_was_asked_for_by_number_is_an_error(saved, tmp_path, capsys):
+    whole, _, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     for path in (folder / "8" / "model" / "d").iterdir():
         damage(path, "flipped")
     model = checkpoint.to_items(fresh)["model"]
-    with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
-        checkpoint.restore_model(tmp_path / "run", "last", model)
-    step, variables = checkpoint.restore_model(tmp_path / "run", "4", model)
-    assert step == 4
-    assert checkpoint.digest(variables) == checkpoint.digest(
-        checkpoint.to_items(states[4])["model"]
-    )
-    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
+    with pytest.raises(UserError, match=r"no checkpoint 8 .* can be read: there are \[4\]"):
+        checkpoint.restore_model(tmp_path / "run", "8", model)
+    assert "8 is damaged (" in capsys.readouterr().err
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8.damaged"]
 
 
 def test_another_network_is_told_apart_from_damage(saved):
@@ -113,7 +109,7 @@ def test_another_network_is_told_apart_from_damage(saved):
 def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
     whole, states, _ = saved
     shutil.copytree(whole, tmp_path / "run")
-    with checkpoint.opened(tmp_path / "run", 2, 5) as saver:
+    with checkpoint.Saver(tmp_path / "run", 2, 5) as saver:
         saver.save(states[8].replace(step=np.int32(9)), {"loss": float("inf")})
     model = checkpoint.to_items(saved[2])["model"]
     for which, step in (("best", 8), ("last", 9)):
@@ -124,7 +120,7 @@ def test_a_checkpoint_that_was_not_evaluated_is_never_the_best(saved, tmp_path):
 
 def test_the_best_is_by_rank_whatever_the_loss(saved, tmp_path):
     state = saved[2]
-    with checkpoint.opened(tmp_path, keep_latest=1, keep_best=1) as saver:
+    with checkpoint.Saver(tmp_path, keep_latest=1, keep_best=1) as saver:
         for step, rank in ((2, 0.5), (4, -0.1), (6, 0.3), (8, 0.2)):
             found = {"loss": 1 / step, "rank": rank}
             saver.save(state.replace(step=np.int32(step)), found)
@@ -133,15 +129,16 @@ def test_the_best_is_by_rank_whatever_the_loss(saved, tmp_path):
     assert checkpoint.restore_model(tmp_path, "best", model)[0] == 4
 
 
+@pytest.mark.parametrize("which", ["best", "last"])
 @pytest.mark.parametrize("part", ["model/d", "checksums"])
-def test_a_damaged_best_checkpoint_is_set_aside_for_the_next(part, saved, tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_for_the_next(part, which, saved, tmp_path):
     whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
     model = checkpoint.to_items(fresh)["model"]
-    assert checkpoint.restore_model(tmp_path / "run", "best", model)[0] == 8
+    assert checkpoint.restore_model(tmp_path / "run", which, model)[0] == 8
     for path in (tmp_path / "run" / "checkpoints" / "8" / part).iterdir():
         damage(path, "flipped")
-    step, variables = checkpoint.restore_model(tmp_path / "run", "best", model, skip_damaged=True)
+    step, variables = checkpoint.restore_model(tmp_path / "run", which, model)
     assert step == 4
     assert checkpoint.digest(variables) == checkpoint.digest(
         checkpoint.to_items(states[4])["model"]
@@ -157,7 +154,7 @@ def test_what_a_killed_process_left_half_written_or_half_removed_is_removed(save
     for name in (f"8{checkpoint.TEMPORARY}", f"12{checkpoint.TEMPORARY}-123"):
         shutil.copytree(folder / "4", folder / name)
     assert checkpoint.steps_in(folder) == {4, 8}
-    with checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5):
+    with checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5):
         assert {path.name for path in folder.iterdir()} == {"4", "8"}
 
 
@@ -170,7 +167,7 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
 
     with (
         pytest.raises(UserError, match=r"cannot be written: no space left on the device; the ones"),
-        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
+        checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
         monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
         saver.save(states[8].replace(step=np.int32(9)), {"loss": 0.5})
@@ -184,7 +181,7 @@ def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
     jax.tree.leaves(params)[-1].flat[-1] = np.inf
     with (
         pytest.raises(UserError, match=r"step 9 .* not finite, which are not saved; a lower"),
-        checkpoint.opened(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
+        checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
         state = states[8].replace(step=np.int32(9), params=params)
         saver.save(state, {"loss": 0.5})

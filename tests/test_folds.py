@@ -9,6 +9,7 @@ from conftest import ROOT, run, tiny_options
 
 import command_line
 import folds
+import hosts
 from configs import folder
 from errors import UserError
 
@@ -38,6 +39,7 @@ def start(monkeypatch, tmp_path):
         config = folder.get_config()
         config.data.update({"path": str(tmp_path), "folds": 3} | changes)
         monkeypatch.setattr(command_line, "read_config", lambda _: (config, "folder"))
+        monkeypatch.setattr(hosts, "read_cluster", lambda _: None)
         monkeypatch.setattr(sys, "argv", ["folds.py", *options])
         folds.main(SimpleNamespace(workdir=str(tmp_path / "runs")))
 
@@ -86,6 +88,13 @@ def test_the_folder_of_another_run_is_refused(start, tmp_path):
     (tmp_path / "runs" / "config.json").touch()
     with pytest.raises(UserError, match=r"runs: a run of train.py is there; name another folder$"):
         start()
+
+
+def test_several_hosts_are_refused(tmp_path):
+    options = ["--coordinator=10.0.0.1:4321", "--num_processes=2", "--process_id=0"]
+    refused = run("folds.py", *options, cwd=tmp_path)
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 1
+    assert refused.stderr.startswith("error: folds.py trains on one host")
 
 
 @pytest.mark.slow

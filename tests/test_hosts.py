@@ -54,7 +54,7 @@ with hosts.joined(hosts.read_cluster(options), {{}}):
     workdir.mkdir(exist_ok=True)
     if jax.process_index() == 0:
         settings.save_config(config, workdir)
-    with checkpoint.opened(workdir, keep_latest=99, keep_best=1) as saver:
+    with checkpoint.Saver(workdir, keep_latest=99, keep_best=1) as saver:
         state = hosts.from_first(partial(checkpoint.restore, workdir, state), state)
         found = {{"restored": checkpoint.digest(state), "losses": []}}
         config = ConfigDict(config.to_dict())
@@ -296,7 +296,7 @@ def test_where_the_others_are_missing_one_line_says_so(process, tmp_path):
 @pytest.mark.parametrize(
     "flags, text",
     [
-        ("--process_id=0", "--coordinator, --num_processes missing"),
+        ("--process_id=0", "--coordinator, --num_processes and --process_id: give all three"),
         ("--coordinator=a --num_processes=2 --process_id=0", "must be host:port"),
         ("--coordinator=a:65536 --num_processes=2 --process_id=0", "must be host:port"),
         ("--coordinator=a:1 --num_processes=2 --process_id=2", "must be from 0 to 1"),

@@ -177,8 +177,10 @@ def test_pairs_are_counted_once_and_only_where_two_images_can_occur():
 
 
 def test_a_rate_needs_so_many_pairs_that_one_of_them_is_no_more():
-    assert metrics.unmeasured(1000) == {}
-    assert metrics.unmeasured(99) == {"tar_at_far_0.01": 100, "tar_at_far_0.001": 1000}
+    assert metrics.unmeasured(1000) == []
+    assert metrics.unmeasured(999) == metrics.unmeasured(100) == ["tar_at_far_0.001"]
+    assert metrics.unmeasured(99) == ["tar_at_far_0.01", "tar_at_far_0.001"]
+    assert len(metrics.unmeasured(10)) == 2 and len(metrics.unmeasured(9)) == 3
 
 
 def test_a_threshold_is_not_fitted_to_a_rate_that_the_pairs_cannot_show():

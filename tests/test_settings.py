@@ -26,7 +26,7 @@ def check(key, value):
 @pytest.mark.parametrize(
     "key, value, allowed",
     [
-        ("seed", -1, "not negative"),
+        ("seed", -1, "from 0 to"),
         ("seed", 2**32, "from 0 to 4,294,967,295"),
         ("batch_size", 0, "from 1 to"),
         ("num_steps", 0, "from 1 to"),
@@ -55,14 +55,14 @@ def check(key, value):
         ("model.stage_sizes", (2, 0), "blocks per stage"),
         ("model.width", 0, "from 1 to"),
         ("optimizer.name", "lion", "one of ('adam', 'adamw', 'sgd')"),
-        ("optimizer.learning_rate", float("nan"), "finite"),
-        ("optimizer.learning_rate", float("inf"), "finite"),
-        ("optimizer.learning_rate", 0.0, "above 0"),
+        ("optimizer.learning_rate", float("nan"), "from 1e-09 to 255"),
+        ("optimizer.learning_rate", float("inf"), "from 1e-09 to 255"),
+        ("optimizer.learning_rate", 0.0, "from 1e-09 to 255"),
         ("optimizer.final_learning_rate", 0.1, "at most optimizer.learning_rate"),
-        ("optimizer.weight_decay", -1e-4, "not negative"),
-        ("optimizer.momentum", 1.0, "below 1"),
+        ("optimizer.weight_decay", -1e-4, "from 0 to"),
+        ("optimizer.momentum", 1.0, "from 0 to 0.999999999"),
         ("num_steps", 401, "a multiple of the 2 batches"),
-        ("eval.threshold", 1.0, "below 1"),
+        ("eval.threshold", 1.0, "from 1e-09 to 0.999999999"),
         ("checkpoint.keep_best", 0, "from 1 to"),
         ("batch_size", "many", "type int"),
         ("data.shapes", "circle", "type tuple"),
@@ -197,7 +197,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config=configs/nothing.py"], "No such file or directory"),
         (["--work=x"], "Did you mean: workdir"),
         (["batch_size=3"], "cannot read 'batch_size=3'"),
-        (["--config.optimizer.learning_rate=nan"], "finite"),
+        (["--config.optimizer.learning_rate=nan"], "from 1e-09 to 255"),
         (["--config.data.max_size=20"], "needs data.image_size=41"),
         (["--workdir=/dev/null"], "not a folder"),
         (["--workdir=/dev/null/run"], "not a folder"),
@@ -210,7 +210,6 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.modell.head=cosine"], "'modell' Did you mean"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
         (["--config.seed=1", "--config.seed=-1"], "config.seed=-1"),
-        (2 * ["--config.model.stage_sizes=(1,)"], "stage_sizes is given 2 times: give all"),
         ([f"--config={ROOT}/data.py"], "get_config"),
         ([f"--config={ROOT}/README.md"], "SyntaxError"),
     ],
@@ -299,7 +298,7 @@ def test_the_newest_run_is_the_one_that_began_last(tmp_path, monkeypatch):
 
 
 def test_a_kill_while_the_config_was_written_is_no_obstacle(tmp_path):
-    (tmp_path / settings.PARTIAL).write_text('{"seed":')
+    (tmp_path / "config.json.partial").write_text('{"seed":')
     settings.check_workdir(tiny_config(), tmp_path)
     settings.save_config(tiny_config(), tmp_path)
     assert settings.load_config(tmp_path).to_dict() == tiny_config().to_dict()

@@ -12,6 +12,7 @@ import sys
 import time
 from contextlib import suppress
 from threading import Thread
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -188,7 +189,7 @@ def test_a_loss_that_is_not_finite_names_the_step():
     found = train.summarize(calls, 40, 100.0)
     assert found["accuracy"] == 0.5 and found["loss"] == 0.125 and found["gradient_norm"] == 1
     for name in ("loss", "gradient_norm"):
-        with pytest.raises(UserError, match=f"step 43 diverged.*, 42.: .*{name} nan"):
+        with pytest.raises(UserError, match=r"step 43 diverged: .*; a lower"):
             bad = calls[1] | {name: np.array([1, math.nan, math.nan])}
             train.summarize([calls[0], bad], 40, 100.0)
 
@@ -204,18 +205,18 @@ def test_a_diverging_run_ends_with_one_line(interval, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_a_second_training_of_a_run_is_refused_and_names_the_first(whole_run):
+def test_a_second_training_of_a_run_is_refused(whole_run):
     workdir, _ = whole_run
     before = (workdir / "config.json").read_bytes()
     with settings.lock(workdir):
         refused = run("train.py", f"--workdir={workdir}", *tiny_options(log_every_steps=1))
     assert (workdir / "config.json").read_bytes() == before
     assert refused.returncode == 1 and refused.stderr.count("\n") == 1
-    assert f"process {os.getpid()} on" in refused.stderr
+    assert "another process is training there" in refused.stderr
 
 
 @pytest.mark.slow
-def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole_run, tmp_path):
+def test_of_two_trainings_at_once_one_trains(whole_run, tmp_path):
     """Three times, and three more while the first is training: then at once."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     pipes["env"] = ENVIRONMENT
@@ -227,7 +228,7 @@ def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole
         if both[1].returncode == 0:
             both, answers = both[::-1], answers[::-1]
         assert [process.returncode for process in both] == [0, 1], answers
-        assert f"process {both[0].pid} on" in answers[1] and answers[1].count("\n") == 1
+        assert "is training there" in answers[1] and answers[1].count("\n") == 1
         assert digest(tmp_path / str(turn)) == digest(whole_run[0])
     command = [sys.executable, str(ROOT / "train.py"), f"--workdir={tmp_path / 'long'}"]
     command += tiny_options(num_steps=10**6)
@@ -237,7 +238,7 @@ def test_of_two_trainings_at_once_one_trains_and_names_itself_to_the_other(whole
         began = time.monotonic()
         second = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
         assert time.monotonic() - began < 10  # two trainings share the processor
-        assert second.returncode == 1 and f"process {first.pid} on" in second.stderr
+        assert second.returncode == 1 and "is training there" in second.stderr
     first.kill()  # what is left of its lock does not keep another one out
     third = subprocess.Popen(command, **pipes)
     assert "parameters" in third.stdout.readline()
@@ -371,9 +372,18 @@ def test_what_builds_the_step_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(tiny):
-    metrics = {"loss": 0.4, "eer": 0.1, "roc_auc": 0.9}
-    for best, expected in (("loss", 0.4), ("eer", 0.1), ("roc_auc", -0.9)):
-        tiny.eval.best = best
-        assert train.rank(tiny, metrics) == expected
-    assert train.rank(tiny, metrics | {"roc_auc": None}) == 0.4  # of pairs of one kind
+@pytest.mark.parametrize("eer, rank", [(0.1, 0.1), (None, "none")])
+def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(eer, rank, tiny, monkeypatch):
+    def nothing(*_, **__):
+        return None
+
+    saved, given = [], SimpleNamespace(metrics={"loss": 0.4, "eer": eer})
+    saver = SimpleNamespace(save=lambda _, metrics: saved.append(metrics))
+    state = setup()[0]
+    monkeypatch.setattr(train, "train", lambda *_: [(8, state, {"loss": 1.0})])
+    monkeypatch.setattr(train, "scalars", nothing)
+    monkeypatch.setattr(train, "describe", nothing)
+    tiny.eval.best = "eer"
+    writer = SimpleNamespace(write=nothing, flush=nothing)
+    train.train_and_validate(tiny, None, state, lambda _: 0.1, lambda _: given, writer, saver)
+    assert [metrics.get("rank", "none") for metrics in saved] == [rank]  # without one: by the loss
