@@ -21,7 +21,6 @@ from errors import UserError, first_five
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
-DIVERGED = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
 
 
 class Damaged(Exception):
@@ -50,13 +49,7 @@ class Saver:
         self.wait()
 
     def save(self, state, metrics):
-        """Starts to save a TrainState of host arrays, once the save before is complete.
-
-        Raises UserError instead if a value is not finite.
-        """
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
-            text = f"step {state.step} left parameters that are not finite, which are not saved"
-            raise UserError(f"{text}; {DIVERGED}")
+        """Starts to save a TrainState of host arrays, once the save before is complete."""
         self.wait()
         if jax.process_index() == 0:
             self.writing = self.thread.submit(self.write, state, metrics)
@@ -68,10 +61,8 @@ class Saver:
             if writing:
                 writing.result()
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}; the ones "
-                "before are whole, and the same command resumes there once this is mended"
-            ) from None
+            text = f"{self.folder}: a checkpoint cannot be written: {str(error)[:200]}"
+            raise UserError(f"{text}; the same command resumes at the one before") from None
 
     def write(self, state, metrics):
         """The thread's part of `save`; then removes what is not to be kept."""
@@ -136,12 +127,9 @@ def restore(workdir, state):
     _, found = read_first(folder, sorted(steps_in(folder), reverse=True), **to_items(state))
     if found:
         return state.replace(**found["model"], **found["training"])
-    aside = sorted(path.name for path in folder.glob("*" + ASIDE))
-    if aside:
-        raise UserError(
-            f"no checkpoint in {folder} can be read ({', '.join(aside)}); delete these to start "
-            "from the beginning, or name another --workdir"
-        )
+    if aside := sorted(path.name for path in folder.glob("*" + ASIDE)):
+        text = f"no checkpoint in {folder} can be read ({', '.join(aside)})"
+        raise UserError(f"{text}; delete these to start anew, or name another --workdir")
     return state
 
 

@@ -3,7 +3,7 @@
     python folds.py --config=configs/folder.py --config.data.path=photos --config.data.folds=5
 
 Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The same command
-continues what was interrupted. WORKDIR/folds.json has the table, too.
+continues what was interrupted. WORKDIR/folds.json has the metrics of each fold, too.
 """
 
 import json
@@ -16,9 +16,11 @@ import numpy as np
 
 import command_line
 import hosts
+import metrics
+import retrieval
 import settings
 import train
-from errors import UserError, first_five
+from errors import UserError
 
 TRAIN = Path(__file__).with_name("train.py")
 
@@ -54,25 +56,22 @@ def train_fold(workdir, fold, count):
 
 
 def summarize(workdir, found):
-    """Prints and writes the metrics of each fold, their mean and their standard deviation (n - 1).
-
-    A metric that is unknown in one fold is left out, and that is said.
-    """
-    found = [settings.flatten(one) for one in found]
-    known = [k for k in found[0] if all(isinstance(one.get(k), float) for one in found)]
-    known.remove("threshold")
-    numbers = {k for one in found for k, value in one.items() if isinstance(value, float)}
-    if lost := sorted(numbers - {*known, "threshold"}):
-        print(f"left out, unknown in a fold: {len(lost)} ({first_five(lost)})")
-    values = np.array([[one[name] for name in known] for one in found])
-    rows = {f"fold {i}": row for i, row in enumerate(values)}
-    rows |= {"mean": values.mean(axis=0), "standard deviation": values.std(axis=0, ddof=1)}
-    kept = {name: dict(zip(known, row.tolist(), strict=True)) for name, row in rows.items()}
-    (workdir / "folds.json").write_text(json.dumps(kept, indent=2) + "\n")
-    lines = [["test", *known], ["---"] * (len(known) + 1)]
-    lines += ([name, *(f"{value:.4f}" for value in row)] for name, row in rows.items())
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    print(f"{table}wrote {workdir / 'folds.json'}")
+    """Prints and writes mean and standard deviation (n - 1) of the metrics that all folds have."""
+    names = [
+        name
+        for name in (*metrics.NAMES, *retrieval.NAMES)
+        if all(one.get(name) is not None for one in found)
+    ]
+    rows = {f"fold {i}": {name: one[name] for name in names} for i, one in enumerate(found)}
+    values = np.array([[one[name] for name in names] for one in found])
+    means, deviations = values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist()
+    rows["mean"] = dict(zip(names, means, strict=True))
+    rows["standard deviation"] = dict(zip(names, deviations, strict=True))
+    settings.write_json(rows, workdir / "folds.json")
+    print(f"{f'{len(found)} tests':<16}{'mean':>12}{'deviation':>12}")
+    for name, mean, deviation in zip(names, means, deviations, strict=True):
+        print(f"{name:<16}{mean:>12.6f}{deviation:>12.6f}")
+    print(f"wrote {workdir / 'folds.json'}")
 
 
 if __name__ == "__main__":

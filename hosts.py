@@ -81,20 +81,24 @@ def joined(cluster, values):
         yield
         return
     join(cluster)
-    agree(global_state.client, values, cluster["initialization_timeout"])
-    Thread(target=watch, args=(global_state.client,), daemon=True).start()
-    if jax.process_index():
-        sys.stdout = open(os.devnull, "w")
+    client = global_state.client
+    meet(client)
+    Thread(target=watch, args=(client,), daemon=True).start()
     try:
+        agree(client, values, cluster["initialization_timeout"])
+        if jax.process_index():
+            sys.stdout = open(os.devnull, "w")
         yield
         disconnect()
     except UserError as error:
         exit_all(error)
     except Exception as error:
-        if not isinstance(error, JaxRuntimeError):  # of a collective with a host that is lost
+        lost = call_all(client)
+        if not lost:  # else the error is that of a collective with a host that is lost
             traceback.print_exc()
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        exit_all(f"{text}; {call_all(global_state.client)}; the same command on all hosts resumes")
+        who = f"lost {', '.join(lost)}" if lost else "all hosts answer"
+        exit_all(f"{text}; {who}; the same command on all hosts resumes")
 
 
 def join(cluster):
@@ -113,51 +117,52 @@ def join(cluster):
         late.cancel()
 
 
-def agree(client, values, seconds):
-    """Exits all hosts, with a line that names the keys, unless `values` are the same on all.
+def meet(client):
+    """Learns the names of all hosts; exits if one is lost. JAX's backends would wait for it."""
+    own = global_state.process_id  # jax.process_index would start the backends
+    client.key_value_set(f"name/{own}", f"host {own} ({platform.node()})")
+    for i in range(global_state.num_processes):
+        try:
+            NAMES.append(client.blocking_key_value_get(f"name/{i}", 20_000))
+        except JaxRuntimeError:
+            text = "which had joined; the same command on all hosts resumes"
+            exit_now(f"error: lost host {i}, {text}")
 
-    So does a host that is lost meanwhile.
-    """
+
+def agree(client, values, seconds):
+    """Raises UserError, which names the keys, unless `values` are the same on all hosts."""
     values = values | {"jax": jax.__version__, "backend": jax.default_backend()}
     values |= {"number of devices": jax.local_device_count()}
-    own_name = f"host {jax.process_index()} ({platform.node()})"
-    client.key_value_set(f"host/{jax.process_index()}", json.dumps([own_name, values]))
-    found = []
-    for i in range(jax.process_count()):
-        try:
-            found.append(json.loads(client.blocking_key_value_get(f"host/{i}", 1000 * seconds)))
-        except JaxRuntimeError:
-            exit_now(f"error: lost host {i}, which had joined; start all of them again")
-    NAMES[:] = [name for name, _ in found]
-    zero, first = found[0]
-    for name, other in found:
+    client.key_value_set(f"values/{jax.process_index()}", json.dumps(values))
+    first = json.loads(client.blocking_key_value_get("values/0", 1000 * seconds))
+    for i, name in enumerate(NAMES):
+        other = json.loads(client.blocking_key_value_get(f"values/{i}", 1000 * seconds))
         texts = [
-            f"{key} is {first.get(key)} on {zero}, {other.get(key)} on {name}"
+            f"{key} is {first.get(key)} on {NAMES[0]}, {other.get(key)} on {name}"
             for key in sorted({*first, *other})
             if first.get(key) != other.get(key)
         ]
         if texts:
-            exit_now(f"error: all hosts must be started alike: {'; '.join(texts)}")
+            raise UserError(f"all hosts must be started alike: {'; '.join(texts)}")
 
 
 def watch(client):
     """Answers when a host calls, and exits this process when one gives notice. Runs in a thread."""
     with suppress(JaxRuntimeError):  # this process has disconnected; or host 0 is lost, JAX exits
         client.blocking_key_value_get(CALL, FOREVER)
-        client.key_value_set(f"here/{jax.process_index()}", NAMES[jax.process_index()])
+        client.key_value_set(f"here/{global_state.process_id}", NAMES[global_state.process_id])
         exit_now(client.blocking_key_value_get(NOTICE, FOREVER))
 
 
 def call_all(client):
-    """Calls all hosts; says which do not answer within 3 s."""
+    """Calls all hosts: the names of those that do not answer within 3 s."""
     try:
         client.key_value_set(CALL, "", allow_overwrite=True)
         time.sleep(3)
         here = [name for _, name in client.key_value_dir_get("here/")]
-        lost = [name for name in NAMES if name not in here]
+        return [name for name in NAMES if name not in here]
     except JaxRuntimeError:
-        lost = NAMES[:1]  # which keeps the answers
-    return f"lost {', '.join(lost)}" if lost else "all hosts answer"
+        return NAMES[:1]  # which keeps the answers
 
 
 def disconnect():
@@ -171,7 +176,7 @@ def disconnect():
 
 def exit_all(message):
     """Exits this process with a line, and the other hosts with the same line."""
-    notice = f"error: {NAMES[jax.process_index()]}: {message}"
+    notice = f"error: {NAMES[global_state.process_id]}: {message}"
     with suppress(JaxRuntimeError):  # another one was faster, or host 0, which keeps it, is lost
         global_state.client.key_value_set(NOTICE, notice)
         global_state.client.key_value_set(CALL, "", allow_overwrite=True)

@@ -30,21 +30,18 @@ def compute_metrics(logits, losses, predicted, label, weight):
     """
     same, total = label == 1, weight.sum()
 
-    def share(chosen):
-        return float(weight[chosen].sum() / total)
+    def share(chosen, of):
+        whole = weight[of].sum()
+        return float(weight[chosen].sum() / whole) if whole else 0.0
 
-    def ratio(part, whole):
-        return part / whole if whole else 0.0
-
-    hits, misses = share(same & predicted), share(same & ~predicted)
-    false_accepts = share(~same & predicted)
-    probability = expit(logits)
+    hits, probability = same & predicted, expit(logits)
+    precision, recall = share(hits, predicted), share(hits, same)
     return {
         "loss": float(losses @ weight / total),
-        "accuracy": share(same == predicted),
-        "precision": ratio(hits, hits + false_accepts),
-        "recall": ratio(hits, hits + misses),
-        "f1": ratio(2 * hits, 2 * hits + false_accepts + misses),
+        "accuracy": float(weight[same == predicted].sum() / total),
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * precision * recall / (precision + recall) if precision else 0.0,
         **ranking_metrics(logits, label, weight),
         "brier": float((probability - label) ** 2 @ weight / total),
         "ece": calibration_error(probability, label, weight),

@@ -30,10 +30,8 @@ def resolve(options):
     if not options.pretrained:
         return
     path, found = (best_of_run if settings.is_run(options.pretrained) else find)(options.pretrained)
-    if options.pretrained_sha256 not in ("", found):
-        raise UserError(
-            f"model.pretrained: {path} has SHA-256 {found}, wanted is {options.pretrained_sha256}"
-        )
+    if (wanted := options.pretrained_sha256) not in ("", found):
+        raise UserError(f"model.pretrained: {path} has SHA-256 {found}, wanted is {wanted}")
     options.pretrained, options.pretrained_sha256 = str(path.absolute()), found
 
 
@@ -74,11 +72,9 @@ def download(name):
     try:
         return Path(hub.hf_hub_download(name, FILE))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
-        source = f"https://huggingface.co/{name}/resolve/main/{FILE}"
-        raise UserError(
-            f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "
-            f"{source} elsewhere and name the file: --config.model.pretrained=PATH"
-        ) from None
+        text = f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "
+        text += f"https://huggingface.co/{name}/resolve/main/{FILE} elsewhere and name the file"
+        raise UserError(f"{text}: --config.model.pretrained=PATH") from None
 
 
 def load(path, variables):

@@ -93,24 +93,23 @@ def count_wrong(evaluation):
 
 
 def format_table(step, evaluations, bounds):
-    """A row per metric, a column per split, intervals of the last; then the confusion matrices."""
+    """A row per metric, a column per split; of the last intervals and the confusion matrix."""
     lines = [f"{f'step {step}':<16}" + "".join(f"{split:>12}" for split in evaluations)]
     lines[0] += f"  {[*evaluations][-1]}, 95 %" if bounds else ""
-    last = [*evaluations.values()][-1].metrics
-    for name in (*metrics.NAMES, *(name for name in retrieval.NAMES if name in last)):
+    last = [*evaluations.values()][-1]
+    for name in (*metrics.NAMES, *(name for name in retrieval.NAMES if name in last.metrics)):
         values = [one.metrics.get(name, "") for one in evaluations.values()]
         texts = (x if x == "" else "too few" if x is None else f"{x:.6f}" for x in values)
         interval = "  {:.6f} to {:.6f}".format(*bounds[name]) if name in bounds else ""
         lines.append(f"{name:<16}" + "".join(f"{text:>12}" for text in texts) + interval)
-    for split, one in evaluations.items():
-        (right0, wrong0), (wrong1, right1) = one.metrics["confusion"]
-        lines += [
-            f"{split}: {count_wrong(one)}",
-            f"  different: {right0:,} right, {wrong0:,} called same",
-            f"  same: {right1:,} right, {wrong1:,} called different",
-            f"  called same from a probability of {one.metrics['threshold']:.6g} on",
-        ]
-    return "\n".join(lines + format_more(one))
+    (right0, wrong0), (wrong1, right1) = last.metrics["confusion"]
+    lines += [
+        f"{[*evaluations][-1]}: {count_wrong(last)}",
+        f"  different: {right0:,} right, {wrong0:,} called same",
+        f"  same: {right1:,} right, {wrong1:,} called different",
+        f"  called same from a probability of {last.metrics['threshold']:.6g} on",
+    ]
+    return "\n".join(lines + format_more(last))
 
 
 def format_more(one):
@@ -165,7 +164,7 @@ def write_page(config, workdir, split, evaluation, table):
         sections[name] = f'<img alt="{name}" src="{source}">'
     if facts := data.describe(config):
         sections["data"] = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
-    values = runtime.last_versions(workdir) | settings.flatten(config.to_dict())
+    values = runtime.kept_versions(workdir) | settings.flatten(config.to_dict())
     text = html.escape("\n".join(f"{key}: {value}" for key, value in values.items()))
     sections["config"] = f"<pre>{text}</pre>"
     parts = [

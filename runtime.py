@@ -101,26 +101,19 @@ def versions():
     }
 
 
-def read_versions(workdir):
-    """A run's {first step as a text: versions from there on}; {} where the file is unreadable."""
+def kept_versions(workdir):
+    """The versions that trained a run, or the present ones where the file is unreadable."""
     try:
         return json.loads((workdir / "versions.json").read_text())
     except (OSError, ValueError):
-        return {}
+        return versions()
 
 
-def last_versions(workdir):
-    """The versions that trained a run last, or the present ones where those are unknown."""
-    return [versions(), *read_versions(workdir).values()][-1]
-
-
-def note_versions(workdir, step):
-    """Writes the versions that train a run from this step on; warns if they changed."""
-    kept, now = read_versions(workdir), versions()
-    before = [now, *kept.values()][-1]
+def note_versions(workdir):
+    """Writes the versions that train a run from here on; warns if they changed."""
+    before, now = kept_versions(workdir), versions()
     changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
     if changed:
         text = "; ".join(changed)
         print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
-    if changed or not kept:
-        write_json(kept | {str(step): now}, workdir / "versions.json")
+    write_json(now, workdir / "versions.json")

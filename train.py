@@ -2,7 +2,6 @@
 
     python train.py --config=configs/default.py                       # the same line again resumes
     python train.py --config=configs/default.py --workdir=runs/sgd --config.optimizer.name=sgd
-    tensorboard --logdir=runs
 
 The step is the only clock: batches, learning rate and resume are functions of (seed, step).
 """
@@ -124,8 +123,7 @@ def train_and_validate(config, program, state, schedule, validate, writer, saver
     """Trains; writes curves, validates and saves where that is due. Returns the last step."""
     step = int(state.step)
     for step, current, metrics in train(config, program, state):
-        update = (step - 1) // settings.accumulated_steps(config)
-        metrics["learning_rate"] = float(schedule(update))
+        metrics["learning_rate"] = float(schedule(step - 1))
         writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
         due = step % config.eval_every_steps == 0 or step == config.num_steps
         if not (due or SIGNALS):
@@ -220,9 +218,9 @@ def summarize(history, done, rate):
     series = {name: np.hstack([metrics[name] for metrics in history]) for name in history[0]}
     finite = np.isfinite(series["loss"] + series["gradient_norm"])
     if not finite.all():
-        step = done + finite.argmin() + 1
-        text = f"step {step} diverged: its loss or gradient is not finite"
-        raise UserError(f"{text}; {checkpoint.DIVERGED}")
+        text = f"step {done + finite.argmin() + 1} diverged: its loss or gradient is not finite"
+        todo = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
+        raise UserError(f"{text}; {todo}")
     sums = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
     loss, accuracy = (sums[name] / sums["count"] for name in ("loss", "correct"))
     text = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {rate:,.0f} pairs/s"
@@ -246,7 +244,7 @@ def introduce(config, workdir, state):
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
-        runtime.note_versions(workdir, step)
+        runtime.note_versions(workdir)
 
 
 def signalled(call):

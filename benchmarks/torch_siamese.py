@@ -121,12 +121,11 @@ def prepare(config, arrays, compiled):
     assert not unexpected and all("num_batches_tracked" in name for name in missing)
     network = network.to(device, memory_format=torch.channels_last)
     options = config.optimizer
-    scale = config.batch_size / options.nominal_batch_size
     optimizer = torch.optim.Adam(
         network.parameters(),
         lr=options.learning_rate,
         betas=(options.momentum, options.beta2),
-        weight_decay=options.weight_decay * scale,
+        weight_decay=options.weight_decay,
         fused=True,
     )
     half = config.model.dtype == "bfloat16"

@@ -166,23 +166,9 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
         raise OSError("no space left on the device")
 
     with (
-        pytest.raises(UserError, match=r"cannot be written: no space left on the device; the ones"),
+        pytest.raises(UserError, match=r"cannot be written: no space left on the device; the same"),
         checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
     ):
         monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
         saver.save(states[8].replace(step=np.int32(9)), {"loss": 0.5})
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
-
-
-def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
-    whole, states, _ = saved
-    shutil.copytree(whole, tmp_path / "run")
-    params = jax.tree.map(lambda leaf: leaf.copy(), states[8].params)
-    jax.tree.leaves(params)[-1].flat[-1] = np.inf
-    with (
-        pytest.raises(UserError, match=r"step 9 .* not finite, which are not saved; a lower"),
-        checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
-    ):
-        state = states[8].replace(step=np.int32(9), params=params)
-        saver.save(state, {"loss": 0.5})
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}

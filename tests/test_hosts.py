@@ -260,7 +260,8 @@ def test_launchers_are_recognised_and_another_config_is_refused_by_all(launcher,
     assert [code for code, *_ in ended] == [1, 1]
     for _, _, errors in ended:
         assert re.fullmatch(
-            r"error: all hosts must be started alike: number of devices is 1 on host 0 \(.+\), "
+            r"error: host \d \(.+\): all hosts must be started alike: "
+            r"number of devices is 1 on host 0 \(.+\), "
             r"2 on host 1 \(.+\)\n",
             errors,
         )
