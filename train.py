@@ -200,7 +200,10 @@ def train(config, program, state):
         state, metrics = program(state, batch)
         history.append(metrics)
         history[-2:-1] = jax.device_get(history[-2:-1])  # waits: the host is one call ahead
-        last, step = signalled(call), step + length
+        # Several processes agree on a call that none has reached yet; so each must count all calls.
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
+            SIGNALS.append(signal.SIGTERM)
+        last, step = bool(SIGNALS), step + length
         if last or any(step % interval == 0 for interval in intervals(config)):
             history = jax.device_get(history)
             rate = config.batch_size * (step - done) / (time.perf_counter() - began)
@@ -245,16 +248,6 @@ def introduce(config, workdir, state):
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
         runtime.note_versions(workdir)
-
-
-def signalled(call):
-    """Whether a signal came, so that this call is the last one.
-
-    Several processes agree on one call that none has reached yet; so each must count every call.
-    """
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(call):
-        SIGNALS.append(signal.SIGTERM)
-    return bool(SIGNALS)
 
 
 @contextmanager
