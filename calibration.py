@@ -2,9 +2,8 @@
 
     logit = scale * logit + shift    # J. Platt, "Probabilistic Outputs for SVMs", 1999
 
-They become part of the head's own parameters, so whatever uses the network uses them. The run's
-folder keeps them for one step, and the fitted threshold too. Left as they are: networks of drawn
-shapes (most are never wrong, so no scale is large enough), and the euclidean head, which has none.
+They become part of the head's own parameters, so whatever uses the network uses them. Left as they
+are: networks of drawn shapes (most are never wrong), and the euclidean head, which has no scale.
 """
 
 import json

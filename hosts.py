@@ -1,8 +1,6 @@
 """Several processes as one: they join, agree, and exit together with one line.
 
-They are called hosts here. A host that fails gives notice of it to the others. One that is killed
-makes their collectives fail; one that is silent is noticed by JAX's heartbeat, which ends all with
-a long message.
+They are called hosts here. docs/cluster.md tells what happens where one fails or is lost.
 """
 
 import json

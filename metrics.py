@@ -1,8 +1,6 @@
-"""Metrics of scored pairs. "Same" is the positive class, and a false accept is a wrong "same".
+"""Metrics of scored pairs, as README.md defines them. "Same" is the positive class.
 
-FAR is the share of "different" pairs that are called "same"; TAR (recall) is the share of "same"
-pairs that are called "same". SciPy's and scikit-learn's parts are imported in functions: each takes
-a second.
+SciPy's and scikit-learn's parts are imported in functions: each takes a second.
 """
 
 import math
@@ -24,9 +22,8 @@ NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ec
 def compute_metrics(logits, losses, predicted, label, weight):
     """{name: float} for NAMES, of a whole set of n weighted pairs, not a mean over batches.
 
-    All arrays are [n]: logits, losses, label (1: same, 0: different) and weight are numbers,
-    predicted ("same") is bool. Precision, recall and F1 are 0 where they would be 0 / 0. RANKING
-    is None where all pairs are of one kind.
+    All arrays are [n]; label is 1 (same) or 0, predicted ("same") is bool. Precision, recall and F1
+    are 0 where they would be 0 / 0. RANKING is None where all pairs are of one kind.
     """
     same, total = label == 1, weight.sum()
 

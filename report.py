@@ -1,7 +1,4 @@
-"""What an evaluation writes: a table, metrics.json, figures, report.html.
-
-Everything goes to workdir/evaluation. The page is one file that works offline.
-"""
+"""What an evaluation writes into workdir/evaluation: metrics.json, figures and report.html."""
 
 import base64
 import csv
