@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import jax
 import numpy as np
@@ -162,9 +163,9 @@ def read_first(folder, steps, **targets):
         try:
             return step, read(path, **targets)
         except Damaged as error:
-            if path.exists():  # else a training has removed it meanwhile
-                name = path.with_name(path.name + ASIDE)
-                shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
+            name = path.with_name(path.name + ASIDE)
+            shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
+            with suppress(FileNotFoundError):  # a training has removed it meanwhile
                 path.rename(name)
                 text = f"checkpoint {path} is damaged ({error}); set aside as {name.name}"
                 print(f"warning: {text}", file=sys.stderr)

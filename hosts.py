@@ -121,7 +121,7 @@ def meet(client):
     client.key_value_set(f"name/{own}", f"host {own} ({platform.node()})")
     for i in range(global_state.num_processes):
         try:
-            NAMES.append(client.blocking_key_value_get(f"name/{i}", 20_000))
+            NAMES.append(client.blocking_key_value_get(f"name/{i}", 60_000))
         except JaxRuntimeError:
             text = "which had joined; the same command on all hosts resumes"
             exit_now(f"error: lost host {i}, {text}")
