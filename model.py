@@ -185,8 +185,10 @@ class Euclidean(nn.Module):
 
 
 class CNN(nn.Module):
-    """3x3 convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
+    """Convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
 
+    Kernels are 3x3; those of stride 2 are 4x4, which see a map of even size the same from all
+    sides, and let less depend on where a pixel falls.
     float [n, height, width, channels] -> embeddings [n, width * 2 ** (len(stage_sizes) - 1)]: the
     mean of each channel of the last stage.
     """
@@ -200,8 +202,9 @@ class CNN(nn.Module):
         conv, norm = layers(self.dtype, train)
         for stage, depth in enumerate(self.stage_sizes):
             for index in range(depth):
-                stride = (2, 2) if index == 0 else (1, 1)
-                x = conv(self.width * 2**stage, (3, 3), strides=stride, padding=1)(x)
+                stride = 2 if index == 0 and max(x.shape[1:3]) > 1 else 1
+                kernel, strides = (stride + 2,) * 2, (stride,) * 2
+                x = conv(self.width * 2**stage, kernel, strides=strides, padding=1)(x)
                 x = nn.relu(norm()(x))
         return x.mean(axis=(1, 2))
 

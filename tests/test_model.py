@@ -156,7 +156,7 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
 
     config = light.get_config()
     config.model.dtype = "float32"
-    assert parameters(config) == 130_673
+    assert parameters(config) == 206_049
     config = default.get_config()
     config.model.dtype = "float32"
     head = 512 * 256 + 256 + 256 + 1
