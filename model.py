@@ -39,7 +39,7 @@ def create_model(config):
         "euclidean": partial(Euclidean, options.margin),
     }[options.head]()
     of_imagenet = options.pretrained != "" and not is_run(options.pretrained)
-    return Siamese(encoder, head, options.frozen, of_imagenet, dtype)
+    return Siamese(encoder, head, options.frozen, options.views, of_imagenet, dtype)
 
 
 def trained(config, params):
@@ -75,6 +75,7 @@ class Siamese(nn.Module):
     encoder: nn.Module
     head: nn.Module
     frozen: bool
+    views: int
     of_imagenet: bool
     dtype: jnp.dtype
 
@@ -86,6 +87,17 @@ class Siamese(nn.Module):
 
     def encode(self, images, train=False):
         """uint8 [n, height, width, channels] -> embeddings [n, size].
+
+        After training it is the mean over three `moved` copies, with views=3: strides let an
+        embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
+        """
+        if train or self.views == 1:
+            return self.embed(images, train)
+        embeddings = self.embed(moved(images), train)
+        return embeddings.reshape(self.views, images.shape[0], -1).mean(axis=0)
+
+    def embed(self, images, train):
+        """As `encode`, of the images as they are.
 
         A frozen encoder's BatchNorm uses its running statistics in training, too, and keeps them.
         An encoder with weights from ImageNet gets three channels, normalised as it was there.
@@ -104,6 +116,17 @@ class Siamese(nn.Module):
     def losses(self, logits, label):
         """Logits and labels (1: same), float32 of one shape -> the loss of each pair."""
         return self.head.losses(logits, label)
+
+
+def moved(images):
+    """[n, height, width, channels] -> [3 n, ...]: the images, and copies moved there and back.
+
+    They move along the diagonal by 1/24 of the shorter side; pixels of the border fill the gap.
+    """
+    height, width = images.shape[1:3]
+    step = round(min(height, width) / 24)
+    padded = jnp.pad(images, ((0, 0), (step, step), (step, step), (0, 0)), "edge")
+    return jnp.concatenate([padded[:, s : s + height, s : s + width] for s in (step, 0, 2 * step)])
 
 
 def length(x):
@@ -162,8 +185,10 @@ class Euclidean(nn.Module):
 
 
 class CNN(nn.Module):
-    """3x3 convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
+    """Convolutions, BatchNorm and ReLU; each stage has half the resolution of the one before.
 
+    Kernels are 3x3; those of stride 2 are 4x4, which see a map of even size the same from all
+    sides, and let less depend on where a pixel falls.
     float [n, height, width, channels] -> embeddings [n, width * 2 ** (len(stage_sizes) - 1)]: the
     mean of each channel of the last stage.
     """
@@ -177,8 +202,9 @@ class CNN(nn.Module):
         conv, norm = layers(self.dtype, train)
         for stage, depth in enumerate(self.stage_sizes):
             for index in range(depth):
-                stride = (2, 2) if index == 0 else (1, 1)
-                x = conv(self.width * 2**stage, (3, 3), strides=stride, padding=1)(x)
+                stride = 2 if index == 0 and max(x.shape[1:3]) > 1 else 1
+                kernel, strides = (stride + 2,) * 2, (stride,) * 2
+                x = conv(self.width * 2**stage, kernel, strides=strides, padding=1)(x)
                 x = nn.relu(norm()(x))
         return x.mean(axis=(1, 2))
 

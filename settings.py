@@ -27,6 +27,7 @@ CHOICES = {
     "data.fit": decoding.FITS,
     "data.placement": ("margin", "inside"),
     "model.encoder": ("resnet18", "resnet18_small", "cnn"),
+    "model.views": (1, 3),
     "model.head": ("mlp", "cosine", "euclidean"),
     "model.loss": ("pairs", "all_pairs", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),

@@ -56,7 +56,7 @@ class CNN(nn.Module):
         strides = [2 if i == 0 else 1 for n in options.stage_sizes for i in range(n)]
         inputs = [1, *widths]
         layers = zip(inputs, widths, strides, strict=False)
-        self.Conv = nn.ModuleList(nn.Conv2d(i, o, 3, s, 1, bias=False) for i, o, s in layers)
+        self.Conv = nn.ModuleList(nn.Conv2d(i, o, s + 2, s, 1, bias=False) for i, o, s in layers)
         self.BatchNorm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths)
 
     def forward(self, x):

@@ -38,6 +38,7 @@ KINDS = {
     "resnet18_small": {"encoder": "resnet18_small"},
     "cnn": {"encoder": "cnn"},
     "cosine": {"head": "cosine"},
+    "views": {"head": "cosine", "views": 3},
     "euclidean": {"head": "euclidean"},
 }
 
@@ -69,7 +70,7 @@ def test_exchanging_the_images_never_changes_a_logit(kind, tiny_case):
     assert (logits == apply(variables, image2, image1)).all()
 
 
-@pytest.mark.parametrize("kind", ["cnn", "cosine", "euclidean"])
+@pytest.mark.parametrize("kind", ["cnn", "cosine", "views", "euclidean"])
 def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
@@ -77,6 +78,29 @@ def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     found = compare(variables, encode(variables, image1), encode(variables, image2))
     expected = jax.jit(model.apply)(variables, image1, image2)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("side", "step"), [(32, 1), (48, 2), (64, 3)])
+def test_with_views_an_embedding_is_the_mean_over_copies_moved_along_the_diagonal(side, step):
+    config, model, variables = of_kind("views")
+    images = np.random.default_rng(1).integers(0, 256, (5, side, side, 1)).astype(np.uint8)
+
+    def look_up(shift):  # rows and columns of the border where a copy has none
+        places = (np.arange(side) + shift).clip(0, side - 1)
+        return images[:, places][:, :, places]
+
+    config.model.views = 1
+    encode = jax.jit(partial(create_model(config).apply, variables, method="encode"))
+    expected = np.mean([encode(look_up(shift)) for shift in (0, -step, step)], axis=0)
+    found = jax.jit(partial(model.apply, variables, method="encode"))(images)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(found - encode(images)).max() > 1e-3
+    trained = partial(model.apply, variables, train=True, method="encode", mutable=["batch_stats"])
+    one = partial(create_model(config).apply, variables, train=True, method="encode")
+    one = partial(one, mutable=["batch_stats"])
+    on_axis = partial(jax.vmap, axis_name="devices")
+    for views, single in zip(*(on_axis(f)(images[None])[0] for f in (trained, one)), strict=True):
+        assert (views == single).all()  # in training only the images as they are
 
 
 def test_the_cosine_is_that_of_the_features_and_one_for_the_same_image(tiny_case):
@@ -132,7 +156,7 @@ def test_the_light_network_is_light_and_the_small_stem_keeps_the_resolution():
 
     config = light.get_config()
     config.model.dtype = "float32"
-    assert parameters(config) == 130_673
+    assert parameters(config) == 206_049
     config = default.get_config()
     config.model.dtype = "float32"
     head = 512 * 256 + 256 + 256 + 1
