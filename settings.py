@@ -32,13 +32,13 @@ CHOICES = {
     "model.loss": ("pairs", "all_pairs", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("adam", "adamw", "sgd"),
-    "eval.best": ("loss", "eer"),
+    "eval.best": ("loss", "eer", "roc_auc"),
 }
 TINY = 1e-9  # above 0, or below 1 by this
 RANGES = {  # keys: (smallest, largest); no machine can hold more than the large ones
     "seed": (0, 2**32 - 1),
     "num_steps log_every_steps eval_every_steps": (1, 2**31 - 1),
-    "batch_size steps_per_execution data.num_identities": (1, 10**6),
+    "batch_size steps_per_execution optimizer.nominal_batch_size data.num_identities": (1, 10**6),
     "checkpoint.keep_latest checkpoint.keep_best eval.num_pairs": (1, 10**7),
     "model.width model.head_features": (1, 2**16),
     "data.image_size data.images_per_class": (0, 4096),
@@ -96,6 +96,9 @@ def rules(config):
     fits = optimizer.final_learning_rate <= optimizer.learning_rate
     text = f"at most optimizer.learning_rate ({optimizer.learning_rate})"
     yield "optimizer.final_learning_rate", fits, text
+    steps = accumulated_steps(config)
+    text = f"a multiple of the {steps} batches that optimizer.nominal_batch_size accumulates"
+    yield "num_steps", config.num_steps % steps == 0, text
 
 
 def model_rules(model, data):
@@ -179,6 +182,11 @@ def shape_rules(data):
 def whole_numbers(values, most):
     """Whether all values are whole numbers from 1 to `most`."""
     return all(isinstance(value, int) and 1 <= value <= most for value in values)
+
+
+def accumulated_steps(config):
+    """How many batches one update averages over: max(round(nominal / batch), 1)."""
+    return max(round(config.optimizer.nominal_batch_size / config.batch_size), 1)
 
 
 def check_workdir(config, workdir):

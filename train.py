@@ -123,7 +123,8 @@ def train_and_validate(config, program, state, schedule, validate, writer, saver
     """Trains; writes curves, validates and saves where that is due. Returns the last step."""
     step = int(state.step)
     for step, current, metrics in train(config, program, state):
-        metrics["learning_rate"] = float(schedule(step - 1))
+        update = (step - 1) // settings.accumulated_steps(config)
+        metrics["learning_rate"] = float(schedule(update))
         writer.write(step, {f"train/{name}": v for name, v in metrics.items()})
         due = step % config.eval_every_steps == 0 or step == config.num_steps
         if not (due or SIGNALS):
@@ -134,11 +135,18 @@ def train_and_validate(config, program, state, schedule, validate, writer, saver
             validation = validate(host_state.variables)
             writer.write(step, scalars("validation", validation))
             print(describe(step, "validation", validation), flush=True)
-            best = validation.metrics[config.eval.best]  # None: all pairs are of one kind
-            found = validation.metrics | ({} if best is None else {"rank": best})
+            found = validation.metrics | {"rank": rank(config, validation.metrics)}
         writer.flush()  # before the checkpoint: no gap in the curves after resuming
         saver.save(host_state, found)
     return step
+
+
+def rank(config, metrics):
+    """What config.eval.best makes of validation metrics: lower is better; their loss if unknown."""
+    value = metrics[config.eval.best]
+    if value is None:  # all pairs are of one kind
+        return metrics["loss"]
+    return -value if config.eval.best == "roc_auc" else value
 
 
 @contextmanager

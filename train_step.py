@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 
 import data
 import pretrained
+import settings
 from augment import augment_batch
 from losses import training_loss
 from model import AXIS, init_variables, trained
@@ -34,28 +35,34 @@ class TrainState(struct.PyTreeNode):
 
 
 def make_optimizer(config):
-    """Returns (optax transformation of a batch's gradient, learning rate as a function of steps).
+    """Returns (optax transformation of a batch's gradient, learning rate as a function of updates).
 
     Adam and Nesterov SGD are those of torch.optim: L2 decay is added to the gradient before the
-    moments. AdamW decays kernels alone, after the moments (Loshchilov & Hutter 2019).
+    moments, scaled by batch * accumulated / nominal size (as YOLOv5 does). AdamW decays kernels
+    alone, after the moments (Loshchilov & Hutter 2019).
     """
-    options = config.optimizer
+    options, accumulated = config.optimizer, settings.accumulated_steps(config)
+    updates = config.num_steps // accumulated
     schedule = optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=options.learning_rate,
-        warmup_steps=round(options.warmup * config.num_steps),
-        decay_steps=config.num_steps,
+        warmup_steps=round(options.warmup * updates),
+        decay_steps=updates,
         end_value=options.final_learning_rate,
     )
-    l2 = optax.add_decayed_weights(options.weight_decay)
+    scale = config.batch_size * accumulated / options.nominal_batch_size
+    l2 = optax.add_decayed_weights(options.weight_decay * scale)
     betas = {"b1": options.momentum, "b2": options.beta2}
     are_kernels = partial(jax.tree.map, lambda leaf: leaf.ndim > 1)
     decay = {"weight_decay": options.weight_decay, "mask": are_kernels}
-    return {
+    optimizer = {
         "adam": optax.chain(l2, optax.adam(schedule, **betas)),
         "adamw": optax.adamw(schedule, **betas, **decay),
         "sgd": optax.chain(l2, optax.sgd(schedule, options.momentum, nesterov=True)),
-    }[options.name], schedule
+    }[options.name]
+    if accumulated > 1:
+        optimizer = optax.MultiSteps(optimizer, accumulated)
+    return optimizer, schedule
 
 
 def create_state(config, model, optimizer):

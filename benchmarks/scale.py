@@ -70,7 +70,8 @@ def start(processes, devices, batch, joined, values):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    options = [f"--config.batch_size={batch}", "--workdir=unused"]
+    sizes = [f"--config.{name}={batch}" for name in ("batch_size", "optimizer.nominal_batch_size")]
+    options = [*sizes, "--workdir=unused"]
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, __file__, "worker", *values, *options]
     running = []

@@ -121,11 +121,12 @@ def prepare(config, arrays, compiled):
     assert not unexpected and all("num_batches_tracked" in name for name in missing)
     network = network.to(device, memory_format=torch.channels_last)
     options = config.optimizer
+    scale = config.batch_size / options.nominal_batch_size
     optimizer = torch.optim.Adam(
         network.parameters(),
         lr=options.learning_rate,
         betas=(options.momentum, options.beta2),
-        weight_decay=options.weight_decay,
+        weight_decay=options.weight_decay * scale,
         fused=True,
     )
     half = config.model.dtype == "bfloat16"

@@ -48,10 +48,11 @@ def get_config():
     config.optimizer.beta2 = 0.999  # of adam and adamw: decay rate of the second moment
     config.optimizer.weight_decay = 5e-4  # L2: this times the parameters is added to the gradient;
     # of adamw: kernels shrink by this times the learning rate, whatever their gradient
+    config.optimizer.nominal_batch_size = 32  # pairs per update; smaller batches add up to it
 
     config.eval = ConfigDict()
     config.eval.threshold = 0.5  # probability from which on the answer is "same"
-    config.eval.best = "loss"  # what of validation makes a checkpoint the best: loss or eer
+    config.eval.best = "loss"  # what of validation makes a checkpoint the best: loss, eer, roc_auc
     config.eval.num_pairs = 10_000  # pairs to sample where there are too many to evaluate all
 
     config.checkpoint = ConfigDict()

@@ -33,6 +33,7 @@ from configs import default
 def get_config():
     config = default.get_config()
     config.batch_size = 64  # pairs: 32 classes of 4 images
+    config.optimizer.nominal_batch_size = 64
     config.num_steps = 1500
     config.log_every_steps = 50
     config.eval_every_steps = 300

@@ -15,6 +15,7 @@ def get_config():
     config.batch_size = 128
     config.num_steps = 120
     config.steps_per_execution = 20
+    config.optimizer.nominal_batch_size = 128
     config.optimizer.learning_rate = 3e-3
     config.optimizer.weight_decay = 0.0
     config.model.encoder = "cnn"

@@ -19,6 +19,7 @@ from configs.heldout import get_config as heldout
 def get_config():
     config = heldout()
     config.batch_size = 64
+    config.optimizer.nominal_batch_size = 64
     config.num_steps = 4000
     config.eval_every_steps = 1000
     config.model.loss = "all_pairs"

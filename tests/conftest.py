@@ -49,6 +49,7 @@ jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would use 
 TINY = {
     "batch_size": 8,
     "optimizer.learning_rate": 1e-3,
+    "optimizer.nominal_batch_size": 8,
     "num_steps": 8,
     "log_every_steps": 2,
     "eval_every_steps": 4,

@@ -103,7 +103,7 @@ def judge(code, text, seconds, workdir):
 
 def train_briefly(options, folder):
     """What is wrong with two steps of training, or None."""
-    small = ["batch_size=4", "num_steps=2", "eval.num_pairs=8"]
+    small = ["batch_size=4", "optimizer.nominal_batch_size=4", "num_steps=2", "eval.num_pairs=8"]
     small += ["model.stage_sizes=(1,)", "model.width=32", "data.num_identities=10"]
     options = [*options, *(f"--config.{option}" for option in small), f"--workdir={folder / 'run'}"]
     command = [sys.executable, str(ROOT / "train.py"), *options]

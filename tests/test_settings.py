@@ -17,6 +17,7 @@ BAD_SEED = json.dumps(tiny_config().to_dict() | {"seed": -1})
 
 def check(key, value):
     config = default.get_config()
+    config.optimizer.nominal_batch_size = 64
     with config.ignore_type():
         config.update_from_flattened_dict({key: value})
     settings.check(config)
@@ -60,6 +61,7 @@ def check(key, value):
         ("optimizer.final_learning_rate", 0.1, "at most optimizer.learning_rate"),
         ("optimizer.weight_decay", -1e-4, "from 0 to"),
         ("optimizer.momentum", 1.0, "from 0 to 0.999999999"),
+        ("num_steps", 401, "a multiple of the 2 batches"),
         ("eval.threshold", 1.0, "from 1e-09 to 0.999999999"),
         ("checkpoint.keep_best", 0, "from 1 to"),
         ("batch_size", "many", "type int"),

@@ -12,7 +12,6 @@ import sys
 import time
 from contextlib import suppress
 from threading import Thread
-from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -139,9 +138,11 @@ def test_another_config_is_refused_key_by_key(whole_run):
 CNN = {"model.encoder": "cnn", "model.head": "cosine", "model.loss": "supcon"}
 CNN |= {"data.images_per_class": 4, "augment.rotation": 20.0, "augment.noise": 9.0}
 CNN |= {"optimizer.name": "adamw", "optimizer.warmup": 0.25}
+ACCUMULATED = {"batch_size": 4}  # of nominal 8
+MORE = [pytest.param(changes, marks=pytest.mark.slow) for changes in ({}, ACCUMULATED)]
 
 
-@pytest.mark.parametrize("changes", [CNN, pytest.param({}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("changes", [CNN, *MORE])
 def test_calls_of_several_steps_are_the_same_bits_as_of_one(changes, tiny):
     """And so where a run goes on from a step between two calls."""
     tiny.update_from_flattened_dict(changes | {"num_steps": 12, "log_every_steps": 4})
@@ -358,7 +359,7 @@ def test_a_signal_before_the_first_step_exits_at_once(tmp_path):
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(tmp_path):
-    options = tiny_options(batch_size=9)
+    options = tiny_options(batch_size=9, optimizer__nominal_batch_size=9)
     refused = run("train.py", f"--workdir={tmp_path / 'run'}", *options, devices=2)
     assert refused.returncode == 1 and not (tmp_path / "run").exists()
     assert "must be divisible by the number of devices (2)" in refused.stderr
@@ -370,18 +371,9 @@ def test_what_builds_the_step_needs_no_tensorflow():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("eer, rank", [(0.1, 0.1), (None, "none")])
-def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(eer, rank, tiny, monkeypatch):
-    def nothing(*_, **__):
-        return None
-
-    saved, given = [], SimpleNamespace(metrics={"loss": 0.4, "eer": eer})
-    saver = SimpleNamespace(save=lambda _, metrics: saved.append(metrics))
-    state = setup()[0]
-    monkeypatch.setattr(train, "train", lambda *_: [(8, state, {"loss": 1.0})])
-    monkeypatch.setattr(train, "scalars", nothing)
-    monkeypatch.setattr(train, "describe", nothing)
-    tiny.eval.best = "eer"
-    writer = SimpleNamespace(write=nothing, flush=nothing)
-    train.train_and_validate(tiny, None, state, lambda _: 0.1, lambda _: given, writer, saver)
-    assert [metrics.get("rank", "none") for metrics in saved] == [rank]  # without one: by the loss
+def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(tiny):
+    metrics = {"loss": 0.4, "eer": 0.1, "roc_auc": 0.9}
+    for best, expected in (("loss", 0.4), ("eer", 0.1), ("roc_auc", -0.9)):
+        tiny.eval.best = best
+        assert train.rank(tiny, metrics) == expected
+    assert train.rank(tiny, metrics | {"roc_auc": None}) == 0.4  # of pairs of one kind

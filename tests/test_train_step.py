@@ -78,6 +78,36 @@ def test_an_answer_in_training_is_right_by_the_threshold_of_the_config(tiny):
     assert metrics["count"].tolist() == [8, 8, 8, 8]
 
 
+def test_small_batches_accumulate_to_the_nominal_one():
+    """Two batches of 4 under a nominal 8 make one update with the mean of their gradients."""
+    config = tiny_config()
+    config.batch_size, config.optimizer.nominal_batch_size = 4, 8
+    optimizer, schedule = train_step.make_optimizer(config)
+    config.batch_size = 8
+    whole, _ = train_step.make_optimizer(config)
+    params = {"w": np.array([1.0, -2.0], np.float32)}
+    gradients = [{"w": np.array(g, np.float32)} for g in ([0.5, 1.0], [1.5, -2.0])]
+    state = optimizer.init(params)
+    first, state = optimizer.update(gradients[0], state, params)
+    second, _ = optimizer.update(gradients[1], state, params)
+    mean = jax.tree.map(lambda *g: np.mean(g, axis=0), *gradients)
+    expected, _ = whole.update(mean, whole.init(params), params)
+    assert (first["w"] == 0).all()
+    np.testing.assert_allclose(second["w"], expected["w"], rtol=1e-6)
+    assert schedule(4) == pytest.approx(1e-5)  # 8 steps are 4 updates
+
+
+def test_weight_decay_is_scaled_to_what_the_batches_add_up_to(tiny):
+    tiny.optimizer.update(
+        {"name": "sgd", "momentum": 0.0, "weight_decay": 0.5, "final_learning_rate": 1e-3}
+    )
+    tiny.batch_size, tiny.optimizer.nominal_batch_size = 12, 8
+    optimizer, _ = train_step.make_optimizer(tiny)
+    params = {"w": np.array([2.0], np.float32)}
+    updates, _ = optimizer.update({"w": np.zeros(1, np.float32)}, optimizer.init(params), params)
+    assert updates["w"][0] == pytest.approx(-1e-3 * 0.5 * 12 / 8 * 2.0)
+
+
 def test_nesterov_sgd_is_torchs(tiny):
     tiny.optimizer.update({"name": "sgd", "weight_decay": 0.0, "final_learning_rate": 1e-3})
     optimizer, _ = train_step.make_optimizer(tiny)
