@@ -6,6 +6,9 @@ How many images and pairs there are, how many of the test's training has seen, w
 itself, a sheet of samples, and how often rules that know nothing of shape are right on test pairs.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +20,6 @@ import data
 import duplicates
 import runtime
 import shortcuts
-from errors import UserError
 from figures import new_figure, short
 from images import hash_pixels, load
 from listings import SPLITS

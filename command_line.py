@@ -9,6 +9,7 @@ A program defines its flags in a function of its own and ends with
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -16,7 +17,7 @@ from ml_collections import config_flags
 
 import settings
 from configs import default
-from errors import UserError
+from errors import UserError, missing_package
 
 
 def run(define_flags, main):
@@ -32,7 +33,8 @@ def run(define_flags, main):
         sys.stdout.flush()
     except (UserError, ModuleNotFoundError) as error:
         sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        text = error if isinstance(error, UserError) else missing_package(error)
+        print(f"error: {text}", file=sys.stderr, flush=True)
         code = 1
     except BrokenPipeError:  # the reader of the output, such as `head`, closed it
         code = 128 + signal.SIGPIPE
@@ -61,6 +63,10 @@ def parse(define_flags):
         raise UserError(
             f"cannot read {' '.join(unknown)!r}: options have the form --name=value (see --help)"
         )
+    given = Counter(text.split("=")[0].lstrip("-") for text in sys.argv[1:])
+    for name in given:  # ml_collections would join both in silence
+        if given[name] > 1 and name in options and isinstance(options[name], flags.MultiFlag):
+            raise UserError(f"--{name} is given {given[name]} times: give all its values at once")
     if not options["verbosity"].present:
         # Orbax logs much; its errors are raised, too.
         logging.set_verbosity(logging.FATAL)

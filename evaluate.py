@@ -10,6 +10,9 @@
 "Same" is the positive class.
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import csv
 import os
 import signal
@@ -33,7 +36,6 @@ import runtime
 import scoring
 import settings
 from decoding import form_of
-from errors import UserError
 from metrics import fit_threshold, fitting_pairs
 from model import create_model
 from report import write_report

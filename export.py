@@ -17,6 +17,9 @@ The encoder runs once for each image, the head compares two embeddings, on CPU o
     logits = head.call(encoder.call(images1), encoder.call(images2))  # uint8 [n, 32, 32, 1]
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import json
 from functools import partial
 
@@ -30,7 +33,6 @@ import command_line
 import fingerprint
 import runtime
 import scoring
-from errors import UserError
 from model import create_model
 from splits import read_fingerprint
 

@@ -6,6 +6,9 @@ Takes the flags of train.py. Fold i is a run of its own in WORKDIR/fold-i. The s
 continues what was interrupted. WORKDIR/folds.json has the metrics of each fold, too.
 """
 
+from errors import UserError, first_five  # first: from here on a missing package is one line
+
+# isort: split
 import json
 import signal
 import subprocess
@@ -20,7 +23,6 @@ import metrics
 import retrieval
 import settings
 import train
-from errors import UserError
 
 TRAIN = Path(__file__).with_name("train.py")
 

@@ -6,6 +6,9 @@
 The step is the only clock: batches, learning rate and resume are functions of (seed, step).
 """
 
+from errors import UserError  # first: from here on a missing package is one line
+
+# isort: split
 import math
 import os
 import signal
@@ -31,7 +34,6 @@ import pretrained
 import runtime
 import settings
 import train_step
-from errors import UserError
 from model import create_model
 from report import describe, scalars, write_report
 from scoring import MOST_PAIRS, THRESHOLD, evaluate, kept_threshold, make_scorer

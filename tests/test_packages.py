@@ -1,4 +1,4 @@
-"""Where packages are missing that only a part of a program needs."""
+"""Where packages are missing: one line says so, or only the curves are lost."""
 
 import subprocess
 import sys
@@ -17,6 +17,7 @@ def find_spec(name, path=None, target=None):
 
 PathFinder.find_spec = find_spec
 """
+ADVICE = "activate the environment, or pip install -r requirements-cpu.txt"
 
 
 @pytest.fixture
@@ -32,11 +33,34 @@ def lacking(tmp_path):
     return environment
 
 
-def test_a_package_that_only_a_part_of_a_program_needs_is_one_line():
+@pytest.mark.parametrize(
+    "program, name",
+    [
+        ("train.py", "jax"),
+        ("train.py", "orbax"),
+        ("evaluate.py", "flax"),
+        ("export.py", "flatbuffers"),
+        ("audit.py", "ml_collections"),
+    ],
+)
+def test_a_missing_package_is_one_line(program, name, lacking, tmp_path):
+    refused = run(program, cwd=tmp_path, environment=lacking(name))
+    text = f"error: the package {name} is missing in {sys.executable}: {ADVICE}\n"
+    assert (refused.returncode, refused.stdout, refused.stderr) == (1, "", text)
+
+
+def test_a_package_that_only_a_part_of_a_program_needs_is_one_line_too():
     code = "import command_line; command_line.run(lambda: None, lambda _: __import__('nothing'))"
     command = [sys.executable, "-c", code]
     refused = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
-    assert (refused.returncode, refused.stderr) == (1, "error: No module named 'nothing'\n")
+    text = f"error: the package nothing is missing in {sys.executable}: {ADVICE}\n"
+    assert (refused.returncode, refused.stderr) == (1, text)
+
+
+def test_another_error_keeps_its_traceback():
+    command = [sys.executable, "-c", "import errors; 1 / 0"]
+    ended = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert ended.returncode == 1 and "Traceback" in ended.stderr
 
 
 def test_without_curves_a_run_is_the_same(lacking, whole_run, tmp_path):

@@ -210,6 +210,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
         (["--config.modell.head=cosine"], "'modell' Did you mean"),
         (["--config.data.shapes=([1],'square')"], "two or more of"),
         (["--config.seed=1", "--config.seed=-1"], "config.seed=-1"),
+        (2 * ["--config.model.stage_sizes=(1,)"], "stage_sizes is given 2 times: give all"),
         ([f"--config={ROOT}/data.py"], "get_config"),
         ([f"--config={ROOT}/README.md"], "SyntaxError"),
     ],
