@@ -12,7 +12,6 @@ import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from errors import UserError, first_five
 
 ASIDE = ".damaged"  # ends the name of a damaged checkpoint
 TEMPORARY = ".orbax-checkpoint-tmp"  # ... of one that is being written, or removed
+DIVERGED = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
 
 
 class Damaged(Exception):
@@ -50,7 +50,13 @@ class Saver:
         self.wait()
 
     def save(self, state, metrics):
-        """Starts to save a TrainState of host arrays, once the save before is complete."""
+        """Starts to save a TrainState of host arrays, once the save before is complete.
+
+        Raises UserError instead if a value is not finite.
+        """
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state)):
+            text = f"step {state.step} left parameters that are not finite, which are not saved"
+            raise UserError(f"{text}; {DIVERGED}")
         self.wait()
         if jax.process_index() == 0:
             self.writing = self.thread.submit(self.write, state, metrics)
@@ -122,10 +128,11 @@ def rank(folder, step):
 def restore(workdir, state):
     """Returns the newest whole checkpoint in the form of `state`; `state` if there are none.
 
-    If all are damaged it raises UserError.
+    Damaged ones are set aside. If all are damaged it raises UserError.
     """
     folder = workdir / "checkpoints"
-    _, found = read_first(folder, sorted(steps_in(folder), reverse=True), **to_items(state))
+    steps = sorted(steps_in(folder), reverse=True)
+    _, found = read_first(folder, steps, skip_damaged=True, **to_items(state))
     if found:
         return state.replace(**found["model"], **found["training"])
     if aside := sorted(path.name for path in folder.glob("*" + ASIDE)):
@@ -134,11 +141,11 @@ def restore(workdir, state):
     return state
 
 
-def restore_model(workdir, which, model):
+def restore_model(workdir, which, model, skip_damaged=False):
     """Restores (step, variables) of the "best", the "last" or a numbered checkpoint.
 
-    model: variables of the same shapes. Raises UserError if there is no such checkpoint, or none
-    that is whole.
+    model: variables of the same shapes. Raises UserError if the checkpoint is missing or damaged.
+    With `skip_damaged`, for a training, a damaged one is set aside for the next.
     """
     folder = workdir / "checkpoints"
     steps = sorted(steps_in(folder), reverse=True)
@@ -146,29 +153,29 @@ def restore_model(workdir, which, model):
         steps.sort(key=lambda step: rank(folder, step))
     elif which != "last":
         steps = [step for step in steps if str(step) == which]
-    step, found = read_first(folder, steps, model=model)
+    step, found = read_first(folder, steps, skip_damaged, model=model)
     if found is None:
         there = sorted(steps_in(folder)) or "none"
         raise UserError(f"no checkpoint {which} in {folder} can be read: there are {there}")
     return step, found["model"]
 
 
-def read_first(folder, steps, **targets):
+def read_first(folder, steps, skip_damaged, **targets):
     """(step, items) of the first of these checkpoints that is whole; (None, None) if none is.
 
-    A damaged one is set aside: it is renamed, and warned about.
+    A damaged one is set aside with `skip_damaged`, and a UserError without.
     """
     for step in steps:
         path = folder / str(step)
         try:
             return step, read(path, **targets)
         except Damaged as error:
-            name = path.with_name(path.name + ASIDE)
-            shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
-            with suppress(FileNotFoundError):  # a training has removed it meanwhile
-                path.rename(name)
-                text = f"checkpoint {path} is damaged ({error}); set aside as {name.name}"
-                print(f"warning: {text}", file=sys.stderr)
+            if skip_damaged:
+                set_aside(path, error)
+            elif path.exists():  # else a training has removed it meanwhile
+                others = sorted(steps_in(folder) - {step}) or "none"
+                text = f"checkpoint {step} in {folder} is damaged ({error}); others: {others}"
+                raise UserError(text) from None
     return None, None
 
 
@@ -226,3 +233,12 @@ def digest(tree):
 
 def text_digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def set_aside(path, reason):
+    """Renames a damaged checkpoint, so that it is kept but not used, and warns."""
+    name = path.with_name(path.name + ASIDE)
+    shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
+    path.rename(name)
+    text = f"checkpoint {path} is damaged ({reason}); set aside as {name.name}"
+    print(f"warning: {text}", file=sys.stderr)

@@ -93,7 +93,8 @@ def train_and_evaluate(config, workdir):
         if SIGNALS:
             hosts.disconnect()
             exit_on_signal(SIGNALS[0], text=f"saved at step {step}; the same command resumes there")
-        restore_best = partial(checkpoint.restore_model, workdir, "best", state.variables)
+        restore = partial(checkpoint.restore_model, workdir, "best", skip_damaged=True)
+        restore_best = partial(restore, model=state.variables)
         step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
     if calibration.is_possible(config):
         variables = calibrate(config, workdir, int(step), score, variables)
@@ -232,8 +233,7 @@ def summarize(history, done, rate):
     finite = np.isfinite(series["loss"] + series["gradient_norm"])
     if not finite.all():
         text = f"step {done + finite.argmin() + 1} diverged: its loss or gradient is not finite"
-        todo = "a lower --config.optimizer.learning_rate, in another --workdir, may help"
-        raise UserError(f"{text}; {todo}")
+        raise UserError(f"{text}; {checkpoint.DIVERGED}")
     sums = {name: float(values.sum(dtype=np.float64)) for name, values in series.items()}
     loss, accuracy = (sums[name] / sums["count"] for name in ("loss", "correct"))
     text = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {rate:,.0f} pairs/s"

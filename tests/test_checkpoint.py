@@ -81,17 +81,21 @@ def test_with_nothing_whole_left_training_does_not_start_again_unasked(saved, tm
             checkpoint.restore(tmp_path / "run", fresh)
 
 
-def test_a_damaged_checkpoint_that_was_asked_for_by_number_is_an_error(saved, tmp_path, capsys):
-    whole, _, fresh = saved
+def test_an_evaluation_names_the_damage_and_changes_nothing(saved, tmp_path):
+    whole, states, fresh = saved
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     for path in (folder / "8" / "model" / "d").iterdir():
         damage(path, "flipped")
     model = checkpoint.to_items(fresh)["model"]
-    with pytest.raises(UserError, match=r"no checkpoint 8 .* can be read: there are \[4\]"):
-        checkpoint.restore_model(tmp_path / "run", "8", model)
-    assert "8 is damaged (" in capsys.readouterr().err
-    assert sorted(path.name for path in folder.iterdir()) == ["4", "8.damaged"]
+    with pytest.raises(UserError, match=r"checkpoint 8 .* damaged .*others: \[4\]"):
+        checkpoint.restore_model(tmp_path / "run", "last", model)
+    step, variables = checkpoint.restore_model(tmp_path / "run", "4", model)
+    assert step == 4
+    assert checkpoint.digest(variables) == checkpoint.digest(
+        checkpoint.to_items(states[4])["model"]
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["4", "8"]
 
 
 def test_another_network_is_told_apart_from_damage(saved):
@@ -138,7 +142,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_next(part, which, saved, tmp_
     assert checkpoint.restore_model(tmp_path / "run", which, model)[0] == 8
     for path in (tmp_path / "run" / "checkpoints" / "8" / part).iterdir():
         damage(path, "flipped")
-    step, variables = checkpoint.restore_model(tmp_path / "run", which, model)
+    step, variables = checkpoint.restore_model(tmp_path / "run", which, model, skip_damaged=True)
     assert step == 4
     assert checkpoint.digest(variables) == checkpoint.digest(
         checkpoint.to_items(states[4])["model"]
@@ -171,4 +175,18 @@ def test_what_fails_in_the_background_ends_the_run_with_one_line(saved, tmp_path
     ):
         monkeypatch.setattr(checkpoint.ocp.Checkpointer, "save", full)
         saver.save(states[8].replace(step=np.int32(9)), {"loss": 0.5})
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
+
+
+def test_what_is_not_finite_ends_the_run_and_is_not_saved(saved, tmp_path):
+    whole, states, _ = saved
+    shutil.copytree(whole, tmp_path / "run")
+    params = jax.tree.map(lambda leaf: leaf.copy(), states[8].params)
+    jax.tree.leaves(params)[-1].flat[-1] = np.inf
+    with (
+        pytest.raises(UserError, match=r"step 9 .* not finite, which are not saved; a lower"),
+        checkpoint.Saver(tmp_path / "run", keep_latest=2, keep_best=5) as saver,
+    ):
+        state = states[8].replace(step=np.int32(9), params=params)
+        saver.save(state, {"loss": 0.5})
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"4", "8"}
