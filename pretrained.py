@@ -19,6 +19,7 @@ from errors import UserError, first_five
 FILE = "model.safetensors"  # in a Hugging Face repository
 FLOATS = ("bfloat16", "float16", "float32", "float64")
 UNUSED = re.compile(r"fc\.(weight|bias)|.*num_batches_tracked")  # the classifier; counters
+FIRST = re.compile(r"((?:(?:module|backbone|model|encoder)\.)*)conv1\.weight")
 
 
 def resolve(options):
@@ -130,8 +131,11 @@ def read_run(path):
 
 
 def read(path):
-    """{torchvision's name: array} of a file; raises UserError if it cannot be read."""
-    import ml_dtypes  # noqa: F401 -- without it safetensors has no bfloat16
+    """{torchvision's name: array} of a file, without a prefix such as "module.".
+
+    Prints what is left out then; raises UserError if it cannot be read.
+    """
+    import jax  # and with it ml_dtypes, without which safetensors has no bfloat16
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -139,7 +143,15 @@ def read(path):
         found = load_file(path)
     except (SafetensorError, OSError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"model.pretrained: {path} cannot be read: {error}") from None
-    return {name: array for name, array in found.items() if not UNUSED.fullmatch(name)}
+    starts = [match[1] for match in map(FIRST.fullmatch, found) if match]
+    prefix = starts[0] if len(starts) == 1 else ""  # of several none is guessed
+    inside = {k.removeprefix(prefix): v for k, v in found.items() if k.startswith(prefix)}
+    arrays = {name: array for name, array in inside.items() if not UNUSED.fullmatch(name)}
+    if prefix and jax.process_index() == 0:
+        others = [name for name in found if not name.startswith(prefix)]
+        left = f"; {len(others)} others are left out: {first_five(others)}" if others else ""
+        print(f"model.pretrained: {len(arrays)} arrays under {prefix!r}{left}", flush=True)
+    return arrays
 
 
 def torch_name(key):

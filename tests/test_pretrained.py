@@ -173,6 +173,36 @@ def test_what_does_not_fit_is_listed(resnet18_case, tmp_path):
         pretrained.load(spoilt, shapes)
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "backbone.", "model.", "encoder.", "module.encoder."]
+)
+def test_a_prefix_is_taken_off_and_what_is_left_out_is_said(prefix, tmp_path, capsys):
+    path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
+    arrays = tiny_file(path, 0)
+    plain = settings.flatten(pretrained.load(path, shapes))
+    assert capsys.readouterr().out == ""
+    other = np.zeros(3, np.float32)
+    inside = {f"{prefix}{name}": array for name, array in (arrays | {"fc.bias": other}).items()}
+    outside = {name: other for name in ("fc.bias", *(f"head.{i}.weight" for i in range(6)))}
+    for others, text in (({}, ""), (outside, "; 7 others are left out: fc.bias, head.0.weight,")):
+        save_file(inside | others, path)
+        loaded = settings.flatten(pretrained.load(path, shapes))
+        for name, array in plain.items():
+            np.testing.assert_array_equal(loaded[name], array)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert f"{len(arrays)} arrays under '{prefix}'{text}" in line
+        assert line.endswith("head.3.weight, and 2 more" if others else "'")
+
+
+def test_of_several_encoders_none_is_guessed(tmp_path):
+    path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
+    arrays = tiny_file(path, 0)
+    both = ("module", "backbone")
+    save_file({f"{k}.{name}": a for name, a in arrays.items() for k in both}, path)
+    with pytest.raises(UserError, match=r"backbone\.\S+ has no place"):
+        pretrained.load(path, shapes)
+
+
 def test_a_long_list_of_what_does_not_fit_is_cut(tmp_path):
     path, shapes = tmp_path / "a.safetensors", encoder_shapes(tiny_config())
     count = len(tiny_file(path, 0))
