@@ -56,12 +56,15 @@ def train_fold(workdir, fold, count):
 
 
 def summarize(workdir, found):
-    """Prints and writes mean and standard deviation (n - 1) of the metrics that all folds have."""
-    names = [
-        name
-        for name in (*metrics.NAMES, *retrieval.NAMES)
-        if all(one.get(name) is not None for one in found)
-    ]
+    """Prints and writes mean and standard deviation (n - 1) of the metrics that all folds have.
+
+    A metric that is unknown in some of the folds is left out, and that is said.
+    """
+    all_names = (*metrics.NAMES, *retrieval.NAMES)
+    counts = {name: sum(one.get(name) is not None for one in found) for name in all_names}
+    names = [name for name, count in counts.items() if count == len(found)]
+    if lost := [name for name, count in counts.items() if 0 < count < len(found)]:
+        print(f"left out, unknown in a fold: {len(lost)} ({first_five(lost)})")
     rows = {f"fold {i}": {name: one[name] for name in names} for i, one in enumerate(found)}
     values = np.array([[one[name] for name in names] for one in found])
     means, deviations = values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist()

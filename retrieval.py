@@ -6,7 +6,7 @@ guess.
 
 import numpy as np
 
-from errors import UserError
+from errors import UserError, first_five
 from listings import SPLITS
 from metrics import bootstrap
 
@@ -75,8 +75,8 @@ def draw_episodes(classes, groups, way, shot, seed):
         text = f"the split has at most {sizes.max()} classes of {shot + 1} images or more"
         raise UserError(f"--way={way}: {text}{' in one folder' * (len(names) > 1)}")
     facts = [f"{len(allowed)} groups of classes"] * (len(names) > 1)
-    if few := (sizes < way).sum():
-        facts.append(f"left out: {few} groups of fewer classes")
+    if few := names[sizes < way].tolist():
+        facts.append(f"left out: {len(few)} groups of fewer classes ({first_five(few)})")
     if few := (~usable).sum():
         facts.append(f"left out: {few} classes of fewer than {shot + 1} images")
     random = np.random.Generator(np.random.Philox(key=[seed, len(SPLITS)]))  # not those of pairs

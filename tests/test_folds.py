@@ -61,7 +61,8 @@ def test_each_fold_is_trained_and_the_tests_are_summed_up(start, tmp_path, capfd
     for name, values in (("accuracy", [0.5, 0.75, 0.875]), ("eer", [0.0, 0.25, 0.5])):
         assert kept["mean"][name] == pytest.approx(statistics.mean(values))
         assert kept["standard deviation"][name] == pytest.approx(statistics.stdev(values))
-    *_, head, accuracy, eer, _, last = capfd.readouterr().out.splitlines()
+    *_, lost, head, accuracy, eer, _, last = capfd.readouterr().out.splitlines()
+    assert lost == "left out, unknown in a fold: 1 (tar_at_far_0.01)"
     assert head.split() == ["3", "tests", "mean", "deviation"]
     assert accuracy.split() == ["accuracy", "0.708333", "0.190941"]
     assert eer.split() == ["eer", "0.250000", "0.250000"] and last.startswith("wrote ")

@@ -87,7 +87,7 @@ def test_few_shot_is_that_of_asking_one_query_after_the_other(monkeypatch):
     *episodes, facts = retrieval.draw_episodes(classes, groups, way=5, shot=2, seed=3)
     assert facts == [
         "2 groups of classes",
-        "left out: 1 groups of fewer classes",
+        "left out: 1 groups of fewer classes (c)",
         "left out: 1 classes of fewer than 3 images",
     ]
     wrong = np.zeros((retrieval.EPISODES, 5))
