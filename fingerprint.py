@@ -3,7 +3,7 @@
 A run is resumed on the same pixels only, and evaluated with the splits of its training. The file
 `data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    images      {name: [class, split, hash of the pixels]}
+    images      {name: [class, split, hash of the pixels, a number in [0, 1)]}
     pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
@@ -15,7 +15,7 @@ import sys
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, hash_texts, read_fingerprint, unit_names
+from splits import FINGERPRINT, assign_splits, read_fingerprint, unit_names
 
 
 def take(data):
@@ -28,7 +28,7 @@ def take(data):
         for name, label, split in zip(names, files.pairs[:, 2].tolist(), splits, strict=True):
             pairs.setdefault(name, []).extend([label, split])
         classes = splits = [None] * len(classes)
-    rows = zip(files.names.tolist(), classes, splits, hash_texts(files), strict=True)
+    rows = zip(files.names.tolist(), classes, splits, files.split_hash.tolist(), strict=True)
     return {"images": {name: row for name, *row in rows}, "pairs": pairs}
 
 

@@ -52,8 +52,8 @@ def assign(data):
     splits, how = given_splits(data, files)
     if splits is None and data.split == "shared":
         return None, facts
-    known, other_names = known_splits(data), hash_texts(files) if what == "images" else names
-    both = zip(names, other_names, strict=True)  # an image may have another name now
+    known, pixels = known_splits(data), files.split_hash.tolist() if what == "images" else names
+    both = zip(names, pixels, strict=True)  # an image may have another name now
     before = np.array([known.get(name, known.get(other, -1)) for name, other in both], np.int8)
     before[~usable] = -1
     if what == "images":
@@ -95,11 +95,6 @@ def given_splits(data, files):
     fold = given - len(SPLITS)
     how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
     return np.select([fold == test, fold == validation], [2, 1], 0), how
-
-
-def hash_texts(files):
-    """The hashes of the pixels as a fingerprint has them: list of str."""
-    return [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
 
 
 def unit_names(files):

@@ -64,8 +64,8 @@ def fingerprint(workdir, images=None, classes=None, pairs=None, split="groups"):
     config = default.get_config()
     config.data.update({"source": "folder", "path": "a", "split": split})
     settings.save_config(config, workdir)
-    images = {name: [None, split, "0"] for name, split in (images or {}).items()}
-    images |= {f"{k}/0.png": [k, split, "0"] for k, split in (classes or {}).items()}
+    images = {name: [None, split, 2] for name, split in (images or {}).items()}
+    images |= {f"{k}/0.png": [k, split, 2] for k, split in (classes or {}).items()}
     pairs = {name: [1, split] for name, split in (pairs or {}).items()}
     with gzip.open(workdir / "data.json.gz", "wt") as file:
         json.dump({"images": images, "pairs": pairs}, file)
@@ -258,7 +258,7 @@ def save_fingerprint(workdir, files, found, split):
     """The fingerprint of a run that had these Files in the splits `found`."""
     fingerprint(workdir, split=split)
     classes = [files.class_names[k] for k in files.classes]
-    rows = zip(classes, [SPLITS[k] for k in found], splits.hash_texts(files), strict=True)
+    rows = zip(classes, [SPLITS[k] for k in found], files.split_hash.tolist(), strict=True)
     images = dict(zip(files.names.tolist(), map(list, rows), strict=True))
     with gzip.open(workdir / "data.json.gz", "wt") as file:
         json.dump({"images": images, "pairs": {}}, file)
