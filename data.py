@@ -8,7 +8,6 @@ batch of any run can be drawn again. What a split is drawn from is in `spaces`. 
 classes and then an image of each.
 """
 
-import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 
 import fingerprint
 import images
-from errors import UserError, bad_set
+from errors import UserError
 from listings import SPLITS
 from spaces import ListedImages, open_split
 from splits import split_facts
@@ -182,7 +181,6 @@ def check_splits(config):
     """
     data = config.data
     if data.source != "shapes":
-        check_path(data.source, data.path)
         images.resolve(data)
     try:
         for split in SPLITS:
@@ -192,14 +190,6 @@ def check_splits(config):
             for fact in images.load(data).facts:
                 print(f"warning: {fact}", file=sys.stderr)
         raise
-
-
-def check_path(source, path):
-    """Raises UserError where the path is not of the kind that the source reads."""
-    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
-    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(path):
-        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
-        raise bad_set(path, f"{text}PATH")
 
 
 def prefetch(function, items, workers=2):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import bad_set
-from listings import SPLIT_NAMES, SPLITS, Files, file_item
+from listings import SPLIT_NAMES, SPLITS, Files, file_item, not_there
 
 LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
 LABELS |= dict.fromkeys(("0", "0.0", "different", "false"), 0)
@@ -27,6 +27,8 @@ def list_pairs(path):
         start = text.partition("\n")[0].strip()
         is_lfw = LFW_FIRST_LINE.fullmatch(start) or match_lfw(start)
         rows, given = (read_lfw if is_lfw else read_table)(text)
+    except OSError:
+        raise not_there(path, "CSV file or pairs.txt") from None
     except (ValueError, csv.Error) as error:  # also of bytes that are no text
         raise bad_set(path, error) from None
     if not rows:
