@@ -69,17 +69,18 @@ def contradictions(files):
 
 def across_splits(data):
     """Near-duplicates of the images of another split: {what: int [n, 2], indices of images}."""
+    from sklearn.metrics import pairwise_distances_argmin
+
     spaces = {split: open_split(data, split) for split in SPLITS}
     rows = {split: used_rows(space) for split, space in spaces.items()}
     small, found = thumbnails(spaces["train"].images), {}
     for asked, known in (("validation", "train"), ("test", "train"), ("test", "validation")):
-        others = np.setdiff1d(rows[known], rows[asked])  # an image in both splits is no news
+        some, others = rows[asked], np.setdiff1d(rows[known], rows[asked])  # not in both splits
         if len(others):
-            near, nearest = find_near(small[rows[asked]], small[others])
-            what = (
-                f"of {len(rows[asked]):,} images of {asked} are near-duplicates of {known} images"
-            )
-            found[what] = np.stack([rows[asked][near], others[nearest]], axis=1)
+            nearest = others[pairwise_distances_argmin(small[some], small[others])]
+            alike = (small[some] * small[nearest]).sum(axis=1) >= ALIKE
+            what = f"of {len(some):,} images of {asked} are near-duplicates of {known} images"
+            found[what] = np.stack([some, nearest], axis=1)[alike]
     return found
 
 
@@ -94,21 +95,8 @@ def thumbnails(shown):
     Each has mean 0 and length 1, so that the product of two is their correlation. An image that is
     nearly flat is shorter, and like no other.
     """
-    small = np.float32([np.ravel(shrink(image)) for image in shown])
-    small -= small.mean(axis=1, keepdims=True)
+    pictures = (Image.fromarray(x[..., 0] if x.shape[2] == 1 else x) for x in shown)
+    small = [np.ravel(x.resize((SIDE, SIDE), Image.Resampling.BOX)) for x in pictures]
+    small -= np.mean(small, axis=1, keepdims=True, dtype=np.float32)
     length = np.linalg.norm(small, axis=1, keepdims=True)
     return small / np.maximum(length, FLAT * small.shape[1] ** 0.5)
-
-
-def shrink(image):
-    pixels = image[..., 0] if image.shape[2] == 1 else image
-    return Image.fromarray(pixels).resize((SIDE, SIDE), Image.Resampling.BOX)
-
-
-def find_near(asked, known):
-    """(which of the asked thumbnails have a near-duplicate, int [k]; the nearest known, int [k])"""
-    from sklearn.metrics import pairwise_distances_argmin
-
-    nearest = pairwise_distances_argmin(asked, known)
-    near = np.flatnonzero((asked * known[nearest]).sum(axis=1) >= ALIKE)
-    return near, nearest[near]
