@@ -40,8 +40,7 @@ def make_batch(config, split, step, host=0, hosts=1):
     """Draws the batch of a step: Batch of config.batch_size pairs.
 
     Of several hosts each draws its own part; the parts in a row are the batch of one host. Raises
-    UserError where the split has no such image or pair: `check_splits` finds that at the start. In
-    a thread of `prefetch` the error is raised later, to whoever asks for the batch.
+    UserError where the split has no such image or pair: `check_splits` finds that at the start.
     """
     count = config.batch_size // hosts
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
@@ -153,10 +152,7 @@ def enumerate_images(data, split):
 
 
 def enumerate_pairs(data, split, most):
-    """Every pair that a split can draw: Pairs, or None if they are over `most` or not listed.
-
-    Each two images come once, with the probability of both orders; given pairs as they are.
-    """
+    """Every pair of a split, each two images once: Pairs; None if over `most` or not listed."""
     return open_split(data, split).enumerate_pairs(most)
 
 
@@ -175,29 +171,24 @@ def class_names(data, class_ids):
 
 
 def check_splits(config):
-    """Draws from each split; raises UserError where no pairs can be made of its images.
+    """Sets what config.data leaves to the images (`images.resolve`), and draws from each split.
 
-    It first sets what config.data leaves to the images (`images.resolve`).
+    Raises UserError where no pairs can be made of the images of a split.
     """
-    data = config.data
-    if data.source != "shapes":
-        images.resolve(data)
+    files = config.data.source != "shapes"
+    if files:
+        images.resolve(config.data)
     try:
         for split in SPLITS:
             sample_pairs(config, split, 64)
     except UserError:
-        if data.source != "shapes":  # which may be why
-            for fact in images.load(data).facts:
-                print(f"warning: {fact}", file=sys.stderr)
+        for fact in images.load(config.data).facts if files else ():  # which may be why
+            print(f"warning: {fact}", file=sys.stderr)
         raise
 
 
 def prefetch(function, items, workers=2):
-    """Yields function(item) of each item, computed by threads up to two each ahead, in order.
-
-    NumPy lets the threads run side by side. An error in the function is raised here, at the item it
-    belongs to.
-    """
+    """Yields function(item) of each item, in order; threads compute up to two each ahead."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending = deque()
     try:

@@ -23,26 +23,22 @@ def find_all(data):
     """What is wrong in the set of files that config.data names: a list of str, a line each."""
     if data.source == "shapes":
         return []
-    files = images.load(data)
-    if files.pairs is None:
-        found = {"images are in two classes": in_two_classes(files)}
-    else:
-        found = contradictions(files)
-    found |= across_splits(data)
-    lines = []
-    for what, both in found.items():
+    files, lines = images.load(data), []
+    found = (in_two_classes if files.pairs is None else contradictions)(files)
+    for what, both in (found | across_splits(data)).items():
         if pairs := [f"{files.names[i]} with {files.names[j]}" for i, j in both]:
             lines.append(f"{len(pairs):,} {what}: {first_five(pairs)}")
     return lines or ["no contradictions, and no near-duplicates in two splits"]
 
 
 def in_two_classes(files):
-    """Images of equal pixels in two classes: pairs of indices, int [n, 2]."""
+    """Images of equal pixels in two classes: {what: int [n, 2], indices of images}."""
     order = np.lexsort((files.classes, files.split_hash))
     order = order[files.classes[order] >= 0]  # those that can be read
     both = np.stack([order[:-1], order[1:]], axis=1)
     equal = np.equal(*files.split_hash[both].T)
-    return both[equal & np.not_equal(*files.classes[both].T)]
+    both = both[equal & np.not_equal(*files.classes[both].T)]
+    return {"images are in two classes": both}
 
 
 def contradictions(files):
@@ -51,19 +47,14 @@ def contradictions(files):
     Whichever image comes first, it is the same pair.
     """
     lines = Counter((min(a, b), max(a, b), label) for a, b, label in files.pairs.tolist())
-    hashes, readable = files.split_hash, files.classes >= 0
+    hashes = np.where(files.classes >= 0, files.split_hash, np.nan)  # nan: it cannot be read
+    equal = [(a, b) for a, b, label in lines if not label and hashes[a] == hashes[b]]
+    both = [(a, b) for a, b, label in lines if label and (a, b, 0) in lines]
+    again = [(a, b) for (a, b, _), count in lines.items() if count > 1]
     return {
-        "pairs of equal pixels are labelled different": [
-            (a, b)
-            for a, b, label in lines
-            if not label and hashes[a] == hashes[b] and readable[a] and readable[b]
-        ],
-        "pairs of images are labelled both same and different": [
-            (a, b) for a, b, label in lines if label and (a, b, 0) in lines
-        ],
-        "pairs are listed more than once with one label": [
-            (a, b) for (a, b, _), count in lines.items() if count > 1
-        ],
+        "pairs of equal pixels are labelled different": equal,
+        "pairs of images are labelled both same and different": both,
+        "pairs are listed more than once with one label": again,
     }
 
 

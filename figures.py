@@ -66,12 +66,10 @@ def plot_decisions(evaluation):
 
 def plot_training(workdir):
     """Loss and accuracy of training and validation over the steps."""
-    figure, names = new_figure(5.7, 5), ("loss", "accuracy")
-    tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
-    points = list(zip(tags, curves.read(workdir, *tags), strict=True))
-    for axes, name, two in zip(figure.subplots(2, 1), names, (points[:2], points[2:]), strict=True):
-        for tag, curve in two:
-            style = "o-" if "val" in tag else "-"
+    figure = new_figure(5.7, 5)
+    for axes, name in zip(figure.subplots(2, 1), ("loss", "accuracy"), strict=True):
+        tags = f"train/{name}", f"validation/{name}"
+        for tag, curve, style in zip(tags, curves.read(workdir, *tags), ("-", "o-"), strict=True):
             axes.plot(*np.reshape(curve, (-1, 2)).T, style, label=tag, markersize=4)
         axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()

@@ -84,13 +84,13 @@ def changes(data, workdir):
     if not (known := before["images"]).keys() & now["images"].keys():
         text = f"has none of the {len(known):,} images that {workdir} was trained on"
         raise bad_set(data.path, f"{text} ({first_five([*known])})")
-    texts = []
+    found = {}
     for kind, old in before.items():
         new = now[kind]
-        for how, names in {
-            "added": [name for name in new if name not in old],
-            "removed": [name for name in old if name not in new],
-            "changed": [name for name in new if new[name] != old.get(name, new[name])],
-        }.items():
-            texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"] * bool(names)
+        found[f"{kind} added"] = [name for name in new if name not in old]
+        found[f"{kind} removed"] = [name for name in old if name not in new]
+        found[f"{kind} changed"] = [k for k in new if k in old and new[k] != old[k]]
+    texts = [
+        f"{how}: {len(names):,} ({first_five(names)})" for how, names in found.items() if names
+    ]
     return ", ".join(texts) or "another order of its images or pairs"

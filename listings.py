@@ -14,6 +14,7 @@ from decoding import reason, suffixes
 from errors import bad_set, first_five
 
 SPLITS = ("train", "validation", "test")
+MOVED = "have your images moved? name their place by --config.data.path=PATH"
 NAMES = ("train training", "validation valid val dev", "test testing eval evaluation")
 SPLIT_NAMES = {name: i for i, names in enumerate(NAMES) for name in names.split()}  # of folders
 
@@ -83,7 +84,7 @@ def list_folder(path, class_level=0):
     many folders of that. Paths begin below the splits, where the first level is train and others.
     """
     if not os.path.isdir(path):
-        raise not_there(path, "folder of images in folders")
+        raise bad_set(path, f"is no folder of images in folders; {MOVED}")
     names, skipped = find_images(path)
     folders, given, facts = [name.split("/")[:-1] for name in names], None, []
     meant = {parts[0]: SPLIT_NAMES.get(parts[0].lower()) for parts in folders if parts}
@@ -95,12 +96,6 @@ def list_folder(path, class_level=0):
     labels = ["/".join(parts[: class_level or None]) or None for parts in folders]
     items = [file_item(os.path.join(path, name)) for name in names]
     return list_classes(path, names, items, labels, facts + skipped, given)
-
-
-def not_there(path, wanted):
-    """The UserError to raise where data.path is not what is wanted."""
-    todo = "have your images moved? name their place by --config.data.path=PATH"
-    return bad_set(path, f"is no {wanted}; {todo}")
 
 
 def list_classes(path, names, items, labels, facts, given=None):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from errors import bad_set
-from listings import SPLIT_NAMES, SPLITS, Files, file_item, not_there
+from listings import MOVED, SPLIT_NAMES, SPLITS, Files, file_item
 
 LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
 LABELS |= dict.fromkeys(("0", "0.0", "different", "false"), 0)
@@ -25,7 +25,7 @@ def list_pairs(path):
         text = Path(path).read_text("utf-8-sig")
         rows, given = (read_lfw if LFW_FIRST_LINE.match(text) else read_table)(text)
     except OSError:
-        raise not_there(path, "CSV file or pairs.txt") from None
+        raise bad_set(path, f"is no CSV file or pairs.txt; {MOVED}") from None
     except (ValueError, csv.Error) as error:  # also of bytes that are no text
         raise bad_set(path, error) from None
     if not rows:
