@@ -30,7 +30,6 @@ def list_pairs(path):
         raise bad_set(path, error) from None
     if not rows:
         raise bad_set(path, "no pairs there")
-    turned = len({name for row in rows for name in row[:2] if "\\" in name})
     rows = [(*(name.replace("\\", "/") for name in both), label) for *both, label in rows]
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(root / name) for name in names]
@@ -40,10 +39,9 @@ def list_pairs(path):
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
     same = pairs[:, 2].sum()
-    facts = [f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"]
-    facts += [f"backslashes in {turned:,} paths are taken for slashes"] * (turned > 0)
+    fact = f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"
     given = None if given is None else np.array(given, np.int8)
-    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (*facts,))
+    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (fact,))
 
 
 def read_table(text):

@@ -72,17 +72,14 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
 
 
-def test_backslashes_are_slashes_and_counted(tmp_path):
+def test_backslashes_are_slashes(tmp_path):
     save(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     rows = [(r"a\1.png", "a/2.png", 1), ("a/1.png", r"b\1.png", 0), (r"a\1.png", r"b\1.png", 0)]
     listing = list_pairs(write_pairs(tmp_path / "pairs.csv", rows))
     assert as_text(listing) == [
         ("a/1.png", "a/2.png", 1), ("a/1.png", "b/1.png", 0), ("a/1.png", "b/1.png", 0)
     ]  # fmt: skip
-    assert listing.facts == (
-        "3 pairs of 3 images, 1 of them the same",
-        "backslashes in 2 paths are taken for slashes",
-    )
+    assert listing.facts == ("3 pairs of 3 images, 1 of them the same",)
 
 
 def test_every_word_for_a_label_is_read_in_any_case(photos):
