@@ -140,7 +140,7 @@ def tile_samples(config, train, columns=14, most=8):
     found, counts = np.unique(classes, return_counts=True)
     shown = found[np.sort(np.argsort(-counts, kind="stable")[:most])]
     names = data.class_names(config.data, shown) if known else [""] * len(shown)
-    rows = [train.images[order[classes == c][:columns]] for c in shown]
+    rows = [framed(train.images[order[classes == c][:columns]]) for c in shown]
     return [short(str(name), 16) for name in names], tile(rows)
 
 
@@ -153,7 +153,7 @@ def tile_changes(config, train, steps=10, most=5):
     images = train.images[np.random.default_rng(0).permutation(len(train.images))[:most]]
     change = jit(partial(augment.augment, frozen(config.augment), config.seed))
     changed = [images, *(change(step, np.arange(len(images)), images) for step in range(steps))]
-    return [""] * len(images), tile([np.asarray(row) for row in zip(*changed, strict=True)])
+    return [""] * len(images), tile([framed(np.asarray(row)) for row in zip(*changed, strict=True)])
 
 
 def tile_pairs(test, columns=5, most=2):
@@ -162,24 +162,25 @@ def tile_pairs(test, columns=5, most=2):
     names, rows = [], []
     for kind, name in ((1, "same"), (0, "different")):
         chosen = order[test.label[order] == kind][: columns * most]
-        one, other = (test.images[place[chosen]] for place in (test.first, test.second))
-        line = np.full_like(one[:, :, :2], 128)
-        both = np.concatenate([one, line, other], axis=2)
+        both = [framed(test.images[place[chosen]]) for place in (test.first, test.second)]
+        both = np.concatenate([*both, np.full_like(both[0][:, :, :6], 255)], axis=2)  # and a gap
+        both = np.pad(both, ((0, 0), (3, 3), (0, 0), (0, 0)), constant_values=255)
         rows += [both[start:][:columns] for start in range(0, len(both), columns)]
         names += [name] * (len(rows) - len(names))
     return names, tile(rows)
 
 
 def tile(rows):
-    """Rows of images [n, height, width, channels] as one image, with a grey line around each.
-
-    It is white where a row is short.
-    """
+    """Rows of images [n, height, width, channels] as one image, white where a row is short."""
     sheet = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), 255, np.uint8)
     for row, shown in zip(sheet, rows, strict=True):
         row[: len(shown)] = shown
-    sheet = np.pad(sheet, ((0, 0), (0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
     return np.concatenate(np.concatenate(sheet, axis=1), axis=1)
+
+
+def framed(images):
+    """Images [n, height, width, channels] with a grey line around each."""
+    return np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=128)
 
 
 if __name__ == "__main__":

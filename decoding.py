@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
+NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}  # Pillow lists, and cannot decode them
 WHITES = 2 ** np.array([8, 10, 12, 14, 16]) - 1  # the largest values that cameras and scanners give
+PHOTOMETRIC = 262  # tag of TIFF
 FITS = ("squeeze", "pad", "crop")
 
 
@@ -28,7 +30,8 @@ def form_of(data):
 def suffixes():
     """The suffixes of the files that Pillow can read, in lower case: set of str."""
     known = Image.registered_extensions()  # loads all formats
-    return {suffix for suffix, name in known.items() if name in Image.OPEN}
+    readable = {*Image.OPEN, "MPO"} - NO_PIXELS  # MPO, JPEGs in one file, is opened as JPEG
+    return {suffix for suffix, name in known.items() if name in readable}
 
 
 def decode(open_image, form):
@@ -42,11 +45,11 @@ def decode(open_image, form):
         image.draft(None, (2 * form.image_size,) * 2)  # a JPEG is read at a half or less, if large
         if image.mode == "F":
             raise ValueError("its values are real numbers, whose range is not known")
-        tile, white = str(getattr(image, "tile", "")), 0
+        tags, tile, white = getattr(image, "tag_v2", {}), str(getattr(image, "tile", "")), 0
         image = ImageOps.exif_transpose(image)
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int32)
-            image, white = to_8_bits(values, int(form.white))
+            image, white = to_8_bits(values, tags, int(form.white))
         elif ";16" in tile and np.asarray(image)[..., :3].max() < 64:
             raise ValueError("of its 16 bits a colour the upper 2 are empty: scale its values")
         if image.has_transparency_data:
@@ -75,7 +78,7 @@ def natural_form(sample):
     return min(max(size, 32), 64), 3 if colored else 1
 
 
-def to_8_bits(values, white):
+def to_8_bits(values, tags, white):
     """Values [h, w] of over 8 bits, with `white` as 255: (grey image, its white).
 
     White 0: the smallest of WHITES that no value exceeds. Raises ValueError.
@@ -84,7 +87,10 @@ def to_8_bits(values, white):
     if low < 0 or high > most:
         raise ValueError(f"its values are from {low:,} to {high:,}, not from 0 to {most:,}")
     white = white or int(WHITES[WHITES.searchsorted(high)])
-    return Image.fromarray(((255 * values + white // 2) // white).astype(np.uint8)), white
+    scaled = ((255 * values + white // 2) // white).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == 0:  # 0 is white: Pillow inverts up to 8 bits only
+        scaled = 255 - scaled
+    return Image.fromarray(scaled), white
 
 
 def on_ground(image):

@@ -3,7 +3,7 @@
 A run is resumed on the same pixels only, and evaluated with the splits of its training. The file
 `data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    images      {name: [class, split, hash of the pixels in [0, 1)]}
+    images      {name: [class, split, hash of the pixels, a number in [0, 1)]}
     pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
@@ -50,9 +50,8 @@ def identity(found):
 
 def seal(data):
     """{what: SHA-256} of a set of files, which must be alike on all hosts; {} of drawn shapes."""
-    if data.source == "shapes":
-        return {}
-    return {"the images, their classes and their splits": identity(take(data))}
+    what = "the images, their classes and their splits"
+    return {} if data.source == "shapes" else {what: identity(take(data))}
 
 
 def check(data, workdir):

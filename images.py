@@ -137,7 +137,7 @@ def fetch(key, content, make):
         cache.mkdir(mode=0o700, parents=True, exist_ok=True)
         place = cache / f"{key}-{content}"
         with open(cache / f"{key}.lock", "w") as file:  # the lock ends with the process
-            fcntl.flock(file, fcntl.LOCK_EX)  # waits while another process decodes
+            lock(file)
             try:
                 found = read_set(place)
                 os.utime(place)  # when it was used
@@ -154,6 +154,14 @@ def fetch(key, content, make):
         text = f"decoded images cannot be kept in {cache}: {error.strerror or error}"
         print(f"warning: {text}; going on without", file=sys.stderr)
     return made or make()
+
+
+def lock(file):
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print("another process decodes these images: waiting for it", file=sys.stderr)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def read_set(place):

@@ -93,5 +93,5 @@ def read_lfw(text):
             rows.append((*both, int(words[0] == words[2])))
     if len(sizes) == 1:
         return rows, None
-    each = max(2 * sizes[1], len(rows) // 100 + 1)  # of a fold; 100 folds at most
+    each = max(2 * sizes[1], len(rows) // 100 + 1)  # pairs of a fold, of which there are 100 at most
     return rows, [len(SPLITS) + i // each for i in range(len(rows))]

@@ -13,6 +13,8 @@ import numpy as np
 
 IMAGES_AT_ONCE = 64  # rendered together: their temporaries stay in the cache of one core
 DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from background to foreground
+# What each uniform number of `draw_latents` decides: "turn" whether, "angle" how far.
+LATENT_NUMBERS = ("identity", "size", "row", "column", "turn", "angle")
 
 
 class Latents(NamedTuple):
@@ -27,12 +29,12 @@ class Latents(NamedTuple):
 
 
 def draw_latents(data, u, class_ids):
-    """Latents of n images from uniform numbers [n, 6 or more] and class ids, int [n].
+    """Latents of n images from uniform numbers [n, 6] (LATENT_NUMBERS) and class ids, int [n].
 
     A class id is the index of a kind in data.shapes, or len(data.shapes) + i: the i-th blob, where
     each blob is a class of its own. Else any blob is drawn.
     """
-    u_identity, u_size, u_row, u_column, u_turn, u_angle = u.T[:6]  # u_turn decides whether
+    u_identity, u_size, u_row, u_column, u_turn, u_angle = u.T
     blob, any_blob = class_ids - len(data.shapes), (u_identity * data.num_identities).astype(int)
     shape = np.where(blob < 0, class_ids, [*data.shapes, "blob"].index("blob"))
     identity = np.where(blob < 0, any_blob, blob)

@@ -24,12 +24,12 @@ import images
 import settings
 from errors import UserError, bad_set
 from listings import SPLITS
-from shapes import draw_latents, list_latents, render
+from shapes import LATENT_NUMBERS, draw_latents, list_latents, render
 from splits import SHARES, assign_splits, by_hash, count_classes
 
 TABLE_BYTES = 2**28  # images of shapes that fit are rendered once, and batches are looked up
-# The uniform numbers of a pair that is drawn anew: two for its classes, ten for each image, two
-# spare ones. Another order would change every batch.
+# The uniform numbers of a pair that is drawn anew: two for its classes, ten for each image (of
+# which LATENT_NUMBERS are the first), two spare ones. Another order would change every batch.
 PAIR_WIDTH = 24
 MOST_ATTEMPTS = 1000  # a tenth of them succeeds where there is an image at all
 
@@ -135,7 +135,7 @@ class DrawnImages(NamedTuple):
         missing = np.arange(len(class_ids))
         drawn = np.empty((len(class_ids), data.image_size, data.image_size, 1), np.uint8)
         for attempt in range(MOST_ATTEMPTS):
-            u = uniform(PAIR_WIDTH, attempt)[:, 2:22].reshape(len(class_ids), 10)[missing]
+            u = latent_numbers(uniform(PAIR_WIDTH, attempt))[missing]
             drawn[missing] = shown = render(data, draw_latents(data, u, class_ids[missing]))
             missing = missing[~in_split(data, self.split, shown)]
             if not len(missing):
@@ -172,6 +172,11 @@ class GivenPairs(NamedTuple):
         share = np.where(label == 1, self.p_same, 1 - self.p_same) / np.bincount(label)[label]
         pairs = sample(self.images, *both, label, None, self.names)._replace(exact=True)
         return (pairs._replace(weight=share) if self.p_same else pairs).compact()
+
+
+def latent_numbers(u):
+    """The LATENT_NUMBERS of both images of m pairs, in turn: float64 [2 * m, 6] of [m, 24]."""
+    return u[:, 2:22].reshape(-1, 10)[:, : len(LATENT_NUMBERS)]
 
 
 def too_few(data, split):

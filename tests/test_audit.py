@@ -63,9 +63,9 @@ def test_the_default_shows_its_flaw(tmp_path):
 def test_tiles_are_in_rows_and_a_short_row_ends_white():
     rows = [np.arange(12, dtype=np.uint8).reshape(3, 2, 2, 1), np.zeros((1, 2, 2, 1), np.uint8)]
     sheet = audit.tile(rows)
-    assert sheet.shape == (8, 12, 1)
-    np.testing.assert_array_equal(sheet[1:3, 5:7], rows[0][1])
-    assert (sheet[5:7, 1:3] == 0).all() and (sheet[5:7, 5:7] == 255).all()
+    assert sheet.shape == (4, 6, 1)
+    np.testing.assert_array_equal(sheet[:2, 2:4], rows[0][1])
+    assert (sheet[2:, :2] == 0).all() and (sheet[2:, 2:] == 255).all()
 
 
 def test_no_rule_blind_to_shape_answers_heldout(monkeypatch):

@@ -115,6 +115,16 @@ def test_the_range_of_a_pgm_is_the_white(tmp_path):
     assert grey(pgm(tmp_path / "b.pgm", values, 65535))[1] == 255  # what all writers name
 
 
+def test_a_tiff_whose_0_is_white_is_inverted(tmp_path):
+    values = np.arange(64).reshape(8, 8) * 65
+    for bits in (8, 16):
+        given = values >> 4 if bits == 8 else values
+        plain, inverted = (
+            grey(tiff(tmp_path / f"{p}.tif", given, bits=bits, photometric=p))[0] for p in (1, 0)
+        )
+        np.testing.assert_array_equal(inverted, 255 - plain)
+
+
 def test_16_bits_a_colour_are_read_or_refused(tmp_path):
     values = np.random.default_rng(0).integers(0, 65536, (8, 8, 3))
     for name in ("<.tif", ">.tif", "a.png"):
@@ -202,7 +212,7 @@ def test_a_large_jpeg_is_read_at_reduced_scale_and_as_exact(fit, tmp_path, monke
 
 def test_the_suffixes_are_those_that_pillow_reads():
     assert {".pgm", ".ppm", ".jp2", ".avif", ".png", ".jpg", ".tif", ".qoi"} <= suffixes()
-    assert not {".pdf", ".txt", ".csv", ""} & suffixes()
+    assert not {".pdf", ".eps", ".h5", ".mpg", ".wmf", ".txt", ".csv", ""} & suffixes()
 
 
 def odd_files(folder, random):

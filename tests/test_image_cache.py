@@ -159,7 +159,7 @@ def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
     assert kept(folder) == ["ee"]
 
 
-def test_of_two_processes_one_decodes_and_the_other_waits(folder):
+def test_of_two_processes_one_decodes_and_the_other_waits(folder, capfd):
     calls = []
 
     def slow():
@@ -174,6 +174,7 @@ def test_of_two_processes_one_decodes_and_the_other_waits(folder):
         thread.join()
     fetch(make=never)
     assert len(calls) == 1
+    assert "another process decodes these images: waiting" in capfd.readouterr().err
 
 
 def test_images_are_in_memory_without_a_folder(monkeypatch):

@@ -67,6 +67,11 @@ def test_the_ends_of_the_interval_stay_within_the_bounds(without):
     assert (low, high) == (2 if without == 0 else 0, 3 if without == 4 else 4)
 
 
+def test_the_numbers_of_a_pair_have_one_use_each():
+    of_images = spaces.latent_numbers(np.arange(spaces.PAIR_WIDTH)[None])  # 0, 1: the classes
+    assert of_images.tolist() == [[*range(2, 8)], [*range(12, 18)]]
+
+
 @pytest.mark.parametrize("p_same", [0.0, 0.2, 1.0])
 def test_given_pairs_are_drawn_and_weighed_alike(p_same):
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
