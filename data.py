@@ -8,6 +8,7 @@ batch of any run can be drawn again. What a split is drawn from is in `spaces`. 
 classes and then an image of each.
 """
 
+import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ import numpy as np
 
 import fingerprint
 import images
-from errors import UserError
+from errors import UserError, bad_set
 from listings import SPLITS
 from spaces import ListedImages, open_split
 from splits import split_facts
@@ -40,7 +41,8 @@ def make_batch(config, split, step, host=0, hosts=1):
     """Draws the batch of a step: Batch of config.batch_size pairs.
 
     Of several hosts each draws its own part; the parts in a row are the batch of one host. Raises
-    UserError where the split has no such image or pair: `check_splits` finds that at the start.
+    UserError where the split has no such image or pair: `check_splits` finds that at the start. In
+    a thread of `prefetch` the error is raised later, to whoever asks for the batch.
     """
     count = config.batch_size // hosts
     uniform = partial(uniforms, config.seed, split, step, host * count, count)
@@ -152,7 +154,10 @@ def enumerate_images(data, split):
 
 
 def enumerate_pairs(data, split, most):
-    """Every pair of a split, each two images once: Pairs; None if over `most` or not listed."""
+    """Every pair that a split can draw: Pairs, or None if they are over `most` or not listed.
+
+    Each two images come once, with the probability of both orders; given pairs as they are.
+    """
     return open_split(data, split).enumerate_pairs(most)
 
 
@@ -171,24 +176,38 @@ def class_names(data, class_ids):
 
 
 def check_splits(config):
-    """Sets what config.data leaves to the images (`images.resolve`), and draws from each split.
+    """Draws from each split; raises UserError where no pairs can be made of its images.
 
-    Raises UserError where no pairs can be made of the images of a split.
+    It first sets what config.data leaves to the images (`images.resolve`).
     """
-    files = config.data.source != "shapes"
-    if files:
-        images.resolve(config.data)
+    data = config.data
+    if data.source != "shapes":
+        check_path(data.source, data.path)
+        images.resolve(data)
     try:
         for split in SPLITS:
             sample_pairs(config, split, 64)
     except UserError:
-        for fact in images.load(config.data).facts if files else ():  # which may be why
-            print(f"warning: {fact}", file=sys.stderr)
+        if data.source != "shapes":  # which may be why
+            for fact in images.load(data).facts:
+                print(f"warning: {fact}", file=sys.stderr)
         raise
 
 
+def check_path(source, path):
+    """Raises UserError where the path is not of the kind that the source reads."""
+    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
+    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(path):
+        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
+        raise bad_set(path, f"{text}PATH")
+
+
 def prefetch(function, items, workers=2):
-    """Yields function(item) of each item, in order; threads compute up to two each ahead."""
+    """Yields function(item) of each item, computed by threads up to two each ahead, in order.
+
+    NumPy lets the threads run side by side. An error in the function is raised here, at the item it
+    belongs to.
+    """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="prefetch")
     pending = deque()
     try:

@@ -32,7 +32,7 @@ PASSING = errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO  # of the machine,
 LISTS = {"folder": list_folder, "pairs": list_pairs, "tfds": list_tfds}
 SURVEYED = 100  # images that `resolve` looks at, at most
 MOST_BYTES = 2**33  # of all kept sets; those used least recently go first, and the newest stays
-cache = None  # the folder of kept sets, a Path; None: images are in memory, and not kept
+cache = None  # the folder of kept sets, a Path; None: each is in a temporary folder, and not kept
 
 
 def load(data):
@@ -67,7 +67,9 @@ def load_set(source, path, class_level, form):
     code = Path(decoding.__file__).read_bytes(), Path(__file__).read_bytes(), PIL.__version__
     key = digest(source, path, class_level, form)
     content = digest(*code, files.names.tolist(), [item.stamp for item in files.items])
-    images, notes = fetch(key, content, partial(decode_set, files.names, files.items, form))
+    shape = (len(files.items), form.image_size, form.image_size, form.channels)
+    fill = partial(decode_set, files.names, files.items, form)
+    images, notes = fetch(key, content, shape, fill)
     is_read, facts = describe(files.names, notes)
     classes, facts = np.where(is_read, files.classes, -1), (*files.facts, *facts)
     files = files._replace(items=None, classes=classes, facts=facts, images=images)
@@ -79,25 +81,25 @@ def digest(*parts):
     return blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
 
-def decode_set(names, items, form):
-    """Decodes all images, with one white: (uint8 [n, height, width, channels], notes).
+def decode_set(names, items, form, store):
+    """Decodes all images, with one white: calls store(index, pixels) for each that can be read.
 
-    notes, {name: array}: split_hash float64 [n]; reasons str [n], why an image cannot be read, or
-    ""; white int. An image that cannot be read is black.
+    Returns notes {name: array}: split_hash float64 [n]; reasons str [n], why an image cannot be
+    read, or ""; white int.
     """
     n = len(items)
-    images = np.zeros((n, form.image_size, form.image_size, form.channels), np.uint8)
     split_hash, whites, reasons = np.zeros(n), np.zeros(n, int), [""] * n
 
     def read(index, form):
         try:
-            images[index], whites[index] = decode(items[index].open, form)
+            pixels, whites[index] = decode(items[index].open, form)
         except Exception as error:  # whatever a damaged file does to its decoder
             reasons[index] = why = decoding.reason(error)
             if isinstance(error, MemoryError) or getattr(error, "errno", None) in PASSING:
                 raise UserError(f"{names[index]} cannot be read now: {why}") from None
-        else:
-            split_hash[index] = hash_pixels(images[index, None])[0]
+            return
+        store(index, pixels)
+        split_hash[index] = hash_pixels(pixels[None])[0]
 
     def read_all(indices, form):
         shown = {"delay": 2, "disable": None, "leave": False, "unit": " images"}  # on terminals
@@ -109,7 +111,7 @@ def decode_set(names, items, form):
     read_all(range(n), form)
     white = whites.max(initial=0)
     read_all(np.flatnonzero((0 < whites) & (whites < white)).tolist(), form._replace(white=white))
-    return images, {"split_hash": split_hash, "reasons": np.array(reasons, str), "white": white}
+    return {"split_hash": split_hash, "reasons": np.array(reasons, str), "white": white}
 
 
 def describe(names, notes):
@@ -125,49 +127,61 @@ def describe(names, notes):
     return is_read, facts
 
 
-def fetch(key, content, make):
-    """The images of a set and notes on them, kept or new: make() returns new ones.
+def fetch(key, content, shape, fill):
+    """The images of a set, kept or new: (uint8 [shape], mapped; notes {name: array}).
 
-    key names the set, and content what is in it: of a key one content is kept.
+    key names the set, and content what is in it: of a key one content is kept. fill(store) makes
+    new ones: it calls store(index, pixels) for each image, from any thread, and returns the notes.
     """
-    if cache is None:
-        return make()
-    made = None
     try:
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        place = cache / f"{key}-{content}"
-        with open(cache / f"{key}.lock", "w") as file:  # the lock ends with the process
-            lock(file)
-            try:
-                found = read_set(place)
-                os.utime(place)  # when it was used
-            except Exception:  # it is missing, or whatever a damaged file does
-                made = make()
-                make_room(key, MOST_BYTES - made[0].nbytes)
-                with TemporaryDirectory(prefix=f"{key}-", dir=cache) as new:
-                    np.save(Path(new, "pixels.npy"), made[0])
-                    np.savez(Path(new, "notes.npz"), **made[1])
-                    os.rename(new, place)
-                found = read_set(place)
-        return found
+        if cache is not None:
+            return keep(key, content, shape, fill)
     except OSError as error:
         text = f"decoded images cannot be kept in {cache}: {error.strerror or error}"
         print(f"warning: {text}; going on without", file=sys.stderr)
-    return made or make()
-
-
-def lock(file):
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        print("another process decodes these images: waiting for it", file=sys.stderr)
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with TemporaryDirectory() as new:  # what is mapped lives on without a name
+            return make_set(Path(new), shape, fill)
+    except OSError as error:
+        text = f"no room for decoded images in a temporary folder: {error.strerror or error}"
+        raise UserError(f"{text}; TMPDIR=FOLDER names another") from None
 
 
-def read_set(place):
+def keep(key, content, shape, fill):
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = cache / f"{key}-{content}"
+    with open(cache / f"{key}.lock", "w") as file:  # the lock ends with the process
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("another process decodes these images: waiting for it", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            found = read_set(place, shape)
+            os.utime(place)  # when it was used
+        except Exception:  # it is missing, or whatever a damaged file does
+            make_room(key, MOST_BYTES - np.prod(shape, dtype=float))
+            with TemporaryDirectory(prefix=f"{key}-", dir=cache) as new:
+                found = make_set(Path(new), shape, fill)
+                os.rename(new, place)
+    return found
+
+
+def make_set(place, shape, fill):
+    each = int(np.prod(shape[1:]))
+    with open(place / "pixels", "wb") as file:
+        file.truncate(each * shape[0])  # those that cannot be read stay black
+        # Not through a map: on a full disk it would kill the process.
+        notes = fill(lambda index, pixels: os.pwrite(file.fileno(), pixels.tobytes(), index * each))
+        os.fsync(file.fileno())
+    np.savez(place / "notes.npz", **notes)
+    return read_set(place, shape)
+
+
+def read_set(place, shape):
     with np.load(place / "notes.npz", allow_pickle=False) as file:
         notes = dict(file)
-    return np.load(place / "pixels.npy", mmap_mode="r", allow_pickle=False), notes
+    return np.memmap(place / "pixels", np.uint8, "r", shape=shape), notes
 
 
 def make_room(key, most):
@@ -188,8 +202,9 @@ def open_images(names, form):
     if len(names) == 1 and os.path.isdir(names[0]):
         found, facts = find_images(names[0])
         paths = [os.path.join(names[0], name) for name in found]
+    images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
     items, paths = [file_item(path) for path in paths], np.array(paths, str)
-    images, notes = decode_set(paths, items, form)
+    notes = decode_set(paths, items, form, images.__setitem__)
     kept, more = describe(paths, notes)
     facts += more
     if kept.sum() < 2:

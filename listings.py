@@ -14,7 +14,6 @@ from decoding import reason, suffixes
 from errors import bad_set, first_five
 
 SPLITS = ("train", "validation", "test")
-MOVED = "have your images moved? name their place by --config.data.path=PATH"
 NAMES = ("train training", "validation valid val dev", "test testing eval evaluation")
 SPLIT_NAMES = {name: i for i, names in enumerate(NAMES) for name in names.split()}  # of folders
 
@@ -83,41 +82,46 @@ def list_folder(path, class_level=0):
     The class of an image is the path of its folder from the root, or with class_level the first so
     many folders of that. Paths begin below the splits, where the first level is train and others.
     """
-    if not os.path.isdir(path):
-        raise bad_set(path, f"is no folder of images in folders; {MOVED}")
     names, skipped = find_images(path)
     folders, given, facts = [name.split("/")[:-1] for name in names], None, []
     meant = {parts[0]: SPLIT_NAMES.get(parts[0].lower()) for parts in folders if parts}
     found = {*meant.values()}
+    alike = sorted({name for parts in folders for name in parts if name.lower() in SPLIT_NAMES})
     if 0 in found and len(found) > 1 and None not in found:
         given = np.array([meant[parts[0]] if parts else 0 for parts in folders], np.int8)
         folders = [parts[1:] for parts in folders]
         facts = [f"the folders {', '.join(sorted(meant))} are the splits"]
+    elif len(alike) > 1:
+        text = f"the folders {first_five(alike)} are taken for (parts of) classes: splits must be"
+        facts = [f"{text} all folders of the first level"]
     labels = ["/".join(parts[: class_level or None]) or None for parts in folders]
     items = [file_item(os.path.join(path, name)) for name in names]
     return list_classes(path, names, items, labels, facts + skipped, given)
 
 
-def list_classes(path, names, items, labels, facts, given=None):
-    """The Files of named items, with the name of the class of each, or None: it has no class.
+def list_classes(path, names, items, labels, facts, given=None, class_names=None):
+    """The Files of named items with the label of each; classes of one image are left out.
 
-    Classes of one image are left out. Raises UserError where fewer than two classes remain.
+    A label is the name of a class, an index into `class_names`, or a number; None: it has no class.
     """
+    called = str if class_names is None else class_names.__getitem__
     if loose := [name for name, label in zip(names, labels, strict=True) if label is None]:
         facts = [*facts, f"left out: images in no class: {len(loose):,} ({first_five(loose)})"]
     counts = Counter(label for label in labels if label is not None)
     if single := sorted(label for label, count in counts.items() if count == 1):
         text = f"left out: {len(single):,} of {len(counts):,} classes have one image"
-        facts = [*facts, f"{text}: {first_five(single)}"]
-    if (left := len(counts) - len(single)) < 2:
-        text = f"{left} of {len(counts):,} classes have two images or more; pairs take two"
+        facts = [*facts, f"{text}: {first_five([*map(called, single)])}"]
+    found = sorted(counts.keys() - {*single})
+    if len(found) < 2:
+        text = f"{len(found)} of {len(counts):,} classes have two images or more; pairs take two"
         raise bad_set(path, "; ".join([f"{text} such classes (in a folder: class/image)", *facts]))
-    kept = [i for i, label in enumerate(labels) if counts[label] > 1]
-    found, classes = np.unique([labels[i] for i in kept], return_inverse=True)
-    found, sizes = tuple(found.tolist()), np.bincount(classes)
+    index, sizes = {label: k for k, label in enumerate(found)}, [counts[k] for k in found]
+    kept = [i for i, label in enumerate(labels) if label in index]
+    items, classes = [items[i] for i in kept], np.array([index[labels[i]] for i in kept])
+    found = tuple(map(called, found))
     text = f"{len(kept):,} images of {len(found):,} classes ({first_five(found)}), "
-    text += f"{sizes.min():,} in the smallest class and {sizes.max():,} in the largest"
-    items, given = [items[i] for i in kept], None if given is None else given[kept]
+    text += f"{min(sizes):,} in the smallest class and {max(sizes):,} in the largest"
+    given = None if given is None else given[kept]
     return Files(np.array(names)[kept], items, classes, found, given, None, (text, *facts))
 
 
@@ -136,18 +140,16 @@ def list_tfds(path):
             raise ValueError("it is not prepared")
         decoders = {name: tfds.decode.SkipDecoding() for name in encoded}
         sources = {s: builder.as_data_source(split=s, decoders=decoders) for s in splits}
-        listed = read_examples(sources, getattr(features["label"], "names", None))
+        *listed, facts = read_examples(sources)
     except Exception as error:
         text = f"cannot be read by tensorflow_datasets: {reason(error)}"
         raise bad_set(path, f"{text}; configs/omniglot.py says how to prepare a set") from None
-    return list_classes(path, *listed)
+    class_names = getattr(features["label"], "names", None)
+    return list_classes(path, *listed, facts, class_names=class_names)
 
 
-def read_examples(sources, class_names):
-    """The examples of {name of a split: data source}: (names, items, labels, facts).
-
-    class_names: what labels are called that are numbers, list of str; None: as they are.
-    """
+def read_examples(sources):
+    """The examples of {name of a split: data source}: (names, items, labels, facts)."""
     names, items, labels, first_split, again = [], [], [], {}, 0
     for split, source in sources.items():
         for i, example in enumerate(source):
@@ -158,12 +160,8 @@ def read_examples(sources, class_names):
                 continue
             names.append(f"{split} {i}")
             items.append(Item(stamp, lambda k=source, i=i: Image.open(BytesIO(k[i]["image"]))))
-            if isinstance(label, bytes):
-                labels.append(label.decode())
-            elif label == -1:  # it has none
-                labels.append(None)
-            else:
-                labels.append(class_names[label] if class_names else str(label))
+            label = label.decode() if isinstance(label, bytes) else label
+            labels.append(None if label == -1 else label)
     sizes = ", ".join(f"{split} ({len(source):,})" for split, source in sources.items())
     facts = [f"the splits of the set are put together, and divided anew: {sizes}"]
     facts += [f"taken once: images in two splits of the set: {again:,}"] * (again > 0)

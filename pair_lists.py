@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from errors import bad_set
-from listings import MOVED, SPLIT_NAMES, SPLITS, Files, file_item
+from listings import SPLIT_NAMES, SPLITS, Files, file_item
 
 LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
 LABELS |= dict.fromkeys(("0", "0.0", "different", "false"), 0)
-LFW_FIRST_LINE = re.compile(r"\d+([ \t]+\d+)?\s*\n")  # folds, and pairs of each kind
+LFW_FIRST_LINE = re.compile(r"\d+(\s+\d+)?")  # the number of folds, and of pairs of a kind
+LFW_PAIR = re.compile(r"([^\t]+)\t(\d+)\t(?:([^\t]+)\t)?(\d+)")  # name n1 n2; name1 n1 name2 n2
 
 
 def list_pairs(path):
@@ -23,13 +24,14 @@ def list_pairs(path):
     root = Path(path).parent
     try:
         text = Path(path).read_text("utf-8-sig")
-        rows, given = (read_lfw if LFW_FIRST_LINE.match(text) else read_table)(text)
-    except OSError:
-        raise bad_set(path, f"is no CSV file or pairs.txt; {MOVED}") from None
+        start = text.partition("\n")[0].strip()
+        is_lfw = LFW_FIRST_LINE.fullmatch(start) or match_lfw(start)
+        rows, given = (read_lfw if is_lfw else read_table)(text)
     except (ValueError, csv.Error) as error:  # also of bytes that are no text
         raise bad_set(path, error) from None
     if not rows:
         raise bad_set(path, "no pairs there")
+    turned = len({name for row in rows for name in row[:2] if "\\" in name})
     rows = [(*(name.replace("\\", "/") for name in both), label) for *both, label in rows]
     names = sorted({name for row in rows for name in row[:2]})
     items = [file_item(root / name) for name in names]
@@ -39,9 +41,10 @@ def list_pairs(path):
     index = {name: i for i, name in enumerate(names)}
     pairs = np.array([(index[name1], index[name2], label) for name1, name2, label in rows])
     same = pairs[:, 2].sum()
-    fact = f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"
+    facts = [f"{len(rows):,} pairs of {len(names):,} images, {same:,} of them the same"]
+    facts += [f"backslashes in {turned:,} paths are taken for slashes"] * (turned > 0)
     given = None if given is None else np.array(given, np.int8)
-    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (fact,))
+    return Files(np.array(names), items, np.arange(len(names)), (*names,), given, pairs, (*facts,))
 
 
 def read_table(text):
@@ -76,22 +79,22 @@ def read_lfw(text):
     """A list in the form of "Labeled Faces in the Wild": as `read_table`.
 
     A line `name n1 n2` is two images of one person, `name1 n1 name2 n2` of two; an image is
-    name/name_0001.jpg. A first line of two numbers says how many folds follow, and how many pairs
-    of each kind are in a fold.
+    name/name_0001.jpg. Ten blocks of equal length, the same before different, are folds.
     """
-    first, *lines = text.splitlines()
-    rows, sizes = [], [int(number) for number in first.split()]
-    for number, line in enumerate(lines, 2):
-        words = line.strip().split("\t" if "\t" in line else None)
-        if len(words) == 3:
-            words.insert(2, words[0])
-        if words and not (len(words) == 4 and words[1].isdecimal() and words[3].isdecimal()):
+    rows = []
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if found := match_lfw(line):
+            name1, n1, name2, n2 = found.groups()
+            both = (name1, int(n1)), (name2 or name1, int(n2))
+            rows.append((*(f"{name}/{name}_{n:04d}.jpg" for name, n in both), int(not name2)))
+        elif line and not (number == 1 and LFW_FIRST_LINE.fullmatch(line)):
             must = "must be name n1 n2, or name1 n1 name2 n2"
             raise ValueError(f"line {number}: {line[:80]!r}; {must}")
-        if words:
-            both = (f"{words[i]}/{words[i]}_{int(words[i + 1]):04d}.jpg" for i in (0, 2))
-            rows.append((*both, int(words[0] == words[2])))
-    if len(sizes) == 1:
-        return rows, None
-    each = max(2 * sizes[1], len(rows) // 100 + 1)  # pairs of a fold, of which there are 100 at most
-    return rows, [len(SPLITS) + i // each for i in range(len(rows))]
+    fold = np.cumsum(np.diff([label for *_, label in rows], prepend=1) == 1)
+    sizes = np.bincount(fold)
+    return rows, len(SPLITS) + fold if len(sizes) == 10 and np.ptp(sizes) == 0 else None
+
+
+def match_lfw(line):
+    """(name1, n1, name2 or None, n2) of a line of LFW's list, as a match; or None."""
+    return LFW_PAIR.fullmatch(line if "\t" in line else "\t".join(line.split()))

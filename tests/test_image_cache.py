@@ -1,4 +1,5 @@
 import os
+import tempfile
 import threading
 import time
 
@@ -10,8 +11,10 @@ from PIL import Image
 
 import images
 from decoding import Form
+from errors import UserError
 
-PIXELS = np.arange(80, dtype=np.uint8).reshape(5, 4, 4, 1)
+SHAPE = (5, 4, 4, 1)
+PIXELS = np.arange(80, dtype=np.uint8).reshape(SHAPE)
 
 
 @pytest.fixture
@@ -38,18 +41,20 @@ def load(root, **changes):
     return images.load_set("folder", str(root), 0, Form(16, 3)._replace(**changes))
 
 
-def make():
-    return PIXELS, {"numbers": np.arange(3), "texts": np.array(["a", "bc"])}
+def fill(store):
+    for i, pixels in enumerate(PIXELS):
+        store(i, pixels)
+    return {"numbers": np.arange(3), "texts": np.array(["a", "bc"])}
 
 
-def fetch(key="ab", digest="01", make=make):
-    found, notes = images.fetch(key, digest, make)
+def fetch(key="ab", digest="01", fill=fill):
+    found, notes = images.fetch(key, digest, SHAPE, fill)
     np.testing.assert_array_equal(found, PIXELS)
     assert notes["numbers"].tolist() == [0, 1, 2] and notes["texts"].tolist() == ["a", "bc"]
 
 
-def never():
-    raise AssertionError("made again")
+def never(store):
+    raise AssertionError("filled in again")
 
 
 def kept(folder):
@@ -103,7 +108,7 @@ def test_other_options_are_kept_beside(root, folder):
 @pytest.mark.parametrize("damage", ["short", "no notes", "text", "no pixels"])
 def test_a_damaged_set_is_made_anew(damage, folder):
     fetch()
-    raw, notes = folder / "ab-01" / "pixels.npy", folder / "ab-01" / "notes.npz"
+    raw, notes = folder / "ab-01" / "pixels", folder / "ab-01" / "notes.npz"
     if damage == "short":
         raw.write_bytes(raw.read_bytes()[:-1])
     elif damage == "text":
@@ -111,15 +116,16 @@ def test_a_damaged_set_is_made_anew(damage, folder):
     else:
         (raw if damage == "no pixels" else notes).unlink()
     fetch()
-    fetch(make=never)
+    fetch(fill=never)
 
 
 def test_nothing_is_left_of_a_set_that_failed(folder):
-    def fail():
+    def fail(store):
+        store(0, PIXELS[0])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch(make=fail)
+        fetch(fill=fail)
     assert [path.name for path in folder.iterdir()] == ["ab.lock"]
     (folder / "ab-killed").mkdir()  # of a process that was killed
     fetch()
@@ -128,12 +134,14 @@ def test_nothing_is_left_of_a_set_that_failed(folder):
 
 @pytest.mark.parametrize("broken", ["full", "closed"])
 def test_without_room_images_are_not_kept(broken, folder, monkeypatch, capfd):
+    write = os.pwrite
     if broken == "full":
 
         def refuse(*_):
+            monkeypatch.setattr(os, "pwrite", write)  # in another folder there is room
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(np, "save", refuse)
+        monkeypatch.setattr(os, "pwrite", refuse)
     else:
         folder.parent.mkdir()
         folder.write_text("a file")
@@ -141,6 +149,12 @@ def test_without_room_images_are_not_kept(broken, folder, monkeypatch, capfd):
     assert not folder.is_dir() or not kept(folder)
     error = capfd.readouterr().err
     assert error.startswith("warning: decoded images cannot be kept in") and error.count("\n") == 1
+
+
+def test_without_any_room_one_line_says_so(monkeypatch):
+    monkeypatch.setattr(images, "TemporaryDirectory", lambda: open("/dev/null/x"))
+    with pytest.raises(UserError, match="no room for decoded images in a temporary folder"):
+        fetch()
 
 
 def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
@@ -151,7 +165,7 @@ def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
         fetch(key)
     for age, key in enumerate(("bb", "aa", "cc")):
         os.utime(folder / f"{key}-01", (age, age))
-    fetch("bb", make=never)  # which is a use
+    fetch("bb", fill=never)  # which is a use
     fetch("dd")
     assert kept(folder) == ["bb", "cc", "dd"]
     monkeypatch.setattr(images, "MOST_BYTES", PIXELS.size - 1)
@@ -162,22 +176,23 @@ def test_the_sets_used_least_recently_go_first(folder, monkeypatch):
 def test_of_two_processes_one_decodes_and_the_other_waits(folder, capfd):
     calls = []
 
-    def slow():
+    def slow(store):
         calls.append(1)
         time.sleep(0.2)
-        return make()
+        return fill(store)
 
-    threads = [threading.Thread(target=fetch, kwargs={"make": slow}) for _ in range(2)]
+    threads = [threading.Thread(target=fetch, kwargs={"fill": slow}) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    fetch(make=never)
+    fetch(fill=never)
     assert len(calls) == 1
     assert "another process decodes these images: waiting" in capfd.readouterr().err
 
 
-def test_images_are_in_memory_without_a_folder(monkeypatch):
+def test_nothing_is_kept_without_a_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "cache", None)
-    monkeypatch.setattr(np, "save", None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     fetch()
+    assert not list(tmp_path.iterdir())

@@ -96,12 +96,14 @@ def test_names_of_splits_beside_other_names_are_classes(tmp_path):
     assert listing.class_names == ("car", "train") and len(listing.facts) == 1
     listing = list_folder(fill(tmp_path, *several("test/x")))
     assert listing.class_names == ("car", "test/x", "train")
+    assert listing.facts[1].startswith("the folders test, train are taken for (parts of) classes:")
 
 
-def test_splits_below_classes_can_be_joined(tmp_path):
+def test_splits_below_classes_are_said_and_can_be_joined(tmp_path):
     names = [f"{c}/{s}/{i}.png" for s in ("train", "test") for c in "ab" for i in range(2)]
     listing = list_folder(fill(tmp_path, *names))
     assert len(listing.class_names) == 4
+    assert listing.facts[1].startswith("the folders test, train are taken for (parts of) classes:")
     assert list_folder(tmp_path, class_level=1).class_names == ("a", "b")
 
 
