@@ -72,14 +72,17 @@ def test_a_list_of_pairs_is_drawn_as_it_stands(photos):
         assert sorted(pairs.label) == sorted(listed.values()) and len(pairs.images) <= 60
 
 
-def test_backslashes_are_slashes(tmp_path):
+def test_backslashes_are_slashes_and_counted(tmp_path):
     save(tmp_path, "a/1.png", "a/2.png", "b/1.png")
     rows = [(r"a\1.png", "a/2.png", 1), ("a/1.png", r"b\1.png", 0), (r"a\1.png", r"b\1.png", 0)]
     listing = list_pairs(write_pairs(tmp_path / "pairs.csv", rows))
     assert as_text(listing) == [
         ("a/1.png", "a/2.png", 1), ("a/1.png", "b/1.png", 0), ("a/1.png", "b/1.png", 0)
     ]  # fmt: skip
-    assert listing.facts == ("3 pairs of 3 images, 1 of them the same",)
+    assert listing.facts == (
+        "3 pairs of 3 images, 1 of them the same",
+        "backslashes in 2 paths are taken for slashes",
+    )
 
 
 def test_every_word_for_a_label_is_read_in_any_case(photos):
@@ -180,9 +183,9 @@ def test_a_list_without_a_header_or_of_another_form_is_refused(tmp_path, text):
         list_pairs(tmp_path / "pairs.txt")
 
 
-def lfw(folds, each, first_line, between="\t"):
+def lfw(folds, each, first_line=None, between="\t"):
     """(text of a pairs.txt, its pairs): in each fold people of its own, the same before others."""
-    lines, pairs = [first_line], []
+    lines, pairs = [] if first_line is None else [first_line], []
     for fold in range(folds):
         for i in range(each):
             lines.append(between.join((f"Ann_{fold}", str(i + 1), str(i + 12))))
@@ -195,8 +198,9 @@ def lfw(folds, each, first_line, between="\t"):
 
 
 @pytest.mark.parametrize("between", ["\t", "  "])
-def test_the_list_of_lfw_is_read_as_it_is_with_its_folds(tmp_path, between):
-    text, pairs = lfw(10, 3, "10\t3", between)
+@pytest.mark.parametrize("first_line", ["10\t3", None])
+def test_the_list_of_lfw_is_read_as_it_is_with_its_folds(tmp_path, first_line, between):
+    text, pairs = lfw(10, 3, first_line, between)
     save(tmp_path, *sorted({name for pair in pairs for name in pair[:2]}))
     (tmp_path / "pairs.txt").write_text(text)
     listing = list_pairs(tmp_path / "pairs.txt")
@@ -231,21 +235,24 @@ def test_a_column_names_the_folds_of_a_list(tmp_path):
 def test_a_list_of_lfw_without_folds_has_no_splits(tmp_path):
     text, pairs = lfw(1, 40, "40")
     save(tmp_path, *sorted({name for pair in pairs for name in pair[:2]}))
-    (tmp_path / "pairs.txt").write_text(text)
-    listing = list_pairs(tmp_path / "pairs.txt")
-    assert listing.given is None and len(listing.facts) == 1
-    assert as_text(listing) == pairs
+    one, two = text.splitlines()[1], text.splitlines()[41]
+    turns = f"{one}\n{two}\n"  # too many, or of unequal length
+    for lines in (text, text.removeprefix("40\n"), turns * 40, turns * 9 + two):
+        (tmp_path / "pairs.txt").write_text(lines)
+        listing = list_pairs(tmp_path / "pairs.txt")
+        assert listing.given is None and len(listing.facts) == 1
+        assert as_text(listing)[0] == pairs[0]
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("300\n", "no pairs there"),
+        ("10\t300\n", "no pairs there"),
         (
-            "2\nAnn\t1\t2\nAnn\t1\tBo\t1\nAnn\tBo\n",
-            r"line 4: 'Ann\\tBo'; must be name n1 n2,",
+            "Ann\t1\t2\nAnn\t1\tBo\t1\nAnn\tBo\n",
+            r"line 3: 'Ann\\tBo'; must be name n1 n2,",
         ),
-        ("2\nAnn\t1\t2\n", "none of 2 images found; .*; the first is Ann/Ann_0001.jpg"),
+        ("Ann\t1\t2\n", "none of 2 images found; .*; the first is Ann/Ann_0001.jpg"),
     ],
 )
 def test_a_bad_list_of_lfw_says_what_is_wrong(tmp_path, text, message):
@@ -257,7 +264,7 @@ def test_a_bad_list_of_lfw_says_what_is_wrong(tmp_path, text, message):
 
 def test_names_with_spaces_are_read_from_a_list_of_lfw(tmp_path):
     save(tmp_path, "[Lee] 2/[Lee] 2_0001.jpg")
-    (tmp_path / "pairs.txt").write_text("1\n[Lee] 2\t1\t2\n\n[Lee] 2\t3\tBo 7\t10\n")
+    (tmp_path / "pairs.txt").write_text("[Lee] 2\t1\t2\n\n[Lee] 2\t3\tBo 7\t10\n")
     assert as_text(list_pairs(tmp_path / "pairs.txt")) == [
         ("[Lee] 2/[Lee] 2_0001.jpg", "[Lee] 2/[Lee] 2_0002.jpg", 1),
         ("[Lee] 2/[Lee] 2_0003.jpg", "Bo 7/Bo 7_0010.jpg", 0),
