@@ -1,0 +1,237 @@
+"""Looks images up in a gallery: which of its images are most probably the same?
+
+    python evaluate.py --workdir=runs/folder --gallery=db --enroll      # keeps the embeddings
+    python evaluate.py --workdir=runs/folder --gallery=db --query=a.png
+
+A gallery is a folder of images, with those below it. The head compares a query with every one: of
+100,000 that takes tenths of a second, so there is no index.
+"""
+
+import csv
+import hashlib
+import io
+import os
+import sys
+import zipfile
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from scipy.special import expit
+
+import figures
+import images
+from decoding import form_of
+from errors import UserError, first_five
+from listings import file_item, find_images
+from scoring import IMAGES_AT_ONCE, PAIRS_AT_ONCE, in_blocks
+from settings import flatten
+
+EMBEDDINGS = "embeddings.npz"  # in the gallery's folder
+MOST_SHOWN = 12, 8  # queries, and nearest images of each, on the contact sheet
+
+
+class Gallery(NamedTuple):
+    """The n images of a folder that could be read, as they were when they were encoded."""
+
+    owner: np.ndarray  # str [2]: the step and the hash of the weights
+    names: np.ndarray  # str [n]: paths from the folder
+    embeddings: np.ndarray  # float32 [n, size]
+    white: np.ndarray  # int: of images of over 8 bits, see listings.Files
+    listed: np.ndarray  # str: see `listing`
+
+
+def define_flags():
+    """Flags about a search."""
+    flags.DEFINE_string("gallery", None, "A folder of images in which --query is looked up.")
+    flags.DEFINE_string("query", None, "A file, or a folder: which of --gallery are the same?")
+    flags.DEFINE_integer("nearest", 5, "How many images of --gallery to name for each query.", 1)
+    flags.DEFINE_bool("enroll", False, "Keep the embeddings of --gallery in its folder.")
+
+
+def mistakes(options):
+    """Yields (whether options of a search are wrong in a way, text that says what is)."""
+    asked, name = options.query is not None or options.enroll, options.gallery
+    text = "--query, --nearest and --enroll are about a gallery: name --gallery=FOLDER, too"
+    yield name is None and (asked or options.nearest != 5), text
+    yield name is not None and not asked, f"--gallery={name}: name --query=FILE, or --enroll"
+    other = options.images or options.way is not None
+    yield name is not None and other, f"--gallery={name}: leave out --images and --way"
+
+
+def search(config, workdir, step, model, variables, threshold, asked):
+    """Answers asked.query by asked.gallery, which asked.enroll keeps; raises UserError.
+
+    threshold: a logit. Prints a table; writes matches.csv and matches.png into the run's folder.
+    """
+    form, folder, held = form_of(config.data), asked.gallery, jax.device_put(variables)
+    encode = partial(jax.jit(partial(model.apply, method="encode")), held)
+    compare = partial(jax.jit(partial(model.apply, method="compare")), held)
+    queries = [] if asked.query is None else list_images("query", asked.query)
+    path, owner = Path(folder, EMBEDDINGS), np.array([str(step), digest(form, variables)])
+    kept = path.exists() and not asked.enroll
+    found = open_kept(path, owner) if kept else encode_folder(folder, form, owner, encode)
+    form = form._replace(white=form.white or int(found.white))
+    if queries:
+        is_read, pixels, _ = read("query", asked.query, queries, form)
+        names, pixels = np.array(queries)[is_read].tolist(), pixels[is_read]
+    if asked.enroll:
+        np.savez(file := io.BytesIO(), **found._asdict())
+        write(path, file.getvalue())
+        print(f"wrote {path}: {len(found.names):,} images")
+    if queries:
+        paths, answers = np.array([os.path.join(folder, name) for name in found.names]), []
+        embeddings = found.embeddings.astype(config.model.dtype)
+        for query in in_blocks(encode, IMAGES_AT_ONCE, pixels):
+            chosen, logits = nearest(partial(compare, query[None]), embeddings, asked.nearest)
+            answers.append([*zip(paths[chosen].tolist(), logits.tolist(), strict=True)])
+        report(workdir / "evaluation", names, pixels, answers, threshold, form)
+
+
+def nearest(compare, embeddings, k):
+    """The k of embeddings [n, size] most probably the same: (indices, logits), highest first.
+
+    compare: embeddings [m, size] -> logits [m]. Of equal logits the first index comes first.
+    """
+    logits = np.float64(in_blocks(compare, PAIRS_AT_ONCE, embeddings))
+    if not np.isfinite(logits).all():
+        raise UserError("diverged: answers to the query are not finite")
+    chosen = np.argsort(-logits, kind="stable")[:k]
+    return chosen, logits[chosen]
+
+
+def list_images(option, path):
+    """A file, or the images below a folder: list of paths; says what it skips."""
+    if not os.path.isdir(path):
+        return [path]
+    names, facts = find_images(path)
+    if not names:
+        text = f"--{option}={path}: no images in this folder (they are known by their suffix)"
+        raise UserError("; ".join([text, *facts]))
+    for fact in facts:
+        print(f"warning: --{option}: {fact}", file=sys.stderr)
+    return [os.path.join(path, name) for name in names]
+
+
+def read(option, path, paths, form):
+    """Decodes n images: (is_read bool [n], uint8 [n, height, width, channels], white).
+
+    They are mapped from a temporary file, whatever their number. Says which cannot be read; raises
+    UserError if none can.
+    """
+    shape = (len(paths), form.image_size, form.image_size, form.channels)
+    fill = partial(images.decode_set, paths, [file_item(name) for name in paths], form)
+    try:
+        with TemporaryDirectory() as new:  # what is mapped lives on without a name
+            pixels, notes = images.make_set(Path(new), shape, fill)
+    except OSError as error:
+        text = f"no room for decoded images in a temporary folder: {error.strerror or error}"
+        raise UserError(f"{text}; TMPDIR=FOLDER names another") from None
+    is_read, facts = images.describe(np.array(paths), notes)
+    if not is_read.any():
+        raise UserError("; ".join([f"--{option}={path}: wanted are images", *facts]))
+    for fact in facts:
+        print(f"warning: --{option}: {fact}", file=sys.stderr)
+    return is_read, pixels, notes["white"]
+
+
+def digest(form, variables):
+    """SHA-256 of what embeddings depend on: the Form of images, and the encoder's weights."""
+    hashed = hashlib.sha256(repr(form).encode())
+    weights = {kind: tree.get("encoder", {}) for kind, tree in variables.items()}
+    for name, array in sorted(flatten(weights).items()):
+        hashed.update(name.encode() + np.asarray(array).tobytes())
+    return hashed.hexdigest()
+
+
+def listing(folder):
+    """A hash of the images below a folder: their names, sizes and times."""
+    names, _ = find_images(folder)
+    return images.digest(names, [file_item(os.path.join(folder, name)).stamp for name in names])
+
+
+def encode_folder(folder, form, owner, encode):
+    """The Gallery of a folder; encode: uint8 [n, height, width, channels] -> embeddings."""
+    if not os.path.isdir(folder):
+        raise UserError(f"--gallery={folder}: no such folder; wanted is a folder of images")
+    paths, listed = list_images("gallery", folder), listing(folder)
+    is_read, pixels, white = read("gallery", folder, paths, form)
+    embeddings = np.float32(in_blocks(encode, IMAGES_AT_ONCE, pixels))[is_read]
+    names = np.array([os.path.relpath(name, folder) for name in paths])[is_read]
+    return Gallery(owner, names, embeddings, white, listed)
+
+
+def open_kept(path, owner):
+    """The Gallery of a file; warns if the folder has changed; raises UserError if not the run's."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = Gallery(*(file[name] for name in Gallery._fields))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read ({error}): --enroll makes it anew") from None
+    if (found.owner != owner).any():
+        (step, weights), (now, others) = found.owner, owner
+        text = f"it is of step {step}, weights {weights[:8]}, the run's step {now}, {others[:8]}"
+        raise UserError(f"{path}: {text}: --enroll makes it anew")
+    if found.listed != listing(path.parent):
+        text = "images have been added, removed or changed since then; --enroll makes it anew"
+        print(f"warning: {path}: {text}", file=sys.stderr)
+    return found
+
+
+def report(folder, names, pixels, answers, threshold, form):
+    """Prints the answers, [(path, logit)] for each query; writes matches.csv and matches.png."""
+    rows, limit = [], f"{expit(threshold):.6f}"
+    for name, found in zip(names, answers, strict=True):
+        for rank, (path, logit) in enumerate(found, start=1):
+            answer = "same" if logit >= threshold else "different"
+            rows.append([name, rank, path, f"{expit(logit):.6f}", answer, limit])
+            text = name if rank == 1 else ""
+            print(first_five([f"{text:<24} {rank:>3}  {rows[-1][3]}  {answer:<9}  {path}"]))
+    print(f"probability of same; same from {limit} on", flush=True)
+    table = csv.writer(file := io.StringIO(), lineterminator="\n")
+    table.writerow(["query", "rank", "image", "probability", "answer", "threshold"])
+    table.writerows(rows)
+    write(folder / "matches.csv", file.getvalue().encode(errors="surrogateescape"))
+    write(folder / "matches.png", figures.render(draw(names, pixels, answers, threshold, form)))
+    print(f"wrote {folder / 'matches.csv'}, and matches.png beside it")
+
+
+def draw(names, pixels, answers, threshold, form):
+    """The contact sheet, as the network sees the images: green is same, red is different."""
+    count, k = min(len(names), MOST_SHOWN[0]), min(len(answers[0]), MOST_SHOWN[1])
+    figure = figures.new_figure(1.4 * (k + 1), 1.75 * count + 0.4)
+    title = f"{count} of {len(names):,} queries, {k} nearest images; green: same"
+    figure.suptitle(f"{title} from {expit(threshold):.4g} on", fontsize=9)
+    smooth = "nearest" if pixels.shape[1] <= 64 else "antialiased"
+    for i, row in enumerate(figure.subplots(count, k + 1, squeeze=False)):
+        paths = [path for path, _ in answers[i][:k]]
+        shown = np.zeros((k, *pixels.shape[1:]), np.uint8)  # what is gone since then stays black
+        images.decode_set(paths, [file_item(path) for path in paths], form, shown.__setitem__)
+        found = [("query", "black")]
+        for _, logit in answers[i][:k]:
+            color = "tab:green" if logit >= threshold else "tab:red"
+            found.append((f"{expit(logit):.3f}", color))
+        every = zip(row, [pixels[i], *shown], [names[i], *paths], found, strict=True)
+        for axes, image, name, (text, color) in every:
+            axes.imshow(image.squeeze(), "gray", vmin=0, vmax=255, interpolation=smooth)
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(text, fontsize=9, color=color)
+            axes.set_xlabel(figures.short(name, 22), fontsize=7)
+            for spine in axes.spines.values():
+                spine.set(color=color, linewidth=3)
+    return figure
+
+
+def write(path, content):
+    """Writes bytes into a file, whole or not at all; raises UserError."""
+    partial_path = path.with_name(f"{path.name}.partial")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        partial_path.write_bytes(content)
+        partial_path.replace(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from None
