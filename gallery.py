@@ -3,8 +3,8 @@
     python evaluate.py --workdir=runs/folder --gallery=db --enroll      # keeps the embeddings
     python evaluate.py --workdir=runs/folder --gallery=db --query=a.png
 
-A gallery is a folder of images, with those below it. The head compares a query with every one: of
-100,000 that takes tenths of a second, so there is no index.
+A gallery is a folder of images, with those below it. The head compares a query with every one: for
+100,000 that takes a tenth of a second, so there is no index.
 """
 
 import csv
@@ -16,7 +16,6 @@ import zipfile
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -31,18 +30,9 @@ from listings import file_item, find_images
 from scoring import IMAGES_AT_ONCE, PAIRS_AT_ONCE, in_blocks
 from settings import flatten
 
-EMBEDDINGS = "embeddings.npz"  # in the gallery's folder
+# In the gallery's folder. step and weights: whose the embeddings are; listed: `listing`.
+EMBEDDINGS, KEYS = "embeddings.npz", ("names", "embeddings", "white", "step", "weights", "listed")
 MOST_SHOWN = 12, 8  # queries, and nearest images of each, on the contact sheet
-
-
-class Gallery(NamedTuple):
-    """The n images of a folder that could be read, as they were when they were encoded."""
-
-    owner: np.ndarray  # str [2]: the step and the hash of the weights
-    names: np.ndarray  # str [n]: paths from the folder
-    embeddings: np.ndarray  # float32 [n, size]
-    white: np.ndarray  # int: of images of over 8 bits, see listings.Files
-    listed: np.ndarray  # str: see `listing`
 
 
 def define_flags():
@@ -71,25 +61,33 @@ def search(config, workdir, step, model, variables, threshold, asked):
     form, folder, held = form_of(config.data), asked.gallery, jax.device_put(variables)
     encode = partial(jax.jit(partial(model.apply, method="encode")), held)
     compare = partial(jax.jit(partial(model.apply, method="compare")), held)
-    queries = [] if asked.query is None else list_images("query", asked.query)
-    path, owner = Path(folder, EMBEDDINGS), np.array([str(step), digest(form, variables)])
-    kept = path.exists() and not asked.enroll
-    found = open_kept(path, owner) if kept else encode_folder(folder, form, owner, encode)
-    form = form._replace(white=form.white or int(found.white))
-    if queries:
-        is_read, pixels, _ = read("query", asked.query, queries, form)
-        names, pixels = np.array(queries)[is_read].tolist(), pixels[is_read]
+    if not os.path.isdir(folder):
+        raise UserError(f"--gallery={folder}: no such folder; wanted is a folder of images")
+    path, owner = Path(folder, EMBEDDINGS), {"step": step, "weights": digest(form, variables)}
+    if asked.query is not None:
+        names, pixels, queries, _ = encode_all("query", asked.query, form, encode)
+    if path.exists() and not asked.enroll:
+        found = open_kept(path, owner)
+    else:
+        listed = listing(folder)
+        paths, _, embeddings, white = encode_all("gallery", folder, form, encode)
+        paths = [os.path.relpath(name, folder) for name in paths]
+        found = dict(zip(KEYS, (paths, embeddings, white, *owner.values(), listed), strict=True))
     if asked.enroll:
-        np.savez(file := io.BytesIO(), **found._asdict())
+        np.savez(file := io.BytesIO(), **found)
         write(path, file.getvalue())
-        print(f"wrote {path}: {len(found.names):,} images")
-    if queries:
-        paths, answers = np.array([os.path.join(folder, name) for name in found.names]), []
-        embeddings = found.embeddings.astype(config.model.dtype)
-        for query in in_blocks(encode, IMAGES_AT_ONCE, pixels):
-            chosen, logits = nearest(partial(compare, query[None]), embeddings, asked.nearest)
-            answers.append([*zip(paths[chosen].tolist(), logits.tolist(), strict=True)])
-        report(workdir / "evaluation", names, pixels, answers, threshold, form)
+        print(f"wrote {path}: {len(found['names']):,} images")
+    if asked.query is None:
+        return
+    if found["white"] and not form.white:
+        form = form._replace(white=int(found["white"]))  # that of the gallery
+        names, pixels, queries, _ = encode_all("query", asked.query, form, encode)
+    embeddings, answers = found["embeddings"].astype(config.model.dtype), []
+    for query in queries.astype(config.model.dtype):
+        chosen, logits = nearest(partial(compare, query[None]), embeddings, asked.nearest)
+        paths = [os.path.join(folder, found["names"][i]) for i in chosen]
+        answers.append([*zip(paths, logits.tolist(), strict=True)])
+    report(workdir / "evaluation", names, pixels, answers, threshold, form)
 
 
 def nearest(compare, embeddings, k):
@@ -104,39 +102,32 @@ def nearest(compare, embeddings, k):
     return chosen, logits[chosen]
 
 
-def list_images(option, path):
-    """A file, or the images below a folder: list of paths; says what it skips."""
-    if not os.path.isdir(path):
-        return [path]
-    names, facts = find_images(path)
-    if not names:
-        text = f"--{option}={path}: no images in this folder (they are known by their suffix)"
-        raise UserError("; ".join([text, *facts]))
-    for fact in facts:
-        print(f"warning: --{option}: {fact}", file=sys.stderr)
-    return [os.path.join(path, name) for name in names]
+def encode_all(option, path, form, encode):
+    """The n images of a file or folder that can be read; says which not, raises UserError if none.
 
-
-def read(option, path, paths, form):
-    """Decodes n images: (is_read bool [n], uint8 [n, height, width, channels], white).
-
-    They are mapped from a temporary file, whatever their number. Says which cannot be read; raises
-    UserError if none can.
+    Returns (paths [n], pixels of the first for the sheet, embeddings float32 [n, size], white). All
+    are decoded into a temporary file, which is mapped: that bounds the memory.
     """
+    paths, skipped = [path], []
+    if os.path.isdir(path):
+        names, skipped = find_images(path)
+        paths = [os.path.join(path, name) for name in names]
     shape = (len(paths), form.image_size, form.image_size, form.channels)
     fill = partial(images.decode_set, paths, [file_item(name) for name in paths], form)
     try:
-        with TemporaryDirectory() as new:  # what is mapped lives on without a name
-            pixels, notes = images.make_set(Path(new), shape, fill)
+        with TemporaryDirectory() as new:
+            pixels, notes = images.make_set(Path(new), shape, fill) if paths else (None, None)
     except OSError as error:
         text = f"no room for decoded images in a temporary folder: {error.strerror or error}"
         raise UserError(f"{text}; TMPDIR=FOLDER names another") from None
-    is_read, facts = images.describe(np.array(paths), notes)
+    is_read, facts = images.describe(np.array(paths), notes) if paths else (np.zeros(0, bool), [])
     if not is_read.any():
-        raise UserError("; ".join([f"--{option}={path}: wanted are images", *facts]))
-    for fact in facts:
+        raise UserError("; ".join([f"--{option}={path}: no images there", *skipped, *facts]))
+    for fact in (*skipped, *facts):
         print(f"warning: --{option}: {fact}", file=sys.stderr)
-    return is_read, pixels, notes["white"]
+    rows = np.flatnonzero(is_read)
+    embeddings = np.float32(in_blocks(encode, IMAGES_AT_ONCE, pixels))[rows]
+    return [paths[i] for i in rows], pixels[rows[: MOST_SHOWN[0]]], embeddings, notes["white"]
 
 
 def digest(form, variables):
@@ -154,47 +145,37 @@ def listing(folder):
     return images.digest(names, [file_item(os.path.join(folder, name)).stamp for name in names])
 
 
-def encode_folder(folder, form, owner, encode):
-    """The Gallery of a folder; encode: uint8 [n, height, width, channels] -> embeddings."""
-    if not os.path.isdir(folder):
-        raise UserError(f"--gallery={folder}: no such folder; wanted is a folder of images")
-    paths, listed = list_images("gallery", folder), listing(folder)
-    is_read, pixels, white = read("gallery", folder, paths, form)
-    embeddings = np.float32(in_blocks(encode, IMAGES_AT_ONCE, pixels))[is_read]
-    names = np.array([os.path.relpath(name, folder) for name in paths])[is_read]
-    return Gallery(owner, names, embeddings, white, listed)
-
-
 def open_kept(path, owner):
-    """The Gallery of a file; warns if the folder has changed; raises UserError if not the run's."""
+    """The KEYS of a gallery's file; warns if the folder has changed; raises UserError."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = Gallery(*(file[name] for name in Gallery._fields))
+            found = {key: file[key] for key in KEYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): --enroll makes it anew") from None
-    if (found.owner != owner).any():
-        (step, weights), (now, others) = found.owner, owner
-        text = f"it is of step {step}, weights {weights[:8]}, the run's step {now}, {others[:8]}"
-        raise UserError(f"{path}: {text}: --enroll makes it anew")
-    if found.listed != listing(path.parent):
-        text = "images have been added, removed or changed since then; --enroll makes it anew"
+    if any(found[key] != value for key, value in owner.items()):
+        texts = (
+            f"step {one['step']} (weights {str(one['weights'])[:8]})" for one in (found, owner)
+        )
+        text = "it is of {}, the run's is {}: --enroll makes it anew".format(*texts)
+        raise UserError(f"{path}: {text}")
+    if found["listed"] != listing(path.parent):
+        text = "images were added, removed or changed since then; --enroll makes it anew"
         print(f"warning: {path}: {text}", file=sys.stderr)
     return found
 
 
 def report(folder, names, pixels, answers, threshold, form):
     """Prints the answers, [(path, logit)] for each query; writes matches.csv and matches.png."""
-    rows, limit = [], f"{expit(threshold):.6f}"
-    for name, found in zip(names, answers, strict=True):
-        for rank, (path, logit) in enumerate(found, start=1):
-            answer = "same" if logit >= threshold else "different"
-            rows.append([name, rank, path, f"{expit(logit):.6f}", answer, limit])
-            text = name if rank == 1 else ""
-            print(first_five([f"{text:<24} {rank:>3}  {rows[-1][3]}  {answer:<9}  {path}"]))
-    print(f"probability of same; same from {limit} on", flush=True)
     table = csv.writer(file := io.StringIO(), lineterminator="\n")
     table.writerow(["query", "rank", "image", "probability", "answer", "threshold"])
-    table.writerows(rows)
+    limit = f"{expit(threshold):.6f}"
+    for name, found in zip(names, answers, strict=True):
+        print(first_five([f"{name}: its nearest, same from {limit} on"]))
+        for rank, (path, logit) in enumerate(found, start=1):
+            answer = "same" if logit >= threshold else "different"
+            table.writerow([name, rank, path, f"{expit(logit):.6f}", answer, limit])
+            print(first_five([f"{rank:>4}  {expit(logit):.6f}  {answer:<9}  {path}"]))
+    sys.stdout.flush()
     write(folder / "matches.csv", file.getvalue().encode(errors="surrogateescape"))
     write(folder / "matches.png", figures.render(draw(names, pixels, answers, threshold, form)))
     print(f"wrote {folder / 'matches.csv'}, and matches.png beside it")
@@ -202,7 +183,7 @@ def report(folder, names, pixels, answers, threshold, form):
 
 def draw(names, pixels, answers, threshold, form):
     """The contact sheet, as the network sees the images: green is same, red is different."""
-    count, k = min(len(names), MOST_SHOWN[0]), min(len(answers[0]), MOST_SHOWN[1])
+    count, k = len(pixels), min(len(answers[0]), MOST_SHOWN[1])
     figure = figures.new_figure(1.4 * (k + 1), 1.75 * count + 0.4)
     title = f"{count} of {len(names):,} queries, {k} nearest images; green: same"
     figure.suptitle(f"{title} from {expit(threshold):.4g} on", fontsize=9)
@@ -211,27 +192,26 @@ def draw(names, pixels, answers, threshold, form):
         paths = [path for path, _ in answers[i][:k]]
         shown = np.zeros((k, *pixels.shape[1:]), np.uint8)  # what is gone since then stays black
         images.decode_set(paths, [file_item(path) for path in paths], form, shown.__setitem__)
-        found = [("query", "black")]
+        texts = [("query", "black")]
         for _, logit in answers[i][:k]:
             color = "tab:green" if logit >= threshold else "tab:red"
-            found.append((f"{expit(logit):.3f}", color))
-        every = zip(row, [pixels[i], *shown], [names[i], *paths], found, strict=True)
+            texts.append((f"{expit(logit):.3f}", color))
+        every = zip(row, [pixels[i], *shown], [names[i], *paths], texts, strict=True)
         for axes, image, name, (text, color) in every:
             axes.imshow(image.squeeze(), "gray", vmin=0, vmax=255, interpolation=smooth)
             axes.set(xticks=[], yticks=[])
             axes.set_title(text, fontsize=9, color=color)
             axes.set_xlabel(figures.short(name, 22), fontsize=7)
-            for spine in axes.spines.values():
-                spine.set(color=color, linewidth=3)
+            axes.spines[:].set(color=color, linewidth=3)
     return figure
 
 
 def write(path, content):
     """Writes bytes into a file, whole or not at all; raises UserError."""
-    partial_path = path.with_name(f"{path.name}.partial")
+    part = path.with_name(f"{path.name}.partial")
     try:
         path.parent.mkdir(exist_ok=True)
-        partial_path.write_bytes(content)
-        partial_path.replace(path)
+        part.write_bytes(content)
+        part.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
