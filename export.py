@@ -2,25 +2,11 @@
 
     python export.py                                   # the newest run under runs/
     python export.py --workdir=runs/light --step=last
-    python export.py --batch=1                         # for what takes one size only
+    python export.py --batch=1                         # for what takes one number of images only
     python export.py --onnx                            # encoder.onnx and head.onnx, too
 
-The encoder runs once for each image, the head compares two embeddings, on CPU or CUDA. To use them
-(`pip install jax flatbuffers pillow`; docs/export.md says which versions, and what else can):
-
-    import sys
-    from pathlib import Path
-    from jax import export
-
-    folder = Path("runs/light/export")
-    sys.path.append(str(folder))
-    from prepare import prepare  # a file -> uint8 [height, width, channels]
-
-    encoder, head = (
-        export.deserialize((folder / f"{name}.stablehlo").read_bytes())
-        for name in ("encoder", "head")
-    )
-    logits = head.call(encoder.call(images1), encoder.call(images2))  # uint8 [n, 32, 32, 1]
+The encoder runs once for each image, the head compares two embeddings, on CPU or CUDA.
+docs/export.md says how to use them, and what else can.
 """
 
 from errors import UserError  # first: from here on a missing package is one line
