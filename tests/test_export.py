@@ -223,7 +223,7 @@ def test_onnx_that_answers_otherwise_than_jax_is_not_kept(factor, monkeypatch):
     if factor == 1:
         assert export.to_onnx(lambda x: x, examples, None) == b"content"
         return
-    with pytest.raises(UserError, match="for 1 rows the answers differ by .* nothing is written"):
+    with pytest.raises(UserError, match=r"for 1 rows the answers differ by .* nothing is written"):
         export.to_onnx(lambda x: x, examples, None)
 
 
