@@ -58,6 +58,8 @@ def search(config, workdir, step, model, variables, threshold, asked):
 
     threshold: a logit. Prints a table; writes matches.csv and matches.png into the run's folder.
     """
+    if jax.process_index():  # of several processes the first one searches
+        return
     form, folder, held = form_of(config.data), asked.gallery, jax.device_put(variables)
     encode = partial(jax.jit(partial(model.apply, method="encode")), held)
     compare = partial(jax.jit(partial(model.apply, method="compare")), held)
