@@ -78,6 +78,7 @@ def plot_training(workdir):
 
 def short(name, most):
     """A name as a figure can show it: the middle left out where it is longer than `most`."""
+    name = name.encode(errors="backslashreplace").decode()  # a file's name may hold anything
     if len(name) > most:
         name = f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
     return name.replace("$", r"\$")  # else Matplotlib reads formulas
