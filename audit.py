@@ -79,7 +79,7 @@ def count(config):
         rows = duplicates.used_rows(space)
         hashes = load(config.data).split_hash if files else hash_pixels(space.images)
         n, different = len(rows), len(np.unique(hashes[rows]))
-        text = f"{n:,} images" + (f" ({different:,} different)" if different < n else "")
+        text = f"{n:,} images" + f" ({different:,} different)" * (different < n)
         if isinstance(space, GivenPairs):
             yield split, f"{text} in {len(space.pairs):,} given pairs"
         else:

@@ -3,6 +3,7 @@
     python evaluate.py                                       # the newest run under runs/
     python evaluate.py --workdir=runs/default --step=last --split=validation
     python evaluate.py --images=a.png,b.png                  # the same or not?
+    python evaluate.py --gallery=db --query=a.png            # the nearest in a folder: gallery.py
     python evaluate.py --threshold=far:0.01                  # fitted on validation, and kept
     python evaluate.py --way=20 --shot=1 --within            # one-shot, within an alphabet
     python evaluate.py --workdir=runs/folder --data=new/photos   # the files have moved
@@ -29,6 +30,7 @@ import calibration
 import command_line
 import data
 import fingerprint
+import gallery
 import hosts
 import images
 import retrieval
@@ -51,6 +53,7 @@ def define_flags():
                         "far:RATE: fitted on validation and kept.")  # fmt: skip
     flags.DEFINE_string("data", None, "Where the run's files are now, if they have moved.")
     flags.DEFINE_list("images", None, "Two files to compare, or a folder: all with each other.")
+    gallery.define_flags()
     flags.DEFINE_integer("way", None, "Few-shot: how many classes to choose from.", 2)
     flags.DEFINE_integer("shot", 1, "Few-shot: how many images of each class are known.", 1)
     flags.DEFINE_bool("within", False, "Few-shot: all classes of one folder, as Greek/alpha.")
@@ -65,7 +68,7 @@ def main(options):
     config, workdir, asked = read_command(options)
     values = {f"--{k}": str(v) for k, v in vars(asked).items() if k not in ("images", "facts")}
     values |= settings.flatten({workdir.name: config.to_dict()})
-    if cluster is not None and asked.images is None:
+    if cluster is not None and asked.images is None and asked.gallery is None:
         values |= fingerprint.seal(config.data)
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
@@ -81,12 +84,13 @@ def read_command(options):
     channels]) or None. Its facts about the data are to be said.
     """
     config, workdir = scoring.find_run(options)
-    needs_data = not options.images or is_fitted(options.threshold)
-    for wrong, text in mistakes(options, config.data, needs_data):
+    needs_data = not (options.images or options.gallery) or is_fitted(options.threshold)
+    wrongs = *mistakes(options, config.data, needs_data), *gallery.mistakes(options)
+    for wrong, text in wrongs:
         if wrong:
             raise UserError(text)
-    names = ("step", "split", "threshold", "way", "shot", "within")
-    asked = {name: options[name].value for name in names}
+    names = ("step", "split", "threshold", "way", "shot", "within", "gallery", "query", "nearest")
+    asked = {name: options[name].value for name in (*names, "enroll")}
     asked["images"] = options.images and images.open_images(options.images, form_of(config.data))
     asked["facts"] = find_data(config, workdir, options.data) if needs_data else []
     return config, workdir, SimpleNamespace(**asked)
@@ -98,8 +102,12 @@ def mistakes(options, data, needs_data):
     text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
     fits = rule in (None, "accuracy") or is_share(rule.removeprefix("far:"))
     yield not fits, f"--threshold={rule}: {text}"
-    text = "--data: --images reads no data: leave it out"
+    text = "--data: --images and --gallery read no data: leave it out"
     yield options.data is not None and not needs_data, text
+    folders = [name for name in options.images or () if os.path.isdir(name)]
+    text = f"--images={','.join(options.images or ())}: name files, or one folder alone; to look"
+    text += " one image up in a folder: --gallery=FOLDER --query=FILE"
+    yield folders and len(options.images) > 1, text
     text = "--shot and --within are about few-shot answers: name --way, too"
     yield way is None and (options.shot != 1 or options.within), text
     text = "--way is about the data of the run: leave out --images"
@@ -150,7 +158,9 @@ def evaluate_run(config, workdir, asked):
     score = make_scorer(model)
     step, variables = scoring.load_variables(config, workdir, model, asked.step)
     threshold = choose_threshold(config, workdir, step, score, variables, asked.threshold)
-    if asked.images:
+    if asked.gallery is not None:
+        gallery.search(config, workdir, step, model, variables, threshold, asked)
+    elif asked.images:
         compare_images(score, variables, threshold, *asked.images)
     else:
         found = evaluate(config, score, variables, asked.split, MOST_PAIRS, threshold)

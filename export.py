@@ -2,34 +2,33 @@
 
     python export.py                                   # the newest run under runs/
     python export.py --workdir=runs/light --step=last
+    python export.py --batch=1                         # for what takes one number of images only
+    python export.py --onnx                            # encoder.onnx and head.onnx, too
 
-The encoder runs once for each image, the head compares two embeddings, on CPU or CUDA. To use them
-(`pip install jax flatbuffers`; a JAX that is older than the one in export.json may refuse them):
-
-    from pathlib import Path
-    from jax import export
-
-    folder = Path("runs/light/export")
-    encoder, head = (
-        export.deserialize((folder / f"{name}.stablehlo").read_bytes())
-        for name in ("encoder", "head")
-    )
-    logits = head.call(encoder.call(images1), encoder.call(images2))  # uint8 [n, 32, 32, 1]
+The encoder runs once for each image, the head compares two embeddings, on CPU or CUDA.
+docs/export.md says how to use them, and what else can.
 """
 
 from errors import UserError  # first: from here on a missing package is one line
 
 # isort: split
 import json
+import logging
 from functools import partial
+from importlib.metadata import version
+from pathlib import Path
 
 import flatbuffers  # noqa: F401 -- jax.export needs it and does not say so
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import flags
 from jax import export
+from ml_collections import ConfigDict
 from scipy.special import expit
 
 import command_line
+import decoding
 import fingerprint
 import runtime
 import scoring
@@ -37,10 +36,15 @@ from model import create_model
 from splits import read_fingerprint
 
 PLATFORMS = ("cpu", "cuda")
+PREPARE = Path(__file__).parent / "docs" / "prepare.py"
+ONNX_BATCHES = (1, 7, 64)  # with which ONNX is checked
+MOST_APART = 1e-4  # of ONNX and JAX, as a share of the largest value if that is above 1
 
 
 def define_flags():
     scoring.define_run_flags()
+    flags.DEFINE_integer("batch", None, "Images and pairs at once; without it any number.", 1)
+    flags.DEFINE_bool("onnx", False, "Write ONNX, too; needs requirements-onnx.txt.")
     runtime.define_flags()
 
 
@@ -49,45 +53,68 @@ def main(options):
     runtime.prepare(options.cache)
     config, workdir = scoring.find_run(options)
     try:
-        write_export(config, workdir, options.step)
+        write_export(config, workdir, options.step, options.batch, options.onnx)
     except OSError as error:
         raise UserError(f"the export cannot be written: {error}") from None
 
 
-def write_export(config, workdir, which):
-    """Writes encoder.stablehlo, head.stablehlo and export.json into workdir/export."""
+def write_export(config, workdir, which, batch=None, onnx=False):
+    """Writes the programs, prepare.py and export.json into workdir/export; no ONNX unless asked."""
     model = create_model(config)
     step, variables = scoring.load_variables(config, workdir, model, which)
     threshold = scoring.kept_threshold(config, workdir, step)
-    encoder, head = export_parts(config, model, variables)
-    (_, width), dtype = encoder.out_avals[0].shape, encoder.out_avals[0].dtype
-    size, channels = config.data.image_size, config.data.channels
+    encoder, head = export_parts(config, model, variables, batch)
+    files = {"encoder.stablehlo": encoder.serialize(), "head.stablehlo": head.serialize()}
+    files |= export_onnx(config, variables, batch) if onnx else {}
     kept = read_fingerprint(workdir)
-    facts = {
-        "images": f"uint8 [n, {size}, {size}, {channels}], 0 to 255; any scaling is inside",
-        "fit": f"{config.data.fit}: how an image became a square, see configs/default.py",
-        "embeddings": f"{dtype} [n, {width}]",
-        "logits": "float32 [n]; the probability of same is 1 / (1 + exp(-logit))",
+    facts = describe(config, encoder, batch or "n") | {
         "threshold": {"logit": threshold, "probability": float(expit(threshold))},
-        "platforms": PLATFORMS,
-        "jax": jax.__version__,
         "step": step,
         "trained_on": kept and fingerprint.identity(kept),
         "config": config.to_dict(),
     }
+    files["prepare.py"] = PREPARE.read_bytes()
+    files["export.json"] = (json.dumps(facts, indent=2) + "\n").encode()
     folder = workdir / "export"
     folder.mkdir(exist_ok=True)
-    (folder / "encoder.stablehlo").write_bytes(encoder.serialize())
-    (folder / "head.stablehlo").write_bytes(head.serialize())
-    (folder / "export.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"wrote {folder / 'export.json'}, encoder.stablehlo and head.stablehlo beside it")
+    for name, content in files.items():
+        (folder / f"{name}.partial").write_bytes(content)
+    for path in folder.glob("*.onnx"):  # of another step, perhaps
+        path.unlink()
+    for name in files:
+        (folder / f"{name}.partial").replace(folder / name)
+    print(f"wrote {folder / 'export.json'}, and beside it {', '.join([*files][:-1])}")
 
 
-def export_parts(config, model, variables):
-    """(encoder, head), each a jax.export.Exported for any number n of rows."""
+def describe(config, encoder, n):
+    """What export.json says of images, embeddings, logits and versions; n: the batch, or "n"."""
+    data, (_, width), dtype = config.data, encoder.out_avals[0].shape, encoder.out_avals[0].dtype
+    grey = data.channels == 1
+    rules = {"size": data.image_size, "mode": "L" if grey else "RGB", "fit": data.fit}
+    rules |= {"filter": "bilinear (a triangle)", "antialias": True, "white": data.white}
+    rules |= {
+        "whites": decoding.WHITES.tolist(),
+        "channels": "grey" if grey else "red, green, blue",
+    }
+    versions = {name: version(name) for name in ("jax", "jaxlib")}
+    shape = f"uint8 [{n}, {data.image_size}, {data.image_size}, {data.channels}]"
+    return {
+        "images": f"{shape}, 0 to 255, as prepare.py makes them from files; any scaling is inside",
+        "prepare": rules,
+        "embeddings": f"{dtype} [{n}, {width}]",
+        "logits": f"float32 [{n}]; the probability of same is 1 / (1 + exp(-logit))",
+        "platforms": PLATFORMS,
+        "versions": versions | {"calling_convention": encoder.calling_convention_version},
+    }
+
+
+def export_parts(config, model, variables, batch=None):
+    """(encoder, head), each a jax.export.Exported, for so many rows; None: any number n."""
     size, channels = config.data.image_size, config.data.channels
-    (n,) = export.symbolic_shape("n")
+    n = batch or export.symbolic_shape("n")[0]
     images = jax.ShapeDtypeStruct((n, size, size, channels), jnp.uint8)
+    # Else the files would name the folders of this project and of the packages.
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*/")
 
     def exported(method, *arguments):
         function = jax.jit(partial(model.apply, variables, method=method))
@@ -96,6 +123,51 @@ def export_parts(config, model, variables):
     encoder = exported("encode", images)
     embeddings = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
     return encoder, exported("compare", embeddings, embeddings)
+
+
+def export_onnx(config, variables, batch=None):
+    """{name: bytes} of encoder and head as ONNX, in float32 (bfloat16 does not run); UserError."""
+    config = ConfigDict(config.to_dict())
+    config.model.dtype = "float32"
+    size, channels = config.data.image_size, config.data.channels
+    apply, random = create_model(config).apply, np.random.default_rng(0)
+    encode, compare = (partial(apply, variables, method=name) for name in ("encode", "compare"))
+    shapes = [(n, size, size, channels) for n in ([batch] if batch else ONNX_BATCHES)]
+    images = [random.integers(0, 256, shape, np.uint8) for shape in shapes]
+    embeddings = [np.asarray(jax.jit(encode)(one)) for one in images]
+    pairs = [(one, one[:, ::-1]) for one in embeddings]
+    found = {"encoder.onnx": to_onnx(encode, [(one,) for one in images], batch)}
+    return found | {"head.onnx": to_onnx(compare, pairs, batch)}
+
+
+def to_onnx(function, examples, batch):
+    """A function as ONNX, bytes, for any number of rows or `batch`.
+
+    examples: tuples of arguments. Raises UserError where a package is missing, or where its answer
+    to an example is not that of JAX.
+    """
+    try:
+        import jax2onnx
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        text = (
+            f"the package {error.name} is missing: pip install --no-deps -r requirements-onnx.txt"
+        )
+        raise UserError(f"--onnx: {text}") from None
+    for name in ("jax2onnx", "onnx_ir"):  # pages about examples that lack their packages
+        logging.getLogger(name).setLevel(logging.ERROR)
+    like = [jax.ShapeDtypeStruct((batch or "n", *x.shape[1:]), x.dtype) for x in examples[0]]
+    content = jax2onnx.to_onnx(function, like).SerializeToString()
+    session = onnxruntime.InferenceSession(content)
+    names = [one.name for one in session.get_inputs()]
+    for arrays in examples:
+        wanted = np.asarray(jax.jit(function)(*arrays))
+        found = session.run(None, dict(zip(names, arrays, strict=True)))[0]
+        apart = np.abs(found - wanted).max() / max(1, np.abs(wanted).max())
+        if found.shape != wanted.shape or not apart <= MOST_APART:
+            text = f"the answers differ by {apart:.2g} from those of JAX, more than {MOST_APART:g}"
+            raise UserError(f"--onnx: for {len(wanted)} rows {text}: nothing is written")
+    return content
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ import numpy as np
 from scipy.special import expit
 
 import curves
-import data
 import metrics
-
-MOST_KINDS, MOST_POINTS = 10, 2000  # classes and images in the embedding map
 
 
 def new_figure(width, height):
@@ -32,16 +29,12 @@ def render(figure):
     return file.getvalue()
 
 
-def plot_figures(config, workdir, evaluation):
+def plot_figures(workdir, evaluation):
     """{name: Figure} of all plots for which the evaluation has data."""
     figures = {}
     if len(np.unique(evaluation.pairs.label)) == 2:
         figures["decisions"] = plot_decisions(evaluation)
     figures["training"] = plot_training(workdir)
-    ids = evaluation.pairs.class_ids
-    if ids is not None and min(evaluation.embeddings.shape) > 1:
-        names = data.class_names(config.data, ids)
-        figures["embeddings"] = plot_embeddings(evaluation, names, config.model.head == "cosine")
     return figures | {"pairs": plot_pairs(evaluation)}
 
 
@@ -73,12 +66,10 @@ def plot_decisions(evaluation):
 
 def plot_training(workdir):
     """Loss and accuracy of training and validation over the steps."""
-    figure, names = new_figure(5.7, 5), ("loss", "accuracy")
-    tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
-    points = list(zip(tags, curves.read(workdir, *tags), strict=True))
-    for axes, name, two in zip(figure.subplots(2, 1), names, (points[:2], points[2:]), strict=True):
-        for tag, curve in two:
-            style = "o-" if "val" in tag else "-"
+    figure = new_figure(5.7, 5)
+    for axes, name in zip(figure.subplots(2, 1), ("loss", "accuracy"), strict=True):
+        tags = f"train/{name}", f"validation/{name}"
+        for tag, curve, style in zip(tags, curves.read(workdir, *tags), ("-", "o-"), strict=True):
             axes.plot(*np.reshape(curve, (-1, 2)).T, style, label=tag, markersize=4)
         axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()
@@ -87,35 +78,10 @@ def plot_training(workdir):
 
 def short(name, most):
     """A name as a figure can show it: the middle left out where it is longer than `most`."""
+    name = name.encode(errors="backslashreplace").decode()  # a file's name may hold anything
     if len(name) > most:
         name = f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
     return name.replace("$", r"\$")  # else Matplotlib reads formulas
-
-
-def plot_embeddings(evaluation, names, directions):
-    """Embeddings, or their directions, on two principal components; a colour for each class."""
-    every = np.unique(names)
-    kinds = every[:MOST_KINDS]
-    chosen = np.flatnonzero(np.isin(names, kinds))
-    chosen = chosen[:: -(-len(chosen) // MOST_POINTS)]
-    embeddings = np.float32(evaluation.embeddings[chosen])
-    if directions:
-        embeddings /= np.sqrt((embeddings**2).sum(axis=1, keepdims=True) + 1e-12)
-    embeddings -= embeddings.mean(axis=0)
-    _, spreads, components = np.linalg.svd(embeddings, full_matrices=False)
-    share = spreads[:2] ** 2 / max((spreads**2).sum(), 1e-30)
-    figure = new_figure(5.7, 5)
-    axes = figure.subplots()
-    for kind in kinds:
-        points = embeddings[names[chosen] == kind] @ components[:2].T
-        label = f" {short(kind, 22)}"  # what begins with "_" is not in the legend
-        axes.scatter(*points.T, s=8, alpha=0.6, label=label)
-    title = "directions of the embeddings" if directions else "embeddings of the images"
-    title += f" of {len(kinds)} of {len(every)} classes" if len(kinds) < len(every) else ""
-    axes.set(title=title, xlabel=f"first component, {100 * share[0]:.0f} %")
-    axes.set(ylabel=f"second component, {100 * share[1]:.0f} %")
-    axes.legend(markerscale=2, fontsize=8)
-    return figure
 
 
 def plot_pairs(evaluation, rows=4, columns=6):

@@ -3,7 +3,7 @@
 A run is resumed on the same pixels only, and evaluated with the splits of its training. The file
 `data.json.gz` in a run's folder holds this as JSON; null: there is none:
 
-    images      {name: [class, split, hash of the pixels]}
+    images      {name: [class, split, hash of the pixels, a number in [0, 1)]}
     pairs       {"image1 - image2": [label, split]}, and so on where it is listed again
 """
 
@@ -15,7 +15,7 @@ import sys
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
-from splits import FINGERPRINT, assign_splits, hash_texts, read_fingerprint, unit_names
+from splits import FINGERPRINT, assign_splits, read_fingerprint, unit_names
 
 
 def take(data):
@@ -28,7 +28,7 @@ def take(data):
         for name, label, split in zip(names, files.pairs[:, 2].tolist(), splits, strict=True):
             pairs.setdefault(name, []).extend([label, split])
         classes = splits = [None] * len(classes)
-    rows = zip(files.names.tolist(), classes, splits, hash_texts(files), strict=True)
+    rows = zip(files.names.tolist(), classes, splits, files.split_hash.tolist(), strict=True)
     return {"images": {name: row for name, *row in rows}, "pairs": pairs}
 
 
@@ -83,13 +83,13 @@ def changes(data, workdir):
     if not (known := before["images"]).keys() & now["images"].keys():
         text = f"has none of the {len(known):,} images that {workdir} was trained on"
         raise bad_set(data.path, f"{text} ({first_five([*known])})")
-    texts = []
+    found = {}
     for kind, old in before.items():
         new = now[kind]
-        for how, names in {
-            "added": [name for name in new if name not in old],
-            "removed": [name for name in old if name not in new],
-            "changed": [name for name in new if new[name] != old.get(name, new[name])],
-        }.items():
-            texts += [f"{kind} {how}: {len(names):,} ({first_five(names)})"] * bool(names)
+        found[f"{kind} added"] = [name for name in new if name not in old]
+        found[f"{kind} removed"] = [name for name in old if name not in new]
+        found[f"{kind} changed"] = [k for k in new if k in old and new[k] != old[k]]
+    texts = [
+        f"{how}: {len(names):,} ({first_five(names)})" for how, names in found.items() if names
+    ]
     return ", ".join(texts) or "another order of its images or pairs"

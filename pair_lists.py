@@ -3,12 +3,11 @@
 import csv
 import io
 import re
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from errors import bad_set, first_five
+from errors import bad_set
 from listings import SPLIT_NAMES, SPLITS, Files, file_item
 
 LABELS = dict.fromkeys(("1", "1.0", "same", "true"), 1)
@@ -99,21 +98,3 @@ def read_lfw(text):
 def match_lfw(line):
     """(name1, n1, name2 or None, n2) of a line of LFW's list, as a match; or None."""
     return LFW_PAIR.fullmatch(line if "\t" in line else "\t".join(line.split()))
-
-
-def contradictions(pairs, names):
-    """What a list of pairs (int [m, 3]) says twice or against itself: list of str.
-
-    Whichever image comes first, it is the same pair. names: str [n], of the images.
-    """
-    lines = Counter(sorted((min(a, b), max(a, b), label) for a, b, label in pairs.tolist()))
-    kinds = {
-        "pairs of an image with itself are labelled different":
-            [(a, b) for a, b, label in lines if a == b and not label],
-        "pairs of images are labelled both same and different":
-            [(a, b) for a, b, label in lines if label and (a, b, 0) in lines],
-        "pairs are listed more than once with one label":
-            [(a, b) for (a, b, _), count in lines.items() if count > 1],
-    }  # fmt: skip
-    named = {what: [f"{names[a]} with {names[b]}" for a, b in kinds[what]] for what in kinds}
-    return [f"{len(found):,} {what}: {first_five(found)}" for what, found in named.items() if found]

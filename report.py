@@ -154,7 +154,7 @@ def write_page(config, workdir, split, evaluation, table):
     """Writes the figures, and report.html with all of them inside."""
     m, folder = evaluation.metrics, workdir / "evaluation"
     sections = {"metrics": f"<pre>{html.escape(table)}</pre>"}
-    for name, plot in figures.plot_figures(config, workdir, evaluation).items():
+    for name, plot in figures.plot_figures(workdir, evaluation).items():
         png = figures.render(plot)
         (folder / f"{name}.png").write_bytes(png)
         source = f"data:image/png;base64,{base64.b64encode(png).decode()}"

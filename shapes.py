@@ -10,7 +10,6 @@ from functools import lru_cache, partial, reduce
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 IMAGES_AT_ONCE = 64  # rendered together: their temporaries stay in the cache of one core
 DIAGONAL = 2**0.5  # of a pixel: over this distance anti-aliasing goes from background to foreground
@@ -27,10 +26,6 @@ class Latents(NamedTuple):
     row: np.ndarray  # float [n], pixels: of the centre
     column: np.ndarray  # float [n]
     angle: np.ndarray  # float [n], degrees clockwise about the centre
-
-    def take(self, rows):
-        """The Latents of some of the images: an index, slice or mask of numpy."""
-        return Latents(*(field[rows] for field in self))
 
 
 def draw_latents(data, u, class_ids):
@@ -135,22 +130,16 @@ def list_latents(data, kinds, most):
 def render(data, latents):
     """Draws latents as config.data says, white on black: uint8 [n, image_size, image_size, 1].
 
-    Without antialias a pixel is lit where its centre is inside. Only a window around each shape is
-    computed, the same for shapes of like size.
+    Without antialias a pixel is lit where its centre is inside.
     """
-    images = np.zeros((len(latents.size), data.image_size, data.image_size), np.uint8)
-    by_size = np.argsort(latents.size, kind="stable")
+    images = np.empty((len(latents.size), data.image_size, data.image_size), np.uint8)
     for index, name in enumerate(data.shapes):
-        chosen, shape = by_size[latents.shape[by_size] == index], SHAPES[name]
+        chosen = np.flatnonzero(latents.shape == index)
         for start in range(0, len(chosen), IMAGES_AT_ONCE):
             some = chosen[start : start + IMAGES_AT_ONCE]
-            one = latents.take(some)
-            side = int(min(data.image_size, 2 * shape.radius * one.size[-1] + 6))  # 6: soft edges
-            corner = np.rint(np.stack([one.row, one.column]) - side / 2)
-            corner = corner.clip(0, data.image_size - side).astype(int)
-            levels = paint(shape, one.size, measure(shape, one, corner, side), data.antialias)
-            windows = sliding_window_view(images, (side, side), axis=(1, 2), writeable=True)
-            windows[some, *corner] = levels
+            one = Latents(*(field[some] for field in latents))
+            distance = measure(SHAPES[name], one, data.image_size)
+            images[some] = paint(SHAPES[name], one.size, distance, data.antialias)
     return images[..., None]
 
 
@@ -167,15 +156,12 @@ def paint(shape, size, distance, antialias):
     return np.rint((765 - 510 * t) * t * t)
 
 
-def measure(shape, latents, corner, side):
-    """Signed distances in a window of each image, float32 [n, side, side]; one kind of shape.
-
-    corner: rows and columns, int [2, n]. Offsets from the centre are rounded last, so that they do
-    not depend on the window.
-    """
+def measure(shape, latents, side):
+    """Signed distances of the pixels of images of one shape: float32 [n, side, side]."""
+    pixels = np.arange(side)
     y, x = (
-        (start[:, None] + np.arange(side) - (centre + shape.offset)[:, None]).astype(np.float32)
-        for start, centre in zip(corner, (latents.row, latents.column), strict=True)
+        (pixels - (centre + shape.offset)[:, None]).astype(np.float32)
+        for centre in (latents.row, latents.column)
     )
     x, y, size = x[:, None, :], y[:, :, None], latents.size.astype(np.float32)[:, None, None]
     if shape.symmetry < ROUND and latents.angle.any():

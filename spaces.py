@@ -300,9 +300,8 @@ def list_images(data, known, rows, probability):
 def split_class_ids(data, split):
     """The class ids of a split of shapes, int [k]: see `shapes.draw_latents`.
 
-    With same_as=identity each blob is a class beside the kinds of shape; the test has no blobs if
-    it has held-out kinds. With split=classes no blob is in two splits: validation and test have a
-    tenth each, at least two.
+    With same_as=identity each blob is a class beside the kinds of shape, but not in the test of
+    held-out kinds. With split=classes validation and test have a tenth of the blobs each.
     """
     held_out = np.isin(data.shapes, data.held_out_shapes)
     chosen = held_out == (split == "test" and held_out.any())
@@ -321,11 +320,7 @@ def split_class_ids(data, split):
 
 
 def in_split(data, split, shown):
-    """Which images of shapes belong to a split: bool [n].
-
-    Where splits are disjoint a hash of the pixels decides: equal images are in the same split,
-    however they came about.
-    """
+    """Which images of shapes belong to a split, by a hash of the pixels: bool [n]."""
     if data.split != "disjoint":
         return np.ones(len(shown), bool)
     return by_hash(images.hash_pixels(shown)) == SPLITS.index(split)

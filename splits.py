@@ -52,8 +52,8 @@ def assign(data):
     splits, how = given_splits(data, files)
     if splits is None and data.split == "shared":
         return None, facts
-    known, other_names = known_splits(data), hash_texts(files) if what == "images" else names
-    both = zip(names, other_names, strict=True)  # an image may have another name now
+    known, pixels = known_splits(data), files.split_hash.tolist() if what == "images" else names
+    both = zip(names, pixels, strict=True)  # an image may have another name now
     before = np.array([known.get(name, known.get(other, -1)) for name, other in both], np.int8)
     before[~usable] = -1
     if what == "images":
@@ -95,11 +95,6 @@ def given_splits(data, files):
     fold = given - len(SPLITS)
     how = f"the list's {count} folds (fold {test} is the test, fold {validation} the validation)"
     return np.select([fold == test, fold == validation], [2, 1], 0), how
-
-
-def hash_texts(files):
-    """The hashes of the pixels as a fingerprint has them: list of str."""
-    return [f"{int(number * 2**53):014x}" for number in files.split_hash.tolist()]
 
 
 def unit_names(files):
@@ -207,7 +202,7 @@ def divide_images(data, files, given, known, before):
         rest, count = made[: len(made) - (2 in made)], (weights & (side == 0)).sum()
         # The lower bits: independent of the order of the hashes, which has chosen the test.
         hashes, least = hashes * 2.0**20 % 1, (2, min(max(count // 5, 2), 6), 2)
-    others, more = settle(names, hashes, weights & (side == 0), rest, least * moves)
+    others = settle(hashes, weights & (side == 0), rest, least * moves)
     side = np.where(side, side, others)
     if moves and min(smallest, np.bincount(side, weights, 3)[made].min()) < 2:
         text = f"data.split={data.split} leaves a split, or a fold, fewer than two of"
@@ -218,7 +213,7 @@ def divide_images(data, files, given, known, before):
     splits = np.where(had[unit] >= 0, had[unit], splits)
     follow = files.names[old & (splits != before)]
     text = f"images that follow their class into another split: {len(follow):,}"
-    return splits, facts + more + [f"{text} ({first_five(follow)})"] * (len(follow) > 0)
+    return splits, facts + [f"{text} ({first_five(follow)})"] * (len(follow) > 0)
 
 
 def choose_test(data, names, hashes, weights, had, made):
@@ -240,23 +235,23 @@ def choose_test(data, names, hashes, weights, had, made):
         smallest = min(sizes.min(), (sizes.sum() - sizes.max()) // (len(made) - 1))
     else:
         least = (2 * len(made) - 2, 0, 2) * (not data.splits_of)
-        side, facts = settle(names, hashes, weights, [0, 2], least, "groups")
+        side = settle(hashes, weights, [0, 2], least)
     side[group[had >= 0]] = 0
     side[group[had == 2]] = 2
     if by_group:
         chosen = names[(side == 2) & (weights > 0)]
         text = f"the test is {len(chosen)} of {len(names)} groups of classes"
-        facts = [f"{text} ({first_five(chosen)})", *facts]
+        facts = [f"{text} ({first_five(chosen)})"]
     return side[group], smallest, facts
 
 
-def settle(names, hashes, weights, made, least, what="classes"):
-    """Puts k units into the splits `made` by their hashes: (int [k], what is to be said).
+def settle(hashes, weights, made, least):
+    """Puts k units into the splits `made` by their hashes: int [k].
 
     A split of fewer than `least`, [3] or empty, by their weights, gets those nearest to its bounds.
     """
-    side, moved = by_hash(hashes), []
-    side = np.where(np.isin(side, made), side, 0)
+    side = by_hash(hashes)
+    side[~np.isin(side, made)] = 0
     for split in made if least else []:
         distance = np.maximum(BOUNDS[split] - hashes, hashes - BOUNDS[split + 1])
         for k in np.argsort(distance, kind="stable"):
@@ -265,9 +260,7 @@ def settle(names, hashes, weights, made, least, what="classes"):
                 break
             if weights[k] and count[side[k]] - weights[k] >= least[side[k]]:
                 side[k] = split
-                moved.append(f"{names[k]} ({SPLITS[split]})")
-    text = f"{what} moved into a split that would have too few classes"
-    return side, [f"{text}: {len(moved)} ({first_five(moved)})"] * (len(moved) > 0)
+    return side
 
 
 def divide_pairs(files, usable, before):

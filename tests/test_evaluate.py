@@ -136,7 +136,7 @@ def scratch_run(whole_run, tmp_path_factory):
 def call(workdir, **changes):
     """What evaluate.py does with one run."""
     options = {"step": "best", "split": "test", "threshold": None, "images": None}
-    options |= {"way": None} | changes
+    options |= {"way": None, "gallery": None} | changes
     config = settings.load_config(workdir)
     evaluate.evaluate_run(config, workdir, SimpleNamespace(**options))
 
@@ -207,9 +207,9 @@ class Options(SimpleNamespace):
     """The options of evaluate.py, as absl has them."""
 
     def __init__(self, **given):
-        names = ("workdir", "threshold", "data", "images", "way")
+        names = ("workdir", "threshold", "data", "images", "way", "gallery", "query")
         values = dict.fromkeys(names) | {"step": "best", "split": "test"}
-        values |= {"shot": 1, "within": False}
+        values |= {"shot": 1, "within": False, "nearest": 5, "enroll": False}
         super().__init__(**(values | given))
 
     def __getitem__(self, name):
@@ -305,7 +305,7 @@ def test_images_are_compared_without_the_data_of_the_run(files, tmp_path):
         Options(workdir=workdir, images=names, threshold="0.4")
     )
     assert config.data.path == str(tmp_path / "gone") and asked.images[0] == names
-    with pytest.raises(UserError, match="--images reads no data: leave it out"):
+    with pytest.raises(UserError, match="--images and --gallery read no data: leave it out"):
         evaluate.read_command(Options(workdir=workdir, images=names, data="new"))
     with pytest.raises(UserError, match="gone: name where they are now with --data"):
         evaluate.read_command(Options(workdir=workdir, images=names, threshold="far:0.1"))

@@ -1,5 +1,4 @@
 import csv
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ import splits
 from configs import default
 from errors import UserError
 from listings import SPLITS
-from pair_lists import contradictions, list_pairs
+from pair_lists import list_pairs
 from spaces import open_split
 
 
@@ -270,27 +269,3 @@ def test_names_with_spaces_are_read_from_a_list_of_lfw(tmp_path):
         ("[Lee] 2/[Lee] 2_0001.jpg", "[Lee] 2/[Lee] 2_0002.jpg", 1),
         ("[Lee] 2/[Lee] 2_0003.jpg", "Bo 7/Bo 7_0010.jpg", 0),
     ]
-
-
-def test_contradictions_are_counted_and_named():
-    names = np.array(list("abcdef"))
-    pairs = [(0, 0, 0), (0, 0, 1), (1, 1, 1), (2, 3, 1), (3, 2, 0), (4, 5, 1), (5, 4, 1), (4, 5, 1)]
-    assert contradictions(np.array(pairs), names) == [
-        "1 pairs of an image with itself are labelled different: a with a",
-        "2 pairs of images are labelled both same and different: a with a, c with d",
-        "1 pairs are listed more than once with one label: e with f",
-    ]
-    assert contradictions(np.array(pairs[2:4]), names) == []
-
-
-@pytest.mark.parametrize("case", range(20))
-def test_contradictions_are_those_of_a_plain_count(case):
-    random = np.random.default_rng(case)
-    pairs = np.stack([random.integers(0, 9, 60), random.integers(0, 9, 60),
-                      random.integers(0, 2, 60)], 1)  # fmt: skip
-    times = Counter((min(a, b), max(a, b), label) for a, b, label in pairs.tolist())
-    itself = sum(a == b and not label for a, b, label in times)
-    both = sum((a, b, 0) in times and (a, b, 1) in times for a in range(9) for b in range(9))
-    again = sum(n > 1 for n in times.values())
-    found = [line.split()[0] for line in contradictions(pairs, np.array(list("abcdefghi")))]
-    assert found == [str(number) for number in (itself, both, again) if number]

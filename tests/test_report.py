@@ -23,9 +23,9 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(whole_run):
     assert f"{100 * values['accuracy']:.2f} % right" in page
     assert f"{values['wrong']:,} wrong of 9,216 pairs" in page
     names = {path.stem for path in folder.glob("*.png")}
-    assert names == {"decisions", "training", "embeddings", "pairs"}
+    assert names == {"decisions", "training", "pairs"}
     sources = re.findall(r'(?:src|href)="([^"]{0,30})', page)
-    assert len(sources) == 4
+    assert len(sources) == 3
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?:|<script|@import|url\(", page)
     opened = []
