@@ -66,11 +66,12 @@ def plot_decisions(evaluation):
 
 def plot_training(workdir):
     """Loss and accuracy of training and validation over the steps."""
-    figure = new_figure(5.7, 5)
-    for axes, name in zip(figure.subplots(2, 1), ("loss", "accuracy"), strict=True):
-        tags = f"train/{name}", f"validation/{name}"
-        for tag, curve, style in zip(tags, curves.read(workdir, *tags), ("-", "o-"), strict=True):
-            axes.plot(*np.reshape(curve, (-1, 2)).T, style, label=tag, markersize=4)
+    figure, names = new_figure(5.7, 5), ("loss", "accuracy")
+    tags = [f"{kind}/{name}" for name in names for kind in ("train", "validation")]
+    points = dict(zip(tags, curves.read(workdir, *tags), strict=True))  # or none, with a warning
+    for axes, name in zip(figure.subplots(2, 1), names, strict=True):
+        for tag, style in ((f"train/{name}", "-"), (f"validation/{name}", "o-")):
+            axes.plot(*np.reshape(points[tag], (-1, 2)).T, style, label=tag, markersize=4)
         axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
         axes.legend()
     return figure
