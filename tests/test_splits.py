@@ -480,7 +480,7 @@ def test_folds_are_refused_where_something_else_says_the_test(give):
 @pytest.mark.parametrize(
     "changes, text",
     [
-        ({"folds": 1}, "data.folds=1: must be 0 (none), or from 2 to 100"),
+        ({"folds": 1}, "data.folds=1: must be 0 (none), or 2 and more"),
         ({"folds": 3, "fold": 3}, "data.fold=3: must be below data.folds=3"),
         ({"fold": 1}, "data.fold=1: must be below data.folds=0, or 0"),
         ({"folds": 3, "split": "shared"}, "data.folds=3: must be 0 with data.split=shared"),
