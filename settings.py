@@ -46,6 +46,8 @@ RANGES = {  # keys: (smallest, largest); no machine can hold more than the large
     "data.p_same data.p_rotation data.overlaid_classes": (0, 1),
     "augment.p_flip augment.p_erase augment.p_unchanged": (0, 1),
     "optimizer.warmup augment.shift": (0, 0.5),
+    "augment.scale augment.shear augment.contrast": (0, 2),
+    "augment.blur": (0, 16),
     "optimizer.momentum optimizer.beta2": (0, 1 - TINY),
     "eval.threshold": (TINY, 1 - TINY),
     "optimizer.learning_rate model.margin": (TINY, 10**9),

@@ -63,6 +63,7 @@ def check(key, value):
         ("optimizer.momentum", 1.0, "from 0 to 0.999999999"),
         ("num_steps", 401, "a multiple of the 2 batches"),
         ("eval.threshold", 1.0, "from 1e-09 to 0.999999999"),
+        ("augment.scale", 2.5, "from 0 to 2"),
         ("checkpoint.keep_best", 0, "from 1 to"),
         ("batch_size", "many", "type int"),
         ("data.shapes", "circle", "type tuple"),
