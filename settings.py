@@ -88,7 +88,9 @@ def rules(config):
     for key, value in values.items():
         if isinstance(value, int | float):
             least, most = ranges.get(key, OTHERS)
-            yield key, least <= value <= most, f"from {least} to {most:,}"
+            low = "above 0" if least == TINY else f"from {least}"
+            high = "below 1" if most == 1 - TINY else f"{most:,}"
+            yield key, least <= value <= most, f"{low} to {high}"
     yield from (shape_rules if drawn else file_rules)(data)
     yield from batch_rules(data, config.batch_size)
     yield from model_rules(config.model, data)
