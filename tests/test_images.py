@@ -171,7 +171,7 @@ def test_real_images_go_through_training_and_evaluation(
     train.train_and_evaluate(tiny, tmp_path)
     trained = capsys.readouterr().out
     options = {"step": "best", "split": "test", "threshold": None, "images": None}
-    asked = SimpleNamespace(**options, way=None)
+    asked = SimpleNamespace(**options, way=None, gallery=None)
     evaluate.evaluate_run(settings.load_config(tmp_path), tmp_path, asked)
     assert capsys.readouterr().out.splitlines()[-2:] == trained.splitlines()[-2:]
     assert "every ordered pair" in trained
