@@ -55,7 +55,9 @@ def parse(define_flags):
         raise UserError(error) from None
     except Exception as error:  # whatever a config file may raise while it runs
         if isinstance(error, (AttributeError, KeyError)) and "get_config" not in str(error):
-            text = " ".join(map(str, error.args)).strip('"')
+            while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one
+                error = error.args[0]
+            text = " ".join(" ".join(map(str, error.args)).split()).strip('"')
             text = f"unknown config key: {text} (configs/default.py has every key)"
             raise UserError(text) from None
         raise UserError(f"--config: {type(error).__name__}: {last_line(error)}") from None

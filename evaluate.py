@@ -140,7 +140,7 @@ def find_data(config, workdir, moved):
     if found.source == "shapes" and moved is not None:
         raise UserError(f"--data={moved}: {workdir} draws its images, it reads no files")
     if moved is not None:
-        found.path = os.path.abspath(moved) if os.path.exists(moved) else moved
+        found.path = moved if found.source == "tfds" else os.path.abspath(moved)
     if os.path.isabs(found.path) and not os.path.exists(found.path):
         text = f"--workdir={workdir}: its images are not at {found.path}"
         raise UserError(f"{text}: name where they are now with --data=PATH")

@@ -203,7 +203,7 @@ def draw(names, pixels, answers, threshold, form):
             axes.imshow(image.squeeze(), "gray", vmin=0, vmax=255, interpolation=smooth)
             axes.set(xticks=[], yticks=[])
             axes.set_title(text, fontsize=9, color=color)
-            axes.set_xlabel(figures.short(name, 22), fontsize=7)
+            axes.set_xlabel(figures.short("/".join(Path(name).parts[-2:]), 22), fontsize=7)
             axes.spines[:].set(color=color, linewidth=3)
     return figure
 

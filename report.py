@@ -32,6 +32,8 @@ def write_report(config, workdir, step, evaluations, score):
         return
     bounds = complete(config, evaluation, lines)
     table = format_table(step, evaluations, bounds)
+    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
+        table += f"\n{warning}"
     print(table)
     values = evaluation.metrics | {"step": step, "split": split}
     values |= {"intervals": bounds} if bounds else {}
@@ -45,8 +47,6 @@ def write_report(config, workdir, step, evaluations, score):
         text = f"the report cannot be written: {error}; python evaluate.py writes it again"
         raise UserError(text) from None
     print(f"wrote {folder / 'report.html'}, metrics.json and figures beside it")
-    if warning := baselines.verdict(split, evaluation.metrics, bounds.get("eer"), lines):
-        print(warning)
 
 
 def complete(config, evaluation, lines):
@@ -106,16 +106,17 @@ def format_table(step, evaluations, bounds):
         f"  same: {right1:,} right, {wrong1:,} called different",
         f"  called same from a probability of {last.metrics['threshold']:.6g} on",
     ]
-    return "\n".join(lines + format_more(last))
+    return "\n".join(lines + format_more(last, bounds))
 
 
-def format_more(one):
+def format_more(one, bounds):
     """What an Evaluation has only of files, or where it was asked for: list of str, a line each."""
     m, lines = one.metrics, []
     if "classes" in m:
         drawn = len(one.pairs.label) > metrics.MOST_RESAMPLED
         text = f", from {metrics.MOST_RESAMPLED:,} pairs drawn from these" * drawn
-        lines.append(f"  95 % intervals are over {m['classes']:,} classes{text}")
+        few = f"  no 95 % intervals: {m['classes']} classes are too few"
+        lines.append(f"  95 % intervals are over {m['classes']:,} classes{text}" if bounds else few)
     elif "no_learning" in m:
         lines.append(f"  no {', '.join(retrieval.NAMES)}: they take every pair, of known classes")
     if "no_learning" in m:

@@ -22,6 +22,7 @@ from errors import UserError, bad_set, first_five
 from listings import SPLITS
 
 SHARES = (0.8, 0.1, 0.1)  # of the images, classes or pairs, where the splits are disjoint
+FEW = 20  # pairs of a split; with fewer its metrics are hardly worth a look
 BOUNDS = np.cumsum((0, *SHARES))  # of the hashes of each split
 FINGERPRINT = "data.json.gz"  # in the folder of a run: see `fingerprint`
 KINDS = ("shared", "disjoint", "classes", "groups")  # of data.split: each keeps more apart
@@ -62,12 +63,15 @@ def assign(data):
         splits = divide_pairs(files, usable, before) if splits is None else splits
         splits = np.where(before >= 0, before, splits)
     splits = np.where(usable, splits, -1).astype(np.int8)
-    counts = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
-    counts = ", ".join(f"{count:,} {name}" for count, name in zip(counts, SPLITS, strict=True))
+    sizes = np.bincount(splits[splits >= 0], minlength=len(SPLITS))
+    counts = ", ".join(f"{count:,} {name}" for count, name in zip(sizes, SPLITS, strict=True))
     facts = [f"{what} are split by {how}: {counts}", *facts, *more]
     if lost := (splits[usable] < 0).sum():
         text = f"{lost:,} of {len(names):,} pairs join images of two splits and are left out"
         facts.append(f"{text}; a column split (train, validation, test) would keep them")
+    if files.pairs is not None and min(sizes[1:]) < FEW:
+        text = f"fewer than {FEW} pairs of validation or test say little about a network"
+        facts.append(f"{text}; a column split can give them more")
     return splits, facts
 
 

@@ -193,6 +193,7 @@ def test_every_config_is_valid_and_opens_with_its_command(path):
     "options, message",
     [
         (["--config.optimizer.lr=1"], "unknown config key: 'lr' (configs"),
+        (["--config.data.pth=a"], "unknown config key: 'pth' Did you mean \"path\" instead of"),
         (["--config.batch_size=many"], "invalid literal for int()"),
         (["--config.batch_size=31.5"], "invalid literal for int()"),
         (["--config=configs/nothing.py"], "No such file or directory"),
