@@ -68,7 +68,8 @@ def main(options):
     config, workdir, asked = read_command(options)
     values = {f"--{k}": str(v) for k, v in vars(asked).items() if k not in ("images", "facts")}
     values |= settings.flatten({workdir.name: config.to_dict()})
-    if cluster is not None and asked.images is None and asked.gallery is None:
+    alone = (asked.images or asked.gallery) and not is_fitted(asked.threshold)  # reads no data
+    if cluster is not None and not alone:
         values |= fingerprint.seal(config.data)
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal

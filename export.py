@@ -79,8 +79,8 @@ def write_export(config, workdir, which, batch=None, onnx=False):
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / f"{name}.partial").write_bytes(content)
-    for path in folder.glob("*.onnx"):  # of another step, perhaps
-        path.unlink()
+    for name in ("encoder.onnx", "head.onnx"):  # of another step, perhaps
+        (folder / name).unlink(missing_ok=True)
     for name in files:
         (folder / f"{name}.partial").replace(folder / name)
     print(f"wrote {folder / 'export.json'}, and beside it {', '.join([*files][:-1])}")

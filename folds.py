@@ -35,6 +35,8 @@ def main(options):
         text = "say in how many with --config.data.folds=5, and no fold: each is trained with"
         raise UserError(f"folds.py divides the data into folds: {text}")
     workdir = Path(options.workdir or f"runs/{name}").absolute()
+    if (workdir / "config.json").exists():
+        raise UserError(f"--workdir={workdir}: a run of train.py is there; name another folder")
     found = [train_fold(workdir, fold, config.data.folds) for fold in range(config.data.folds)]
     summarize(workdir, found)
 

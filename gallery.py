@@ -61,11 +61,12 @@ def search(config, workdir, step, model, variables, threshold, asked):
     if jax.process_index():  # of several processes the first one searches
         return
     form, folder, held = form_of(config.data), asked.gallery, jax.device_put(variables)
+    made_by = form, model.views, model.of_imagenet, str(model.dtype)
     encode = partial(jax.jit(partial(model.apply, method="encode")), held)
     compare = partial(jax.jit(partial(model.apply, method="compare")), held)
     if not os.path.isdir(folder):
         raise UserError(f"--gallery={folder}: no such folder; wanted is a folder of images")
-    path, owner = Path(folder, EMBEDDINGS), {"step": step, "weights": digest(form, variables)}
+    path, owner = Path(folder, EMBEDDINGS), {"step": step, "weights": digest(made_by, variables)}
     if asked.query is not None:
         names, pixels, queries, _ = encode_all("query", asked.query, form, encode)
     if path.exists() and not asked.enroll:
@@ -132,9 +133,9 @@ def encode_all(option, path, form, encode):
     return [paths[i] for i in rows], pixels[rows[: MOST_SHOWN[0]]], embeddings, notes["white"]
 
 
-def digest(form, variables):
-    """SHA-256 of what embeddings depend on: the Form of images, and the encoder's weights."""
-    hashed = hashlib.sha256(repr(form).encode())
+def digest(made_by, variables):
+    """SHA-256 of what embeddings depend on: how they are made, and the encoder's weights."""
+    hashed = hashlib.sha256(repr(made_by).encode())
     weights = {kind: tree.get("encoder", {}) for kind, tree in variables.items()}
     for name, array in sorted(flatten(weights).items()):
         hashed.update(name.encode() + np.asarray(array).tobytes())

@@ -71,6 +71,10 @@ def download(name):
 
     hub.logging.set_verbosity_error()  # else a line for each retry
     try:
+        return Path(hub.hf_hub_download(name, FILE, local_files_only=True))
+    except (OSError, ValueError):
+        print(f"fetching {FILE} of {name} from Hugging Face", flush=True)
+    try:
         return Path(hub.hf_hub_download(name, FILE))
     except (hub.errors.HTTPError, OSError, ValueError) as error:
         text = f"model.pretrained={name}: it cannot be fetched ({type(error).__name__}); download "

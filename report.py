@@ -162,7 +162,7 @@ def write_page(config, workdir, split, evaluation, table):
         sections[name] = f'<img alt="{name}" src="{source}">'
     if facts := data.describe(config):
         sections["data"] = "".join(f"<p>{html.escape(fact)}</p>" for fact in facts)
-    values = runtime.kept_versions(workdir) | settings.flatten(config.to_dict())
+    values = runtime.last_versions(workdir) | settings.flatten(config.to_dict())
     text = html.escape("\n".join(f"{key}: {value}" for key, value in values.items()))
     sections["config"] = f"<pre>{text}</pre>"
     parts = [

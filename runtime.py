@@ -10,7 +10,9 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zlib
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -18,7 +20,7 @@ from absl import flags
 
 import images
 from errors import UserError
-from settings import check_writable, write_json
+from settings import check_writable
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
@@ -44,6 +46,7 @@ def prepare(cache):
         jax.config.update("jax_compilation_cache_dir", str(base / machine()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+        warnings.showwarning = partial(empty_cache, base / machine(), warnings.showwarning)
     gc.set_threshold(100_000)  # tracing makes a million objects: collecting took 10 %
 
 
@@ -64,12 +67,25 @@ def cache_base(option):
 
 
 def machine():
-    """A name for the processor that a compiled program fits: cores and instruction set."""
+    """A name for what a compiled program fits: version of jaxlib, cores, instruction set."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
     known = sorted({line for line in text.splitlines() if re.match("flags|Features", line)})
-    return f"{cores}-cores-{zlib.crc32(repr(known or text).encode()):08x}"
+    version = importlib.metadata.version("jaxlib")
+    return f"jaxlib-{version}-{cores}-cores-{zlib.crc32(repr(known or text).encode()):08x}"
+
+
+def empty_cache(folder, show, message, *where, **options):
+    """Shows a warning; if it is about the compilation cache, empties that.
+
+    A full disk or a killed process leaves a partial file there, which no later start can read.
+    """
+    show(message, *where, **options)
+    if "persistent compilation cache" in str(message):
+        for path in folder.glob("*-cache"):  # the names that JAX gives
+            path.unlink(missing_ok=True)
+        print(f"warning: emptied {folder}", file=sys.stderr)
 
 
 def keep_freed_memory():
@@ -101,19 +117,27 @@ def versions():
     }
 
 
-def kept_versions(workdir):
-    """The versions that trained a run, or the present ones where the file is unreadable."""
+def read_versions(workdir):
+    """A run's {first step as a text: versions from there on}; {} where the file is unreadable."""
     try:
         return json.loads((workdir / "versions.json").read_text())
     except (OSError, ValueError):
-        return versions()
+        return {}
 
 
-def note_versions(workdir):
-    """Writes the versions that train a run from here on; warns if they changed."""
-    before, now = kept_versions(workdir), versions()
+def last_versions(workdir):
+    """The versions that trained a run last, or the present ones where those are unknown."""
+    return [versions(), *read_versions(workdir).values()][-1]
+
+
+def note_versions(workdir, step):
+    """Writes the versions that train a run from this step on; warns if they changed."""
+    kept, now = read_versions(workdir), versions()
+    before = [now, *kept.values()][-1]
     changed = [f"{k} was {before[k]}, is {v}" for k, v in now.items() if before.get(k, v) != v]
     if changed:
         text = "; ".join(changed)
         print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
-    write_json(now, workdir / "versions.json")
+    if changed or not kept:
+        text = json.dumps(kept | {str(step): now}, indent=2) + "\n"
+        (workdir / "versions.json").write_text(text)

@@ -36,7 +36,6 @@ class Evaluation(NamedTuple):
     metrics: dict  # compute_metrics, None where `unmeasured`, and what `evaluate_pairs` adds
     pairs: Pairs
     scores: "Scores"
-    embeddings: np.ndarray  # [images, size]
 
 
 class Scores(NamedTuple):
@@ -65,7 +64,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
     is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
-    embeddings, logits = score(variables, pairs)
+    _, logits = score(variables, pairs)
     losses = np.float64(create_model(config).losses(*np.float32([logits, pairs.label])))
     if not np.isfinite([logits, losses]).all():
         raise UserError("diverged: answers to the pairs, or their losses, are not finite")
@@ -83,7 +82,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
         "confusion": [[right0, wrong0], [wrong1, right1]],  # [truth][answer] in ordered pairs
         "different_pairs": different,  # without their order, unlike those of the confusion
     }
-    return Evaluation(values, pairs, scores, embeddings)
+    return Evaluation(values, pairs, scores)
 
 
 def make_scorer(model):

@@ -41,7 +41,7 @@ RANGES = {  # keys: (smallest, largest); no machine can hold more than the large
     "batch_size steps_per_execution optimizer.nominal_batch_size data.num_identities": (1, 10**6),
     "checkpoint.keep_latest checkpoint.keep_best eval.num_pairs": (1, 10**7),
     "model.width model.head_features": (1, 2**16),
-    "data.image_size data.images_per_class": (0, 4096),
+    "data.image_size data.images_per_class data.max_size": (0, 4096),
     "data.white": (0, 65535),
     "data.p_same data.p_rotation data.overlaid_classes": (0, 1),
     "augment.p_flip augment.p_erase augment.p_unchanged": (0, 1),

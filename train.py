@@ -257,7 +257,7 @@ def introduce(config, workdir, state):
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:
-        runtime.note_versions(workdir)
+        runtime.note_versions(workdir, step)
 
 
 @contextmanager

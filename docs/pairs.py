@@ -25,7 +25,7 @@ def main(workdir, output):
     config = load_config(workdir)
     model, names = create_model(config), ("different", "same")
     _, variables = load_variables(config, workdir, model, "best")
-    _, pairs, scores, _ = evaluate(config, make_scorer(model), variables, "test", 10**6)
+    _, pairs, scores = evaluate(config, make_scorer(model), variables, "test", 10**6)
     probability = expit(scores.logits)
     figure = new_figure(10, 3.6)
     for row, truth in enumerate((1, 0)):

@@ -19,10 +19,14 @@ def prepare(path):
         image.draft(None, (2 * RULES["size"],) * 2)  # a large JPEG is read at a half or less
         inverted = getattr(image, "tag_v2", {}).get(262) == 0  # a TIFF whose 0 is white
         image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError(f"{path}: its values are real numbers, whose range is not known")
     if image.mode.startswith("I"):  # grey, of over 8 bits
         values = np.asarray(image).astype(np.int64)
         whites = [RULES["white"]] if RULES["white"] else RULES["whites"]
-        white = next(w for w in whites if w >= values.max())
+        white = next((w for w in whites if w >= values.max()), None)
+        if white is None or values.min() < 0:
+            raise ValueError(f"{path}: its values are not from 0 to {whites[-1]:,}")
         values = (255 * values + white // 2) // white
         image = Image.fromarray(np.uint8(255 - values if inverted else values))
     if image.has_transparency_data:

@@ -29,6 +29,7 @@ def light_run(tmp_path_factory):
     """The folder in which runs/light was trained, with a tiny network, and exported."""
     folder, config = tmp_path_factory.mktemp("export"), tiny_config()
     config.model.encoder, config.num_steps = "cnn", 4
+    config.model.views = 3
     config.model.stage_sizes = (1, 1, 1, 1)  # as many as light's, down to maps of 2x2
     workdir = folder / "runs" / "light"
     train.train_and_evaluate(config, workdir)

@@ -83,6 +83,13 @@ def test_no_folds_or_one_of_them_is_refused(start, changes):
         start(**changes)
 
 
+def test_the_folder_of_another_run_is_refused(start, tmp_path):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "config.json").touch()
+    with pytest.raises(UserError, match=r"runs: a run of train.py is there; name another folder$"):
+        start()
+
+
 def test_several_hosts_are_refused(tmp_path):
     options = ["--coordinator=10.0.0.1:4321", "--num_processes=2", "--process_id=0"]
     refused = run("folds.py", *options, cwd=tmp_path)

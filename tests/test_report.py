@@ -156,7 +156,7 @@ def test_of_files_there_is_what_the_field_reports(
     splits = {"validation": found._replace(metrics=dict(found.metrics)), "test": found}
     report.write_report(config, tmp_path, 7, splits, constant)
     page = html.unescape((tmp_path / "evaluation" / "report.html").read_text())
-    assert "is not clearly better than comparing pixels" in page
+    assert ("is not clearly better than comparing pixels" in page) == (not whole)
     values = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     printed = capsys.readouterr().out
     text = "\n3-way 1-shot within a folder: error 20.00 % (95 %: 15.00 to 25.00 %)"
