@@ -13,6 +13,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from convolution import convolve, convolve_copies, max_pool
@@ -93,8 +94,8 @@ class Siamese(nn.Module):
         """
         if train or self.views == 1:
             return self.embed(images, train)
-        embeddings = self.embed(moved(images), train)
-        return embeddings.reshape(self.views, images.shape[0], -1).mean(axis=0)
+        # One by one: all at once would take three times the memory.
+        return sum(self.embed(copy, train) for copy in moved(images)) / self.views
 
     def embed(self, images, train):
         """As `encode`, of the images as they are.
@@ -119,14 +120,17 @@ class Siamese(nn.Module):
 
 
 def moved(images):
-    """[n, height, width, channels] -> [3 n, ...]: the images, and copies moved there and back.
+    """Images [n, height, width, channels], and copies moved there and back: a list of three.
 
     They move along the diagonal by 1/24 of the shorter side; pixels of the border fill the gap.
     """
     height, width = images.shape[1:3]
-    step = round(min(height, width) / 24)
-    padded = jnp.pad(images, ((0, 0), (step, step), (step, step), (0, 0)), "edge")
-    return jnp.concatenate([padded[:, s : s + height, s : s + width] for s in (step, 0, 2 * step)])
+    step, copies = round(min(height, width) / 24), [images]
+    for shift in (-step, step):
+        rows, columns = ((np.arange(size) + shift).clip(0, size - 1) for size in (height, width))
+        copy = jnp.take(images, rows, axis=1, mode="clip")
+        copies.append(jnp.take(copy, columns, axis=2, mode="clip"))
+    return copies
 
 
 def length(x):

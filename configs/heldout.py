@@ -3,7 +3,7 @@
     python train.py --config=configs/heldout.py
 
 Each shape has any size and place, is turned by any angle and has soft edges. Both shapes have the
-same distribution of area. So no simple number gives the answer away. 1, 8 and 1 of 10,000 pairs
+same distribution of area. So no simple number gives the answer away. 0, 1 and 0 of 10,000 pairs
 wrong on seeds 0, 1 and 2; 172,770 parameters.
 
 The head matters here: with the mlp head of configs/default.py (--config.model.head=mlp) the same
