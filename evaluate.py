@@ -68,8 +68,7 @@ def main(options):
     config, workdir, asked = read_command(options)
     values = {f"--{k}": str(v) for k, v in vars(asked).items() if k not in ("images", "facts")}
     values |= settings.flatten({workdir.name: config.to_dict()})
-    alone = (asked.images or asked.gallery) and not is_fitted(asked.threshold)  # reads no data
-    if cluster is not None and not alone:
+    if cluster is not None and reads_data(asked):
         values |= fingerprint.seal(config.data)
     with hosts.joined(cluster, values):
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # else JAX only notes the signal
@@ -85,7 +84,7 @@ def read_command(options):
     channels]) or None. Its facts about the data are to be said.
     """
     config, workdir = scoring.find_run(options)
-    needs_data = not (options.images or options.gallery) or is_fitted(options.threshold)
+    needs_data = reads_data(options)
     wrongs = *mistakes(options, config.data, needs_data), *gallery.mistakes(options)
     for wrong, text in wrongs:
         if wrong:
@@ -95,6 +94,11 @@ def read_command(options):
     asked["images"] = options.images and images.open_images(options.images, form_of(config.data))
     asked["facts"] = find_data(config, workdir, options.data) if needs_data else []
     return config, workdir, SimpleNamespace(**asked)
+
+
+def reads_data(asked):
+    """Whether the run's data are needed: of --images and --gallery only to fit a threshold."""
+    return not (asked.images or asked.gallery) or is_fitted(asked.threshold)
 
 
 def mistakes(options, data, needs_data):

@@ -15,7 +15,6 @@ import sys
 import zipfile
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import jax
 import numpy as np
@@ -28,7 +27,7 @@ from decoding import form_of
 from errors import UserError, first_five
 from listings import file_item, find_images
 from scoring import IMAGES_AT_ONCE, PAIRS_AT_ONCE, in_blocks
-from settings import flatten
+from settings import flatten, write_file
 
 # In the gallery's folder. step and weights: whose the embeddings are; listed: `listing`.
 EMBEDDINGS, KEYS = "embeddings.npz", ("names", "embeddings", "white", "step", "weights", "listed")
@@ -78,7 +77,7 @@ def search(config, workdir, step, model, variables, threshold, asked):
         found = dict(zip(KEYS, (paths, embeddings, white, *owner.values(), listed), strict=True))
     if asked.enroll:
         np.savez(file := io.BytesIO(), **found)
-        write(path, file.getvalue())
+        write_file(path, file.getvalue())
         print(f"wrote {path}: {len(found['names']):,} images")
     if asked.query is None:
         return
@@ -111,18 +110,10 @@ def encode_all(option, path, form, encode):
     Returns (paths [n], pixels of the first for the sheet, embeddings float32 [n, size], white). All
     are decoded into a temporary file, which is mapped: that bounds the memory.
     """
-    paths, skipped = [path], []
-    if os.path.isdir(path):
-        names, skipped = find_images(path)
-        paths = [os.path.join(path, name) for name in names]
+    paths, skipped = images.list_paths(path)
     shape = (len(paths), form.image_size, form.image_size, form.channels)
     fill = partial(images.decode_set, paths, [file_item(name) for name in paths], form)
-    try:
-        with TemporaryDirectory() as new:
-            pixels, notes = images.make_set(Path(new), shape, fill) if paths else (None, None)
-    except OSError as error:
-        text = f"no room for decoded images in a temporary folder: {error.strerror or error}"
-        raise UserError(f"{text}; TMPDIR=FOLDER names another") from None
+    pixels, notes = images.make_unnamed(shape, fill) if paths else (None, None)
     is_read, facts = images.describe(np.array(paths), notes) if paths else (np.zeros(0, bool), [])
     if not is_read.any():
         raise UserError("; ".join([f"--{option}={path}: no images there", *skipped, *facts]))
@@ -179,8 +170,10 @@ def report(folder, names, pixels, answers, threshold, form):
             table.writerow([name, rank, path, f"{expit(logit):.6f}", answer, limit])
             print(first_five([f"{rank:>4}  {expit(logit):.6f}  {answer:<9}  {path}"]))
     sys.stdout.flush()
-    write(folder / "matches.csv", file.getvalue().encode(errors="surrogateescape"))
-    write(folder / "matches.png", figures.render(draw(names, pixels, answers, threshold, form)))
+    write_file(folder / "matches.csv", file.getvalue().encode(errors="surrogateescape"))
+    write_file(
+        folder / "matches.png", figures.render(draw(names, pixels, answers, threshold, form))
+    )
     print(f"wrote {folder / 'matches.csv'}, and matches.png beside it")
 
 
@@ -207,14 +200,3 @@ def draw(names, pixels, answers, threshold, form):
             axes.set_xlabel(figures.short("/".join(Path(name).parts[-2:]), 22), fontsize=7)
             axes.spines[:].set(color=color, linewidth=3)
     return figure
-
-
-def write(path, content):
-    """Writes bytes into a file, whole or not at all; raises UserError."""
-    part = path.with_name(f"{path.name}.partial")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None

@@ -139,6 +139,11 @@ def fetch(key, content, shape, fill):
     except OSError as error:
         text = f"decoded images cannot be kept in {cache}: {error.strerror or error}"
         print(f"warning: {text}; going on without", file=sys.stderr)
+    return make_unnamed(shape, fill)
+
+
+def make_unnamed(shape, fill):
+    """As `fetch`, of images that nobody keeps; raises UserError where there is no room for them."""
     try:
         with TemporaryDirectory() as new:  # what is mapped lives on without a name
             return make_set(Path(new), shape, fill)
@@ -198,10 +203,7 @@ def open_images(names, form):
 
     Two files or more, or one folder; raises UserError where fewer than two can be read.
     """
-    paths, facts = names, []
-    if len(names) == 1 and os.path.isdir(names[0]):
-        found, facts = find_images(names[0])
-        paths = [os.path.join(names[0], name) for name in found]
+    paths, facts = list_paths(names[0]) if len(names) == 1 else (names, [])
     images = np.empty((len(paths), form.image_size, form.image_size, form.channels), np.uint8)
     items, paths = [file_item(path) for path in paths], np.array(paths, str)
     notes = decode_set(paths, items, form, images.__setitem__)
@@ -213,6 +215,14 @@ def open_images(names, form):
     for fact in facts:
         print(f"warning: --images: {fact}", file=sys.stderr)
     return paths[kept].tolist(), images[kept]
+
+
+def list_paths(path):
+    """The paths of the images of a folder, or the path of a file alone; what was skipped there."""
+    if not os.path.isdir(path):
+        return [path], []
+    names, facts = find_images(path)
+    return [os.path.join(path, name) for name in names], facts
 
 
 def hash_pixels(images):

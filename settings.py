@@ -236,10 +236,16 @@ def save_config(config, workdir):
 
 
 def write_json(values, path):
-    """Writes a file, whole or not at all; raises UserError."""
+    """Writes values as JSON, as `write_file` does."""
+    write_file(path, (json.dumps(values, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_file(path, content):
+    """Writes bytes into a file, whole or not at all; makes its folder; raises UserError."""
     partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+        path.parent.mkdir(exist_ok=True)
+        partial.write_bytes(content)
         partial.replace(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}") from None
