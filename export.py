@@ -60,6 +60,8 @@ def main(options):
 
 def write_export(config, workdir, which, batch=None, onnx=False):
     """Writes the programs, prepare.py and export.json into workdir/export; no ONNX unless asked."""
+    if onnx:
+        check_onnx()
     model = create_model(config)
     step, variables = scoring.load_variables(config, workdir, model, which)
     threshold = scoring.kept_threshold(config, workdir, step)
@@ -125,6 +127,18 @@ def export_parts(config, model, variables, batch=None):
     return encoder, exported("compare", embeddings, embeddings)
 
 
+def check_onnx():
+    """Raises UserError if a package for ONNX is missing."""
+    try:
+        import jax2onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+    except ModuleNotFoundError as error:
+        text = (
+            f"the package {error.name} is missing: pip install --no-deps -r requirements-onnx.txt"
+        )
+        raise UserError(f"--onnx: {text}") from None
+
+
 def export_onnx(config, variables, batch=None):
     """{name: bytes} of encoder and head as ONNX, in float32 (bfloat16 does not run); UserError."""
     config = ConfigDict(config.to_dict())
@@ -143,17 +157,11 @@ def export_onnx(config, variables, batch=None):
 def to_onnx(function, examples, batch):
     """A function as ONNX, bytes, for any number of rows or `batch`.
 
-    examples: tuples of arguments. Raises UserError where a package is missing, or where its answer
-    to an example is not that of JAX.
+    examples: tuples of arguments. Raises UserError if its answer to one is not that of JAX.
     """
-    try:
-        import jax2onnx
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        text = (
-            f"the package {error.name} is missing: pip install --no-deps -r requirements-onnx.txt"
-        )
-        raise UserError(f"--onnx: {text}") from None
+    import jax2onnx
+    import onnxruntime
+
     for name in ("jax2onnx", "onnx_ir"):  # pages about examples that lack their packages
         logging.getLogger(name).setLevel(logging.ERROR)
     like = [jax.ShapeDtypeStruct((batch or "n", *x.shape[1:]), x.dtype) for x in examples[0]]

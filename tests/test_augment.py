@@ -1,5 +1,8 @@
 """Random changes of images against SciPy, definitions in NumPy and cases worked by hand."""
 
+import functools
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -31,7 +34,12 @@ def random_images(n=6, height=12, width=13, channels=3):
 
 def change(images, step=0, places=None, **changes):
     places = np.arange(len(images)) if places is None else places
-    return np.asarray(augment.augment(options(**changes), 3, step, places, images))
+    return np.asarray(jitted(options(**changes))(step, places, images))
+
+
+@functools.cache
+def jitted(options):
+    return jax.jit(partial(augment.augment, options, 3))
 
 
 def numbers(n=1, **fixed):
@@ -41,8 +49,11 @@ def numbers(n=1, **fixed):
 
 
 def moved(images, numbers, **changes):
-    places = augment.coordinates(options(**changes), numbers, *images.shape[1:3])
-    return np.asarray(augment.resample(images, *places))
+    def move(images, numbers):
+        places = augment.coordinates(options(**changes), numbers, *images.shape[1:3])
+        return augment.resample(images, *places)
+
+    return np.asarray(jax.jit(move)(images, numbers))
 
 
 def test_what_is_off_leaves_no_trace():

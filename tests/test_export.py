@@ -14,25 +14,32 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, run_fork, tiny_config
 from PIL import Image
 
+import checkpoint
 import decoding
 import export
 import fingerprint
 import scoring
 import settings
-import train
+import train_step
 from errors import UserError
 from model import create_model, init_variables
 
 
 @pytest.fixture(scope="module")
 def light_run(tmp_path_factory):
-    """The folder in which runs/light was trained, with a tiny network, and exported."""
+    """The folder of runs/light, a tiny network as it begins, which is exported."""
     folder, config = tmp_path_factory.mktemp("export"), tiny_config()
     config.model.encoder, config.num_steps = "cnn", 4
     config.model.views = 3
     config.model.stage_sizes = (1, 1, 1, 1)  # as many as light's, down to maps of 2x2
     workdir = folder / "runs" / "light"
-    train.train_and_evaluate(config, workdir)
+    workdir.parent.mkdir()
+    settings.save_config(config, workdir)
+    state = train_step.create_state(
+        config, create_model(config), train_step.make_optimizer(config)[0]
+    )
+    with checkpoint.Saver(workdir, **config.checkpoint) as saver:
+        saver.save(jax.device_get(state), {"loss": 1.0, "rank": 1.0})
     export.write_export(settings.load_config(workdir), workdir, "best")
     return folder
 

@@ -80,7 +80,7 @@ def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("side", "step"), [(32, 1), (48, 2), (64, 3)])
+@pytest.mark.parametrize(("side", "step"), [(32, 1), (48, 2)])
 def test_with_views_an_embedding_is_the_mean_over_copies_moved_along_the_diagonal(side, step):
     config, model, variables = of_kind("views")
     images = np.random.default_rng(1).integers(0, 256, (5, side, side, 1)).astype(np.uint8)
@@ -95,12 +95,18 @@ def test_with_views_an_embedding_is_the_mean_over_copies_moved_along_the_diagona
     found = jax.jit(partial(model.apply, variables, method="encode"))(images)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     assert np.abs(found - encode(images)).max() > 1e-3
-    trained = partial(model.apply, variables, train=True, method="encode", mutable=["batch_stats"])
-    one = partial(create_model(config).apply, variables, train=True, method="encode")
-    one = partial(one, mutable=["batch_stats"])
-    on_axis = partial(jax.vmap, axis_name="devices")
-    for views, single in zip(*(on_axis(f)(images[None])[0] for f in (trained, one)), strict=True):
-        assert (views == single).all()  # in training only the images as they are
+
+
+def test_in_training_an_embedding_is_that_of_the_image_as_it_is():
+    images = np.random.default_rng(1).integers(0, 256, (1, 5, 32, 32, 1)).astype(np.uint8)
+    config, model, variables = of_kind("views")
+    config.model.views = 1
+
+    def train(model):
+        apply = partial(model.apply, train=True, method="encode", mutable=["batch_stats"])
+        return jax.jit(jax.vmap(partial(apply, variables), axis_name="devices"))(images)[0]
+
+    np.testing.assert_array_equal(train(model), train(create_model(config)))
 
 
 def test_the_cosine_is_that_of_the_features_and_one_for_the_same_image(tiny_case):
