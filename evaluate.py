@@ -226,6 +226,7 @@ def compare_images(score, variables, threshold, names, images):
         print("{}: probability of same {}, threshold {}".format(answer, *texts))
         return
     print(f"probabilities of same; same from {expit(threshold):.6f} on", file=sys.stderr)
+    sys.stdout.reconfigure(errors="surrogateescape")  # names of files are any bytes
     table = csv.writer(sys.stdout, lineterminator="\n")
     table.writerow(["", *names])
     for name, row in zip(names, expit(logits), strict=True):

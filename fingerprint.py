@@ -15,6 +15,7 @@ import sys
 import images
 from errors import UserError, bad_set, first_five
 from listings import SPLITS
+from settings import write_file
 from splits import FINGERPRINT, assign_splits, read_fingerprint, unit_names
 
 
@@ -34,13 +35,8 @@ def take(data):
 
 def write(data, workdir):
     """Writes the fingerprint into a run's folder, whole or not at all."""
-    path = workdir / FINGERPRINT
-    partial = path.with_suffix(".partial")
-    try:
-        partial.write_bytes(gzip.compress(json.dumps(take(data)).encode(), 1, mtime=0))
-        partial.replace(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from None
+    content = gzip.compress(json.dumps(take(data)).encode(), 1, mtime=0)
+    write_file(workdir / FINGERPRINT, content)
 
 
 def identity(found):

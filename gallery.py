@@ -25,12 +25,12 @@ import figures
 import images
 from decoding import form_of
 from errors import UserError, first_five
-from listings import file_item, find_images
+from listings import EMBEDDINGS, file_item, find_images
 from scoring import IMAGES_AT_ONCE, PAIRS_AT_ONCE, in_blocks
-from settings import flatten, write_file
+from settings import check_writable, flatten, write_file
 
-# In the gallery's folder. step and weights: whose the embeddings are; listed: `listing`.
-EMBEDDINGS, KEYS = "embeddings.npz", ("names", "embeddings", "white", "step", "weights", "listed")
+# Of EMBEDDINGS in the gallery's folder. step, weights: whose they are; listed: `listing`.
+KEYS = ("names", "embeddings", "white", "step", "weights", "listed")
 MOST_SHOWN = 12, 8  # queries, and nearest images of each, on the contact sheet
 
 
@@ -65,6 +65,8 @@ def search(config, workdir, step, model, variables, threshold, asked):
     compare = partial(jax.jit(partial(model.apply, method="compare")), held)
     if not os.path.isdir(folder):
         raise UserError(f"--gallery={folder}: no such folder; wanted is a folder of images")
+    if asked.enroll:
+        check_writable(Path(folder).absolute(), f"--gallery={folder}")
     path, owner = Path(folder, EMBEDDINGS), {"step": step, "weights": digest(made_by, variables)}
     if asked.query is not None:
         names, pixels, queries, _ = encode_all("query", asked.query, form, encode)

@@ -14,6 +14,7 @@ from decoding import reason, suffixes
 from errors import bad_set, first_five
 
 SPLITS = ("train", "validation", "test")
+EMBEDDINGS = "embeddings.npz"  # of gallery.py, which keeps it beside the images
 NAMES = ("train training", "validation valid val dev", "test testing eval evaluation")
 SPLIT_NAMES = {name: i for i, names in enumerate(NAMES) for name in names.split()}  # of folders
 
@@ -65,7 +66,7 @@ def find_images(root):
         below = os.path.relpath(folder, root).removeprefix(".")
         skipped["with a dot in front"] += sum(name[0] == "." for name in folders + files)
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in (name for name in files if name[0] != "."):
+        for name in (name for name in files if name[0] != "." and name != EMBEDDINGS):
             if (suffix := os.path.splitext(name)[1].lower()) in suffixes():
                 found.append(os.path.join(below, name))
             else:

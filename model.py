@@ -89,8 +89,8 @@ class Siamese(nn.Module):
     def encode(self, images, train=False):
         """uint8 [n, height, width, channels] -> embeddings [n, size].
 
-        After training it is the mean over three `moved` copies, with views=3: strides let an
-        embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
+        Except in a training step it is the mean over three `moved` copies, with views=3: strides
+        let an embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
         """
         if train or self.views == 1:
             return self.embed(images, train)

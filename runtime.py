@@ -20,7 +20,7 @@ from absl import flags
 
 import images
 from errors import UserError
-from settings import check_writable
+from settings import check_writable, write_json
 
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
 
@@ -139,5 +139,4 @@ def note_versions(workdir, step):
         text = "; ".join(changed)
         print(f"warning: begun with other versions, the bits may differ: {text}", file=sys.stderr)
     if changed or not kept:
-        text = json.dumps(kept | {str(step): now}, indent=2) + "\n"
-        (workdir / "versions.json").write_text(text)
+        write_json(kept | {str(step): now}, workdir / "versions.json")

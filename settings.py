@@ -111,9 +111,9 @@ def model_rules(model, data):
     text = "one to eight whole numbers, the blocks per stage, from 1 to 100"
     yield "model.stage_sizes", fits, text
     fits = data.source != "pairs" or model.loss == "pairs"
-    yield "model.loss", fits, "pairs unless of classes (not of pairs that are given)"
+    yield "model.loss", fits, "pairs with data.source=pairs, whose images have no classes"
     fits = model.loss != "supcon" or (model.head == "cosine" and not model.frozen)
-    text = "pairs or all_pairs unless model.head=cosine, with an encoder that is trained"
+    text = "pairs or all_pairs; supcon needs model.head=cosine and model.frozen=False"
     yield "model.loss", fits, text
     fits = not model.pretrained or model.encoder == "resnet18" or is_run(model.pretrained)
     yield "model.pretrained", fits, "empty, or the folder of a run, unless a resnet18"
@@ -128,7 +128,8 @@ def batch_rules(data, pairs):
     text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most a quarter"
     yield "data.images_per_class", fits, text
     fits = k == 0 or data.source != "pairs"
-    yield "data.images_per_class", fits, "0 unless of classes (not of pairs that are given)"
+    text = "0 with data.source=pairs, whose images have no classes"
+    yield "data.images_per_class", fits, text
     for key, none in (("turned_classes", 1), ("overlaid_classes", 0)):
         text = f"{none} without data.images_per_class, which chooses classes"
         yield f"data.{key}", k > 0 or data[key] == none, text

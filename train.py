@@ -111,14 +111,15 @@ def calibrate(config, workdir, step, score, variables):
     if jax.process_index() == 0:
         numbers, path = {"scale": scale, "shift": shift}, workdir / calibration.CALIBRATION
         threshold = workdir / THRESHOLD
-        if threshold.exists() and calibration.kept(path, step, *numbers) != [scale, shift]:
+        kept = calibration.kept(path, step, *numbers)  # another machine may round otherwise
+        if threshold.exists() and not (kept and np.allclose(kept, [scale, shift], rtol=1e-3)):
             print(f"{THRESHOLD}, fitted before the calibration, is removed: fit it again")
             threshold.unlink()
         calibration.keep(path, step, numbers)
-    text = f"its ECE was {found.metrics['ece']:.4f}"
+    text = f"calibrated on validation: its ECE was {found.metrics['ece']:.4f}"
     if (scale, shift) == calibration.NONE:
-        text = "not at all: there same pairs do not have higher scores"
-    print(f"calibrated on validation: {text}", flush=True)
+        text = "not calibrated: in validation same pairs do not have higher scores"
+    print(text, flush=True)
     return calibration.apply(variables, scale, shift)
 
 

@@ -31,11 +31,11 @@ def get_config():
     config.model.pretrained_sha256 = ""  # of these weights; empty: any, whose checksum is saved
     config.model.stage_sizes = (2, 2, 2, 2)  # blocks per stage; of a cnn: layers
     config.model.width = 64  # channels of the first stage; each later stage has twice as many
-    config.model.views = 1  # 3: after training, embeddings are means over small moves; 3 x work
+    config.model.views = 1  # 3: but in training steps, embeddings are means over moved copies
     config.model.head = "mlp"  # hidden layer on |e1 - e2|; cosine; euclidean: contrastive loss
     config.model.head_features = 256  # units of the mlp head's hidden layer
-    config.model.loss = "pairs"  # drawn ones; all_pairs: every two images of a batch; for a cosine
-    # also supcon, which shapes the embeddings (losses.py)
+    config.model.loss = "pairs"  # of the drawn pairs; all_pairs: of every two images of a batch;
+    # supcon: shapes the embeddings, for a cosine head and a trained encoder (losses.py)
     config.model.margin = 1.0  # distance of "different" embeddings where the contrastive loss is 0
     config.model.dtype = "auto"  # of computation: float32, bfloat16; auto: bfloat16 except on CPU
 

@@ -7,7 +7,8 @@ Image paths are relative to the file. A fourth column, split, may say train, val
 Without it no image is in two splits: pairs that are connected by common images stay together, and
 each such group is in one split. Where one group has nearly all pairs, it is cut: then about a third
 of the pairs, which join images of two splits, is left out, and validation and test keep about 1 %
-each. The first lines that are printed say so. Give the column then.
+each. The first lines that are printed say so. Give the column then. Instead of it a column fold may
+have the numbers 0, 1, 2 and so on: the last fold is the test, the one before the validation.
 
 The pairs.txt of "Labeled Faces in the Wild" is read as it is, in the folder of its people. Of its
 ten folds the last is the test, the one before the validation.

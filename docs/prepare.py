@@ -18,6 +18,7 @@ def prepare(path):
     with Image.open(path) as image:
         image.draft(None, (2 * RULES["size"],) * 2)  # a large JPEG is read at a half or less
         inverted = getattr(image, "tag_v2", {}).get(262) == 0  # a TIFF whose 0 is white
+        deep = ";16" in str(getattr(image, "tile", ""))  # of 16 bits a colour the upper 8 are read
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise ValueError(f"{path}: its values are real numbers, whose range is not known")
@@ -29,6 +30,8 @@ def prepare(path):
             raise ValueError(f"{path}: its values are not from 0 to {whites[-1]:,}")
         values = (255 * values + white // 2) // white
         image = Image.fromarray(np.uint8(255 - values if inverted else values))
+    elif deep and np.asarray(image)[..., :3].max() < 64:
+        raise ValueError(f"{path}: of its 16 bits a colour the upper 2 are empty: scale its values")
     if image.has_transparency_data:
         image = on_ground(image.convert("RGBA"))
     image = image.convert(RULES["mode"])

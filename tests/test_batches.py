@@ -203,7 +203,7 @@ def test_drawn_images_come_in_groups_too():
         ({"images_per_class": 0, "overlaid_classes": 0.5}, "classes=0.5: must be 0 without"),
         ({"overlaid_classes": 1.5}, "data.overlaid_classes=1.5: must be from 0 to 1"),
         ({"turned_classes": 2}, r"data.turned_classes=2: must be one of \(1, 4, 8\)"),
-        ({"source": "pairs", "images_per_class": 4}, "must be 0 unless of classes"),
+        ({"source": "pairs", "images_per_class": 4}, "must be 0 with data.source=pairs"),
     ],
 )
 def test_batches_that_cannot_be_are_refused(changes, text):

@@ -3,7 +3,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -306,7 +305,7 @@ def test_a_damaged_fingerprint_is_one_line(begun, bytes_):
 
 
 def test_a_fingerprint_is_whole_or_not_there(photos, tmp_path):
-    (tmp_path / "run" / Path(FINGERPRINT).with_suffix(".partial")).mkdir(parents=True)
+    (tmp_path / "run" / f"{FINGERPRINT}.partial").mkdir(parents=True)
     with pytest.raises(UserError, match=r"data.json.gz cannot be written: Is a directory"):
         fingerprint.write(config_of(photos).data, tmp_path / "run")
     assert read_fingerprint(tmp_path / "run") is None

@@ -2,11 +2,13 @@ import csv
 import itertools
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
-from conftest import run_fork, write_photos
+from conftest import ENVIRONMENT, ROOT, run_fork, write_photos
 from PIL import Image
 
 import decoding
@@ -97,6 +99,7 @@ def test_an_enrolled_gallery_answers_alike_and_decodes_only_the_query(trained, f
     assert ended.returncode == 0 and ended.stdout == f"wrote {db / 'embeddings.npz'}: 24 images\n"
     ended = search(trained, *options, f"--query={queries}")
     assert (ended.returncode, ended.stderr) == (0, "") and rows(trained) == first
+    assert ".npz" not in search(trained, f"--gallery={db}", "--enroll").stderr
     with np.load(db / "embeddings.npz", allow_pickle=False) as file:
         kept = dict(file)
     assert len(kept["embeddings"]) == len(kept["names"]) == 24 and kept["step"] in (4, 8)
@@ -175,6 +178,11 @@ def test_names_of_any_bytes_are_printed_and_written(trained, folder, tmp_path):
     written = (trained / "evaluation" / "matches.csv").read_bytes()
     assert f'"{db}/b'.encode() + b'\xff,$.png"' in written
     assert search(trained, f"--gallery={db}", f"--query={db}").returncode == 0
+    for i in (2, 3):
+        shutil.copy(folder / "class0" / f"{i}.png", db)
+    command = [sys.executable, ROOT / "evaluate.py", f"--workdir={trained}", f"--images={db}"]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True)
+    assert ended.returncode == 0 and b"/b\xff,$.png" in ended.stdout
 
 
 def test_the_sheet_frames_what_is_the_same_green_and_all_else_red():

@@ -140,12 +140,13 @@ def constant(_, pairs):
     return None, np.zeros(len(pairs.label))
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("whole, fewest", [(True, 3), (True, 4), (False, 3)])
 def test_of_files_there_is_what_the_field_reports(
-    whole, set_of_files, tmp_path, monkeypatch, capsys, no_figures
+    whole, fewest, set_of_files, tmp_path, monkeypatch, capsys, no_figures
 ):
-    bounds = {"accuracy": (0.25, 0.75)}  # three classes are too few for it
+    bounds = {"accuracy": (0.25, 0.75)}
     monkeypatch.setattr(metrics, "class_intervals", lambda *_: bounds)
+    monkeypatch.setattr(metrics, "FEWEST", fewest)
     config, found = set_of_files, evaluated(set_of_files, 0.5)
     if not whole:
         pairs = data.sample_pairs(config, "test", 150)
@@ -164,13 +165,15 @@ def test_of_files_there_is_what_the_field_reports(
     assert values["no_learning"]["untrained network"]["eer"] == 0.5
     assert ("recall_at_1" in values["no_learning"]["L2 distance of pixels"]) == whole
     if whole:
-        assert values["intervals"].keys() == {"recall_at_1", "map", "accuracy"}
+        ranked = {"recall_at_1", "map"} if fewest == 3 else set()  # of as many classes as there are
+        assert values["intervals"].keys() == {"accuracy"} | ranked
         assert 0 < values["recall_at_1"] <= values["recall_at_5"] <= 1
         assert (values["queries"], values["classes"]) == (24, 3)
-        assert re.search(r"recall_at_1 +0\.\d+  0\.\d+ to \d", printed)
+        interval = re.search(r"recall_at_1 +0\.\d+  0\.\d+ to \d", printed)
+        assert (interval is not None) == (fewest == 3)
         assert "  95 % intervals are over 3 classes\n" in printed
     else:
-        assert "  no recall_at_1, recall_at_5, map: they take every pair" in printed
+        assert "  no recall_at_1, recall_at_5, map: they need every pair" in printed
 
 
 def test_a_sample_has_no_interval_of_what_it_cannot_show(tiny, tmp_path, no_figures):

@@ -113,8 +113,11 @@ def test_values_that_do_not_go_together_are_refused(changes, message):
             "the folder of a run, unless a resnet18",
         ),
         ({"head": "euclidean", "frozen": True}, "False without a head that learns"),
-        ({"loss": "supcon"}, "model.loss=supcon: must be pairs or all_pairs unless"),
-        ({"head": "cosine", "frozen": True, "loss": "supcon"}, "an encoder that is trained"),
+        ({"loss": "supcon"}, "model.loss=supcon: must be pairs or all_pairs; supcon needs"),
+        (
+            {"head": "cosine", "frozen": True, "loss": "supcon"},
+            "supcon needs model.head=cosine and model.frozen=False",
+        ),
     ],
 )
 def test_parts_of_a_model_that_do_not_go_together_are_refused(changes, message):
