@@ -60,7 +60,7 @@ def get_config():
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup = 0.03
-    config.optimizer.weight_decay = 1.0
+    config.optimizer.weight_decay = 2.0
     config.optimizer.momentum = 0.9
     config.optimizer.beta2 = 0.99
     config.eval.best = "eer"
