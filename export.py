@@ -67,6 +67,8 @@ def write_export(config, workdir, which, batch=None, onnx=False):
     threshold = scoring.kept_threshold(config, workdir, step)
     encoder, head = export_parts(config, model, variables, batch)
     files = {"encoder.stablehlo": encoder.serialize(), "head.stablehlo": head.serialize()}
+    if batch is None and config.data.fit == "squeeze":
+        files["photos.stablehlo"] = export_photos(config, model, variables).serialize()
     files |= export_onnx(config, variables, batch) if onnx else {}
     kept = read_fingerprint(workdir)
     facts = describe(config, encoder, batch or "n") | {
@@ -81,7 +83,7 @@ def write_export(config, workdir, which, batch=None, onnx=False):
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         (folder / f"{name}.partial").write_bytes(content)
-    for name in ("encoder.onnx", "head.onnx"):  # of another step, perhaps
+    for name in ("encoder.onnx", "head.onnx", "photos.stablehlo"):  # of another step, perhaps
         (folder / name).unlink(missing_ok=True)
     for name in files:
         (folder / f"{name}.partial").replace(folder / name)
@@ -125,6 +127,33 @@ def export_parts(config, model, variables, batch=None):
     encoder = exported("encode", images)
     embeddings = jax.ShapeDtypeStruct(encoder.out_avals[0].shape, encoder.out_avals[0].dtype)
     return encoder, exported("compare", embeddings, embeddings)
+
+
+def export_photos(config, model, variables):
+    """The encoder for decoded images of any size: a jax.export.Exported."""
+    shape = export.symbolic_shape(f"n, height, width, {config.data.channels}")
+
+    def encode(photos):
+        return model.apply(variables, resize(photos, config.data.image_size), method="encode")
+
+    like = jax.ShapeDtypeStruct(shape, jnp.uint8)
+    return export.export(jax.jit(encode), platforms=PLATFORMS)(like)
+
+
+def resize(photos, size):
+    """uint8 [n, height, width, channels] -> squares, nearly those of Pillow 13.
+
+    As Pillow it rounds after each axis, and begins with the one that leaves it less to do.
+    """
+
+    def along(axis, x):
+        shape = (*x.shape[:axis], size, *x.shape[axis + 1 :])
+        return jnp.floor(jax.image.resize(x, shape, "linear", antialias=True) + 0.5)
+
+    _, height, width, _ = map(jnp.asarray, photos.shape)  # symbols, in an export
+    rows_first, columns_first = (lambda x: along(2, along(1, x))), (lambda x: along(1, along(2, x)))
+    is_tall, x = 2 * width < height + size, photos.astype(jnp.float32)
+    return jax.lax.cond(is_tall, rows_first, columns_first, x).astype(jnp.uint8)
 
 
 def check_onnx():

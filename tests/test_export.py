@@ -182,6 +182,26 @@ def test_prepare_gives_the_pixels_of_training(fit, tmp_path):
             found = prepare(path)
             assert (found.shape, found.dtype) == ((32, 32, channels), np.uint8)
             np.testing.assert_array_equal(found, expected, err_msg=f"{path.name} {fit}")
+            if fit == "squeeze" and channels == 3 and path.name.startswith(("rgb", "p", "one")):
+                with Image.open(path) as image:
+                    resized = export.resize(np.asarray(image.convert("RGB"))[None], 32)
+                apart = np.abs(np.int16(resized[0]) - expected)
+                assert apart.max() <= 1 and apart.mean() < 0.02, path.name
+
+
+def test_photos_of_any_size_have_the_embeddings_of_their_prepared_pixels(light_run):
+    folder, random = light_run / "runs" / "light" / "export", np.random.default_rng(0)
+    encoder, photos = (
+        jax.export.deserialize((folder / f"{name}.stablehlo").read_bytes())
+        for name in ("encoder", "photos")
+    )
+    for width, height in ((50, 40), (17, 300), (32, 32)):
+        whole = random.integers(0, 256, (3, height, width), np.uint8)
+        small = [Image.fromarray(x).resize((32, 32), Image.Resampling.BILINEAR) for x in whole]
+        expected = encoder.call(np.stack(small)[..., None])
+        found = photos.call(whole[..., None])
+        others = np.abs(expected - expected[::-1]).max()  # of other images
+        assert np.abs(found - expected).max() < 0.05 * others
 
 
 def untrained(config):
@@ -194,7 +214,7 @@ def test_a_fixed_batch_is_the_only_one(light_run, tmp_path):
     (workdir / "export" / "encoder.onnx").write_text("of another step")
     export.write_export(settings.load_config(workdir), workdir, "best", 3)
     folder = workdir / "export"
-    names = ["encoder.stablehlo", "export.json", "head.stablehlo", "prepare.py"]
+    names = ["encoder.stablehlo", "export.json", "head.stablehlo", "prepare.py"]  # no photos
     assert sorted(path.name for path in folder.iterdir() if path.is_file()) == names
     encoder = jax.export.deserialize((folder / "encoder.stablehlo").read_bytes())
     head = jax.export.deserialize((folder / "head.stablehlo").read_bytes())
