@@ -32,7 +32,7 @@ CHOICES = {
     "model.loss": ("pairs", "all_pairs", "supcon"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "optimizer.name": ("adam", "adamw", "sgd"),
-    "eval.best": ("loss", "eer", "roc_auc"),
+    "eval.best": ("loss", "eer", "roc_auc", "last"),
 }
 TINY = 1e-9  # above 0, or below 1 by this
 RANGES = {  # keys: (smallest, largest); no machine can hold more than the large ones

@@ -139,14 +139,16 @@ def train_and_validate(config, program, state, schedule, validate, writer, saver
             validation = validate(host_state.variables)
             writer.write(step, scalars("validation", validation))
             print(describe(step, "validation", validation), flush=True)
-            found = validation.metrics | {"rank": rank(config, validation.metrics)}
+            found = validation.metrics | {"rank": rank(config, step, validation.metrics)}
         writer.flush()  # before the checkpoint: no gap in the curves after resuming
         saver.save(host_state, found)
     return step
 
 
-def rank(config, metrics):
-    """What config.eval.best makes of validation metrics: lower is better; their loss if unknown."""
+def rank(config, step, metrics):
+    """What config.eval.best makes of a step's validation: lower is better; the loss if unknown."""
+    if config.eval.best == "last":
+        return -step
     value = metrics[config.eval.best]
     if value is None:  # all pairs are of one kind
         return metrics["loss"]

@@ -374,7 +374,7 @@ def test_what_builds_the_step_needs_no_tensorflow():
 
 def test_the_best_checkpoint_is_by_the_metric_that_the_config_names(tiny):
     metrics = {"loss": 0.4, "eer": 0.1, "roc_auc": 0.9}
-    for best, expected in (("loss", 0.4), ("eer", 0.1), ("roc_auc", -0.9)):
+    for best, expected in (("loss", 0.4), ("eer", 0.1), ("last", -3), ("roc_auc", -0.9)):
         tiny.eval.best = best
-        assert train.rank(tiny, metrics) == expected
-    assert train.rank(tiny, metrics | {"roc_auc": None}) == 0.4  # of pairs of one kind
+        assert train.rank(tiny, 3, metrics) == expected
+    assert train.rank(tiny, 3, metrics | {"roc_auc": None}) == 0.4  # of pairs of one kind
