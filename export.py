@@ -186,7 +186,8 @@ def export_onnx(config, variables, batch=None):
 def to_onnx(function, examples, batch):
     """A function as ONNX, bytes, for any number of rows or `batch`.
 
-    examples: tuples of arguments. Raises UserError if its answer to one is not that of JAX.
+    examples: tuples of arguments. Raises UserError if its answer to one is not that of JAX, or if
+    there is none.
     """
     import jax2onnx
     import onnxruntime
@@ -194,7 +195,11 @@ def to_onnx(function, examples, batch):
     for name in ("jax2onnx", "onnx_ir"):  # pages about examples that lack their packages
         logging.getLogger(name).setLevel(logging.ERROR)
     like = [jax.ShapeDtypeStruct((batch or "n", *x.shape[1:]), x.dtype) for x in examples[0]]
-    content = jax2onnx.to_onnx(function, like).SerializeToString()
+    try:
+        content = jax2onnx.to_onnx(function, like).SerializeToString()
+    except AttributeError as error:  # it reads private parts of JAX
+        text = f"jax2onnx cannot convert with JAX {jax.__version__} ({error})"
+        raise UserError(f"--onnx: {text}: export with Python 3.11, which has JAX 0.10.1") from None
     session = onnxruntime.InferenceSession(content)
     names = [one.name for one in session.get_inputs()]
     for arrays in examples:

@@ -255,6 +255,16 @@ def test_onnx_that_answers_otherwise_than_jax_is_not_kept(factor, monkeypatch):
         export.to_onnx(lambda x: x, examples, None)
 
 
+def test_a_jax_that_onnx_cannot_convert_is_one_line(monkeypatch):
+    def refuse(*_):
+        raise AttributeError("module has no attribute ClosedJaxpr")
+
+    monkeypatch.setitem(sys.modules, "jax2onnx", SimpleNamespace(to_onnx=refuse))
+    monkeypatch.setitem(sys.modules, "onnxruntime", SimpleNamespace())
+    with pytest.raises(UserError, match=r"^--onnx: .*ClosedJaxpr\): export with Python 3\.11"):
+        export.to_onnx(lambda x: x, [(np.zeros((1, 2), np.float32),)], None)
+
+
 def test_shapes_threshold_and_step_are_written_beside(light_run):
     facts = json.loads((light_run / "runs/light/export/export.json").read_text())
     assert facts["images"].startswith("uint8 [n, 32, 32, 1]")
