@@ -52,9 +52,7 @@ def get_config():
 
     config.eval = ConfigDict()
     config.eval.threshold = 0.5  # probability from which on the answer is "same"
-    config.eval.best = (
-        "loss"  # the best checkpoint is that of validation's loss, eer or roc_auc; last
-    )
+    config.eval.best = "loss"  # what makes a checkpoint the best; eer, roc_auc; last: its step
     config.eval.num_pairs = 10_000  # pairs to sample where there are too many to evaluate all
 
     config.checkpoint = ConfigDict()

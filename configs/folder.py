@@ -64,5 +64,5 @@ def get_config():
     config.optimizer.weight_decay = 2.0
     config.optimizer.momentum = 0.9
     config.optimizer.beta2 = 0.99
-    config.eval.best = "eer"
+    config.eval.best = "last"
     return config
