@@ -187,7 +187,7 @@ def to_onnx(function, examples, batch):
     """A function as ONNX, bytes, for any number of rows or `batch`.
 
     examples: tuples of arguments. Raises UserError if its answer to one is not that of JAX, or if
-    there is none.
+    jax2onnx cannot convert it.
     """
     import jax2onnx
     import onnxruntime
@@ -199,7 +199,7 @@ def to_onnx(function, examples, batch):
         content = jax2onnx.to_onnx(function, like).SerializeToString()
     except AttributeError as error:  # it reads private parts of JAX
         text = f"jax2onnx cannot convert with JAX {jax.__version__} ({error})"
-        raise UserError(f"--onnx: {text}: export with Python 3.11, which has JAX 0.10.1") from None
+        raise UserError(f"--onnx: {text}; it can with JAX 0.10.1, of Python 3.11") from None
     session = onnxruntime.InferenceSession(content)
     names = [one.name for one in session.get_inputs()]
     for arrays in examples:

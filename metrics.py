@@ -14,7 +14,7 @@ from errors import UserError
 FALSE_ACCEPT_RATES = (0.1, 0.01, 0.001)
 CALIBRATION_BINS = 15  # of equal width, in the probability of "same"
 RESAMPLES = 200
-FEWEST = 4  # things that can be resampled: classes, or pairs
+FEWEST = 4  # classes, or pairs, that are resampled; of fewer there are no intervals
 MOST_RESAMPLED = 100_000  # pairs of intervals over classes; of more so many are drawn
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
 NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
@@ -113,8 +113,8 @@ def bootstrap(n, measure):
     """95 % intervals, {name: (low, high)}, of the metrics of n things drawn with replacement.
 
     measure: how often each is drawn, int [n] -> {name: float, or None where unknown}. Percentiles
-    of the bootstrap (Efron 1979); a metric that is the same in each resample has none. Of fewer
-    than FEWEST things nothing has.
+    of the bootstrap (Efron 1979); a metric that is the same in each resample has none, nor
+    has any of fewer than FEWEST things.
     """
     if n < FEWEST:
         return {}

@@ -31,7 +31,7 @@ def get_config():
     config.model.pretrained_sha256 = ""  # of these weights; empty: any, whose checksum is saved
     config.model.stage_sizes = (2, 2, 2, 2)  # blocks per stage; of a cnn: layers
     config.model.width = 64  # channels of the first stage; each later stage has twice as many
-    config.model.views = 1  # 3: but in training steps, embeddings are means over moved copies
+    config.model.views = 1  # 3: except in training steps, embeddings are means over moved copies
     config.model.head = "mlp"  # hidden layer on |e1 - e2|; cosine; euclidean: contrastive loss
     config.model.head_features = 256  # units of the mlp head's hidden layer
     config.model.loss = "pairs"  # of the drawn pairs; all_pairs: of every two images of a batch;
@@ -52,7 +52,7 @@ def get_config():
 
     config.eval = ConfigDict()
     config.eval.threshold = 0.5  # probability from which on the answer is "same"
-    config.eval.best = "loss"  # what makes a checkpoint the best; eer, roc_auc; last: its step
+    config.eval.best = "loss"  # best checkpoint: by loss, eer or roc_auc of validation; or last
     config.eval.num_pairs = 10_000  # pairs to sample where there are too many to evaluate all
 
     config.checkpoint = ConfigDict()

@@ -23,8 +23,9 @@ are classes of their own, and 3 classes in 10 are two laid over each other: a ne
 classes it has never seen needs many to learn from. Where things lie in any direction, as under a
 microscope, say --config.data.turned_classes=1 and --config.augment.rotation=180. The embeddings
 learn by the supervised contrastive loss. After training, an embedding is the mean of three: of the
-image, and of two copies moved a little. The best checkpoint is the last: validation has images of
-the classes of training, which says little of new classes.
+image, and of two copies moved a little. The best checkpoint is the last: with split=disjoint,
+validation has images of the classes of training, which says little of new classes.
+--config.eval.best=eer chooses by validation.
 benchmarks/README.md says how good and how fast it is.
 """
 

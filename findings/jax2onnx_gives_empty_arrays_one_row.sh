@@ -52,6 +52,7 @@ for name, (function, shape, expected) in cases.items():
     (found,) = session.run(None, {session.get_inputs()[0].name: x})
     print(f"{name}: {function(x).shape} in JAX, {found.shape} in ONNX")
     if found.shape != expected:
-        raise SystemExit(f"expected {expected} in ONNX")
+        print(f"expected {expected} in ONNX")
+        raise SystemExit(1)
 PYTHON
-"$folder/venv/bin/python" -W ignore "$folder/convert.py" 2>/dev/null
+"$folder/venv/bin/python" -W ignore "$folder/convert.py"

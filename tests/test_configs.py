@@ -62,6 +62,11 @@ def test_every_config_trains_and_is_evaluated(name, photos, prepared, tmp_path):
     assert found.metrics["wrong"] == (answers != found.pairs.label).sum()
 
 
+@pytest.mark.parametrize("name", ["folder", "omniglot", "pairs"])
+def test_of_files_the_last_checkpoint_is_the_best(name):
+    assert importlib.import_module(f"configs.{name}").get_config().eval.best == "last"
+
+
 @pytest.mark.slow
 def test_light_learns_every_pair_of_the_founding_data(tmp_path):
     finished = run("train.py", f"--config={ROOT}/configs/light.py", f"--workdir={tmp_path / 'run'}")
