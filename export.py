@@ -15,6 +15,7 @@ from errors import UserError  # first: from here on a missing package is one lin
 import json
 import logging
 from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -159,13 +160,11 @@ def resize(photos, size):
 def check_onnx():
     """Raises UserError if a package for ONNX is missing."""
     try:
-        import jax2onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
+        for name in ("jax2onnx", "onnxruntime"):
+            import_module(name)
     except ModuleNotFoundError as error:
-        text = (
-            f"the package {error.name} is missing: pip install --no-deps -r requirements-onnx.txt"
-        )
-        raise UserError(f"--onnx: {text}") from None
+        text = "is missing: pip install --no-deps -r requirements-onnx.txt"
+        raise UserError(f"--onnx: the package {error.name} {text}") from None
 
 
 def export_onnx(config, variables, batch=None):

@@ -115,15 +115,12 @@ def format_more(one, bounds):
     if "classes" in m:
         drawn = len(one.pairs.label) > metrics.MOST_RESAMPLED
         text = f", from {metrics.MOST_RESAMPLED:,} pairs drawn from these" * drawn
-        few = m["classes"] < metrics.FEWEST
-        few = (
-            f"{m['classes']} classes are too few" if few else "all resampled classes give the same"
-        )
-        lines.append(
-            f"  95 % intervals are over {m['classes']:,} classes{text}"
-            if bounds
-            else f"  no 95 % intervals: {few}"
-        )
+        if bounds:
+            lines.append(f"  95 % intervals are over {m['classes']:,} classes{text}")
+        elif m["classes"] < metrics.FEWEST:
+            lines.append(f"  no 95 % intervals: {m['classes']} classes are too few")
+        else:
+            lines.append("  no 95 % intervals: all resampled classes give the same")
     elif "no_learning" in m:
         lines.append(f"  no {', '.join(retrieval.NAMES)}: they need every pair, of known classes")
     if "no_learning" in m:

@@ -1,7 +1,6 @@
 """Random changes of images against SciPy, definitions in NumPy and cases worked by hand."""
 
-import functools
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -37,7 +36,7 @@ def change(images, step=0, places=None, **changes):
     return np.asarray(jitted(options(**changes))(step, places, images))
 
 
-@functools.cache
+@cache
 def jitted(options):
     return jax.jit(partial(augment.augment, options, 3))
 
