@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import logsumexp
 
-from model import AXIS, length
+from model import AXIS, unit
 
 TEMPERATURE = 0.04  # of a softmax over cosines; the paper has 0.1, worse with few classes
 
@@ -26,17 +26,18 @@ def training_loss(config, model, batch):
         losses = model.losses(logits, batch.label)
         return losses.mean(), losses, logits
     embeddings = model.encode(jnp.concatenate([batch.image1, batch.image2]), train=True)
-    logits = model.compare(*jnp.split(embeddings, 2))
     classes = batch.local_classes.T.reshape(-1)  # in the order of the embeddings
-    loss = loss_of_images(config.model.loss, model, embeddings, classes)
+    loss, compared = loss_of_images(config.model.loss, model, embeddings, classes)
+    logits = model.compare(*jnp.split(compared, 2))
     return loss, model.losses(logits, batch.label), logits
 
 
 def loss_of_images(name, model, embeddings, classes):
-    """The loss [] of embeddings [n, size] and int32 [n]: "all_pairs" or "supcon".
+    """The loss [] of embeddings [n, size] and int32 [n], and what the head compares [n, size].
 
-    `supcon` shapes the embeddings, and the head learns from them by `all_pairs`, without shaping
-    them. An image counts if the batch has others of its class, and of another class.
+    "supcon" shapes the embeddings. The head learns by "all_pairs" from what `Whitening` makes of
+    them, without shaping them. An image counts if the batch has others of its class, and of
+    another class.
     """
     everyone = lax.all_gather(embeddings, AXIS, tiled=True)
     all_classes = lax.all_gather(classes, AXIS, tiled=True)
@@ -45,10 +46,13 @@ def loss_of_images(name, model, embeddings, classes):
     different = classes[:, None] != all_classes[None]
     same = ~different & ~itself
     if name == "all_pairs":
-        return all_pairs(model, embeddings, everyone, same, different)
-    head_loss = all_pairs(model, *lax.stop_gradient((embeddings, everyone)), same, different)
+        return all_pairs(model, embeddings, everyone, same, different), embeddings
     losses = supcon(unit(embeddings), unit(everyone), same, different)
-    return part_of_mean(losses, same.any(axis=1) & different.any(axis=1)) + head_loss
+    loss = part_of_mean(losses, same.any(axis=1) & different.any(axis=1))
+    embeddings, everyone = lax.stop_gradient((embeddings, everyone))
+    model.whitening.learn(embeddings, everyone, ~different)
+    own, others = model.whitening(embeddings), model.whitening(everyone)
+    return loss + all_pairs(model, own, others, same, different), own
 
 
 def all_pairs(model, embeddings, everyone, same, different):
@@ -76,9 +80,3 @@ def supcon(embeddings, everyone, same, different):
     weights = same.astype(jnp.float32)
     weights /= jnp.maximum(weights.sum(axis=1, keepdims=True), 1)
     return -(weights * log_p).sum(axis=1)
-
-
-def unit(embeddings):
-    """Embeddings scaled to length 1, in float32; those that are 0 stay 0."""
-    x = embeddings.astype(jnp.float32)
-    return x / length(x)[..., None]

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+from jax.scipy.linalg import solve_triangular
 
 from convolution import convolve, convolve_copies, max_pool
 from settings import is_run
@@ -39,8 +41,11 @@ def create_model(config):
         "cosine": Cosine,
         "euclidean": partial(Euclidean, options.margin),
     }[options.head]()
+    whitening = None
+    if options.loss == "supcon":
+        whitening = Whitening(options.width * 2 ** (len(options.stage_sizes) - 1))
     of_imagenet = options.pretrained != "" and not is_run(options.pretrained)
-    return Siamese(encoder, head, options.frozen, options.views, of_imagenet, dtype)
+    return Siamese(encoder, whitening, head, options.frozen, options.views, of_imagenet, dtype)
 
 
 def trained(config, params):
@@ -74,6 +79,7 @@ class Siamese(nn.Module):
     """
 
     encoder: nn.Module
+    whitening: nn.Module | None
     head: nn.Module
     frozen: bool
     views: int
@@ -91,11 +97,14 @@ class Siamese(nn.Module):
 
         Except in a training step it is the mean over three `moved` copies, with views=3: strides
         let an embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
+        And there it is whitened, if the network does so.
         """
-        if train or self.views == 1:
+        if train:
             return self.embed(images, train)
         # One by one: all at once would take three times the memory.
-        return sum(self.embed(copy, train) for copy in moved(images)) / self.views
+        copies = moved(images) if self.views == 3 else [images]
+        x = sum(self.embed(copy, train) for copy in copies) / self.views
+        return x if self.whitening is None else self.whitening(x)
 
     def embed(self, images, train):
         """As `encode`, of the images as they are.
@@ -136,6 +145,56 @@ def moved(images):
 def length(x):
     """The length of vectors [..., size]; its gradient at 0 is 0, thanks to the tiny number."""
     return jnp.sqrt((x**2).sum(axis=-1) + 1e-12)
+
+
+def unit(embeddings):
+    """Embeddings scaled to length 1, in float32; those that are 0 stay 0."""
+    x = embeddings.astype(jnp.float32)
+    return x / length(x)[..., None]
+
+
+def roots(embeddings):
+    """The square roots of embeddings that are at least 0, scaled to length 1, in float32."""
+    return unit(jnp.sqrt(embeddings.astype(jnp.float32)))
+
+
+multiply = partial(jnp.matmul, precision="highest")  # of float32: on GPUs not in TF32
+
+
+class Whitening(nn.Module):
+    """Lets all directions count alike in which images of one class differ: [n, size] -> the same.
+
+    Square roots of embeddings, none of which is below 0, scaled to length 1 (Perronnin et al. 2010,
+    "Improving the Fisher Kernel"), times a matrix that makes their covariance within classes the
+    same in all directions (WCCN, Hatch & Stolcke 2006). Before that it is averaged with a multiple
+    of the identity, for directions in which training images differ by chance. The covariance is a
+    running mean over training batches, like BatchNorm's statistics.
+    """
+
+    size: int
+
+    def setup(self):
+        shape = (self.size, self.size)
+        self.covariance = self.variable("batch_stats", "covariance", jnp.zeros, shape)
+        self.matrix = self.variable("batch_stats", "matrix", jnp.eye, self.size)
+
+    def __call__(self, embeddings):
+        return multiply(roots(embeddings), self.matrix.value)
+
+    def learn(self, embeddings, everyone, alike):
+        """Takes in a training batch: n images of this device, m of all, which are of one class.
+
+        Embeddings [n, size] and [m, size], alike bool [n, m].
+        """
+        alike = alike.astype(jnp.float32)
+        means = multiply(alike, roots(everyone)) / alike.sum(axis=1, keepdims=True)
+        deviations = roots(embeddings) - means
+        found = lax.pmean(multiply(deviations.T, deviations) / len(deviations), AXIS)
+        covariance = 0.99 * self.covariance.value + 0.01 * found
+        identity, mean = jnp.eye(self.size), jnp.trace(covariance) / self.size
+        factor = jnp.linalg.cholesky(covariance / (mean + 1e-12) + identity)
+        self.covariance.value = covariance
+        self.matrix.value = solve_triangular(factor, identity, lower=True).T
 
 
 class MLP(nn.Module):

@@ -4,6 +4,7 @@ import functools
 from functools import partial
 from itertools import permutations
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from flax import linen as nn
 import data
 import settings
 from losses import loss_of_images, training_loss
-from model import AXIS, create_model, init_variables
+from model import AXIS, Whitening, create_model, init_variables
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
@@ -52,8 +53,14 @@ def expected(embeddings, classes):
 def program(devices):
     """(embeddings, classes) of each device -> its loss and gradient; the head's loss is 0."""
     nothing = SimpleNamespace(compare=lambda a, b: (a * b).sum(-1), losses=lambda x, _: 0 * x)
-    loss = jax.value_and_grad(partial(loss_of_images, "supcon", nothing))
-    return jax.pmap(loss, AXIS, devices=jax.devices()[:devices])
+    nothing.whitening = Mock(side_effect=lambda embeddings: embeddings)
+    both = jax.value_and_grad(partial(loss_of_images, "supcon", nothing), has_aux=True)
+
+    def loss_alone(embeddings, classes):
+        (loss, _), gradient = both(embeddings, classes)
+        return loss, gradient
+
+    return jax.pmap(loss_alone, AXIS, devices=jax.devices()[:devices])
 
 
 def found(embeddings, classes, devices):
@@ -112,28 +119,72 @@ def test_equal_embeddings_and_zeros_have_finite_losses_and_gradients(value):
 
 @functools.cache
 def head_and_embeddings(name):
-    """The gradients of a loss for a cosine head and for embeddings on four devices."""
+    """Of a cosine head on four devices: the gradients for it and for embeddings, and what it saw.
+
+    Also the statistics of whitening after the step.
+    """
     config = tiny_config()
     config.model.update({"encoder": "cnn", "head": "cosine", "loss": name})
+    config.model.update({"stage_sizes": (1,), "width": 4})
     settings.check(config)
+    model = create_model(config)
+    stats = init_variables(model, config)["batch_stats"]
 
     def loss_of(head, *batch):
-        loss = nn.apply(lambda model: loss_of_images(name, model, *batch), create_model(config))
-        return loss({"params": {"head": head}})
+        loss = nn.apply(
+            lambda model: loss_of_images(name, model, *batch), model, mutable=["batch_stats"]
+        )
+        (loss, seen), updated = loss({"params": {"head": head}, "batch_stats": stats})
+        return loss, (seen, updated["batch_stats"].get("whitening"))
 
     head = {"log_scale": jnp.float32(1), "threshold": jnp.float32(0.3)}
-    parts = random_embeddings("anywhere").reshape(4, 4, 4), np.int32(UNEVEN).reshape(4, 4)
-    gradients = jax.pmap(jax.grad(loss_of, (0, 1)), AXIS, in_axes=(None, 0, 0))(head, *parts)
-    return jax.tree.map(np.asarray, gradients)
+    embeddings = abs(random_embeddings("anywhere")) if name == "supcon" else whitened()[0]
+    parts = embeddings.reshape(4, 4, 4), np.int32(UNEVEN).reshape(4, 4)
+    step = jax.pmap(jax.grad(loss_of, (0, 1), has_aux=True), AXIS, in_axes=(None, 0, 0))
+    return jax.tree.map(np.asarray, step(head, *parts))
+
+
+@functools.cache
+def whitened():
+    """(Whitened embeddings, covariance within classes, matrix) in NumPy, by its eigenvectors."""
+    roots = np.sqrt(np.abs(np.float64(random_embeddings("anywhere"))))
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    covariance = np.zeros((4, 4))
+    for kind in set(UNEVEN):
+        own = roots[kind == UNEVEN]
+        covariance += (own - own.mean(axis=0)).T @ (own - own.mean(axis=0)) / 16
+    values, vectors = np.linalg.eigh(covariance / (np.trace(covariance) / 4) + np.eye(4))
+    return np.float32(roots @ vectors / np.sqrt(values) @ vectors.T), covariance
+
+
+def test_whitening_makes_the_covariance_within_classes_alike_in_all_directions():
+    _, (seen, stats) = head_and_embeddings("supcon")
+    expected, covariance = whitened()
+    for found in stats["covariance"]:  # of each device; the running mean was 0
+        np.testing.assert_allclose(found, 0.01 * covariance, rtol=1e-5, atol=1e-8)
+    seen = seen.reshape(16, 4)  # the same but for a turn, which changes no cosine
+    np.testing.assert_allclose(seen @ seen.T, expected @ expected.T, rtol=1e-4)
 
 
 def test_with_a_metric_loss_the_head_learns_as_from_all_pairs_and_shapes_nothing():
-    head, embeddings = head_and_embeddings("supcon")
-    for key, value in head_and_embeddings("all_pairs")[0].items():
-        np.testing.assert_allclose(head[key].mean(), value.mean(), rtol=1e-4)
-        assert value.mean() != 0
-    alone = found(random_embeddings("anywhere"), UNEVEN, 4)[1]
+    (head, embeddings), _ = head_and_embeddings("supcon")
+    for key, value in head_and_embeddings("all_pairs")[0][0].items():
+        np.testing.assert_allclose(head[key].mean(), value.mean(), rtol=1e-3)
+        assert abs(value.mean()) > 1e-3
+    alone = found(abs(random_embeddings("anywhere")), UNEVEN, 4)[1]
     np.testing.assert_allclose(embeddings.reshape(16, 4) / 4, alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_whitening_that_has_seen_no_difference_is_the_square_root(value):
+    layer, embeddings = Whitening(3), np.full((4, 3), value, np.float32)
+    variables = layer.init(jax.random.key(0), embeddings)
+    alike = np.ones((4, 4), bool)
+    learn = partial(layer.apply, variables, method="learn", mutable=["batch_stats"])
+    _, learnt = jax.vmap(lambda own: learn(own, own, alike), axis_name=AXIS)(embeddings[None])
+    for statistics in (variables, jax.tree.map(lambda leaf: leaf[0], learnt)):
+        found = layer.apply(statistics, embeddings)
+        np.testing.assert_allclose(found, np.sqrt(embeddings / 3), rtol=1e-5)
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.slow), 4])
