@@ -86,9 +86,10 @@ def search(config, workdir, step, model, variables, threshold, asked):
     if found["white"] and not form.white:
         form = form._replace(white=int(found["white"]))  # that of the gallery
         names, pixels, queries, _ = encode_all("query", asked.query, form, encode)
-    embeddings, answers = found["embeddings"].astype(config.model.dtype), []
-    for query in queries.astype(config.model.dtype):
-        chosen, logits = nearest(partial(compare, query[None]), embeddings, asked.nearest)
+    answers = []
+    for query in queries:
+        compare_query = partial(compare, query[None])
+        chosen, logits = nearest(compare_query, found["embeddings"], asked.nearest)
         paths = [os.path.join(folder, found["names"][i]) for i in chosen]
         answers.append([*zip(paths, logits.tolist(), strict=True)])
     report(workdir / "evaluation", names, pixels, answers, threshold, form)
@@ -127,9 +128,12 @@ def encode_all(option, path, form, encode):
 
 
 def digest(made_by, variables):
-    """SHA-256 of what embeddings depend on: how they are made, and the encoder's weights."""
+    """SHA-256 of what embeddings depend on: how they are made, and all variables but the head's."""
     hashed = hashlib.sha256(repr(made_by).encode())
-    weights = {kind: tree.get("encoder", {}) for kind, tree in variables.items()}
+    weights = {
+        kind: {part: tree for part, tree in parts.items() if part != "head"}
+        for kind, parts in variables.items()
+    }
     for name, array in sorted(flatten(weights).items()):
         hashed.update(name.encode() + np.asarray(array).tobytes())
     return hashed.hexdigest()

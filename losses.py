@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import logsumexp
 
-from model import AXIS, unit
+from model import AXIS, multiply, unit
 
 TEMPERATURE = 0.04  # of a softmax over cosines; the paper has 0.1, worse with few classes
 
@@ -33,11 +33,10 @@ def training_loss(config, model, batch):
 
 
 def loss_of_images(name, model, embeddings, classes):
-    """The loss [] of embeddings [n, size] and int32 [n], and what the head compares [n, size].
+    """The loss [] of embeddings [n, size] and classes int32 [n]; and what the head compares.
 
-    "supcon" shapes the embeddings. The head learns by "all_pairs" from what `Whitening` makes of
-    them, without shaping them. An image counts if the batch has others of its class, and of
-    another class.
+    `supcon` shapes the embeddings. The head learns by `all_pairs` from the whitened ones, without
+    shaping them. An image counts if the batch has others of its class, and of another class.
     """
     everyone = lax.all_gather(embeddings, AXIS, tiled=True)
     all_classes = lax.all_gather(classes, AXIS, tiled=True)
@@ -73,8 +72,7 @@ def supcon(embeddings, everyone, same, different):
 
     Unit vectors [n, size] and [m, size], same and different bool [n, m] -> losses float32 [n].
     """
-    # On GPUs not in TF32.
-    scores = jnp.matmul(embeddings, everyone.T, precision=lax.Precision.HIGHEST) / TEMPERATURE
+    scores = multiply(embeddings, everyone.T) / TEMPERATURE
     others = jnp.where(same | different, scores, -1e9)  # finite, so that no gradient is nan
     log_p = scores - logsumexp(others, axis=1, keepdims=True)
     weights = same.astype(jnp.float32)

@@ -87,7 +87,7 @@ class Siamese(nn.Module):
     dtype: jnp.dtype
 
     def __call__(self, image1, image2, train=False):
-        """Two uint8 [n, height, width, channels] -> logits float32 [n]."""
+        """Two uint8 [n, height, width, channels] -> logits float32 [n]; train: not of supcon."""
         # One pass for both images: one BatchNorm over both, and larger matrix products.
         embeddings = self.encode(jnp.concatenate([image1, image2]), train)
         return self.compare(*jnp.split(embeddings, 2))
@@ -97,7 +97,7 @@ class Siamese(nn.Module):
 
         Except in a training step it is the mean over three `moved` copies, with views=3: strides
         let an embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
-        And there it is whitened, if the network does so.
+        With the loss supcon it is whitened then; in a training step `losses` does that.
         """
         if train:
             return self.embed(images, train)
@@ -153,22 +153,16 @@ def unit(embeddings):
     return x / length(x)[..., None]
 
 
-def roots(embeddings):
-    """The square roots of embeddings that are at least 0, scaled to length 1, in float32."""
-    return unit(jnp.sqrt(embeddings.astype(jnp.float32)))
-
-
 multiply = partial(jnp.matmul, precision="highest")  # of float32: on GPUs not in TF32
 
 
 class Whitening(nn.Module):
-    """Lets all directions count alike in which images of one class differ: [n, size] -> the same.
+    """Directions in which images of one class differ much count less: [n, size] -> float32.
 
-    Square roots of embeddings, none of which is below 0, scaled to length 1 (Perronnin et al. 2010,
-    "Improving the Fisher Kernel"), times a matrix that makes their covariance within classes the
-    same in all directions (WCCN, Hatch & Stolcke 2006). Before that it is averaged with a multiple
-    of the identity, for directions in which training images differ by chance. The covariance is a
-    running mean over training batches, like BatchNorm's statistics.
+    The square roots of embeddings, which are at least 0, are scaled to length 1 (Perronnin et al.
+    2010, "Improving the Fisher Kernel"), and multiplied by a matrix M: M M^T is the inverse of
+    their covariance within classes (WCCN, Hatch & Stolcke 2006). That is divided by its mean
+    variance, and the identity is added, so that small variances, perhaps by chance, do not matter.
     """
 
     size: int
@@ -179,16 +173,21 @@ class Whitening(nn.Module):
         self.matrix = self.variable("batch_stats", "matrix", jnp.eye, self.size)
 
     def __call__(self, embeddings):
-        return multiply(roots(embeddings), self.matrix.value)
+        return multiply(self.roots(embeddings), self.matrix.value)
+
+    @nn.nowrap
+    def roots(self, embeddings):
+        return unit(jnp.sqrt(embeddings.astype(jnp.float32)))
 
     def learn(self, embeddings, everyone, alike):
-        """Takes in a training batch: n images of this device, m of all, which are of one class.
+        """Updates the covariance, a running mean over training batches, and the matrix.
 
-        Embeddings [n, size] and [m, size], alike bool [n, m].
+        Embeddings [n, size] of this device and [m, size] of all devices; alike, bool [n, m], says
+        which of them are of one class.
         """
         alike = alike.astype(jnp.float32)
-        means = multiply(alike, roots(everyone)) / alike.sum(axis=1, keepdims=True)
-        deviations = roots(embeddings) - means
+        means = multiply(alike, self.roots(everyone)) / alike.sum(axis=1, keepdims=True)
+        deviations = self.roots(embeddings) - means
         found = lax.pmean(multiply(deviations.T, deviations) / len(deviations), AXIS)
         covariance = 0.99 * self.covariance.value + 0.01 * found
         identity, mean = jnp.eye(self.size), jnp.trace(covariance) / self.size

@@ -35,7 +35,7 @@ def get_config():
     config.model.head = "mlp"  # hidden layer on |e1 - e2|; cosine; euclidean: contrastive loss
     config.model.head_features = 256  # units of the mlp head's hidden layer
     config.model.loss = "pairs"  # of the drawn pairs; all_pairs: of every two images of a batch;
-    # supcon: shapes the embeddings, for a cosine head and a trained encoder (losses.py)
+    # supcon: shapes embeddings, then whitens them (model.py); for a cosine head, not frozen
     config.model.margin = 1.0  # distance of "different" embeddings where the contrastive loss is 0
     config.model.dtype = "auto"  # of computation: float32, bfloat16; auto: bfloat16 except on CPU
 

@@ -22,8 +22,9 @@ images are turned, scaled, leant and moved a little. Quarter turns of a class an
 are classes of their own, and 3 classes in 10 are two laid over each other: a network that compares
 classes it has never seen needs many to learn from. Where things lie in any direction, as under a
 microscope, say --config.data.turned_classes=1 and --config.augment.rotation=180. The embeddings
-learn by the supervised contrastive loss. After training, an embedding is the mean of three: of the
-image, and of two copies moved a little. The best checkpoint is the last: with split=disjoint,
+learn by the supervised contrastive loss. Except in a training step, an embedding is the mean of
+three, of the image and of two copies moved a little, and it is whitened: directions in which images
+of one class differ much count less. The best checkpoint is the last: with split=disjoint,
 validation has images of the classes of training, which says little of new classes.
 --config.eval.best=eer chooses by validation.
 benchmarks/README.md says how good and how fast it is.

@@ -30,7 +30,7 @@ def light_run(tmp_path_factory):
     """The folder of runs/light, a tiny network as it begins, which is exported."""
     folder, config = tmp_path_factory.mktemp("export"), tiny_config()
     config.model.encoder, config.num_steps = "cnn", 4
-    config.model.views = 3
+    config.model.update({"views": 3, "head": "cosine", "loss": "supcon"})
     config.model.stage_sizes = (1, 1, 1, 1)  # as many as light's, down to maps of 2x2
     workdir = folder / "runs" / "light"
     workdir.parent.mkdir()
@@ -38,6 +38,8 @@ def light_run(tmp_path_factory):
     state = train_step.create_state(
         config, create_model(config), train_step.make_optimizer(config)[0]
     )
+    matrix = np.random.default_rng(0).normal(0, 1, (32, 32)).astype(np.float32)
+    state.batch_stats["whitening"]["matrix"] = matrix
     with checkpoint.Saver(workdir, **config.checkpoint) as saver:
         saver.save(jax.device_get(state), {"loss": 1.0, "rank": 1.0})
     export.write_export(settings.load_config(workdir), workdir, "best")

@@ -112,6 +112,16 @@ def test_an_enrolled_gallery_answers_alike_and_decodes_only_the_query(trained, f
     )
 
 
+def test_the_weights_of_a_gallery_are_all_variables_but_the_heads():
+    def digest(encoder=0, whitening=0, head=0):
+        statistics = {"encoder": {"mean": encoder}, "whitening": {"matrix": whitening}}
+        params = {"params": {"head": {"scale": head}}, "batch_stats": statistics}
+        return gallery.digest("grey", params)
+
+    assert digest(head=1) == digest()
+    assert len({digest(), digest(encoder=1), digest(whitening=1)}) == 3
+
+
 def test_a_gallery_of_other_weights_or_a_damaged_one_is_refused(trained, folder, tmp_path):
     db, query = shutil.copytree(folder, tmp_path / "db"), f"--query={folder / 'class1' / '3.png'}"
     assert search(trained, f"--gallery={db}", "--enroll").returncode == 0

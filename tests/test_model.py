@@ -39,6 +39,7 @@ KINDS = {
     "cnn": {"encoder": "cnn"},
     "cosine": {"head": "cosine"},
     "views": {"head": "cosine", "views": 3},
+    "whitened": {"head": "cosine", "views": 3, "loss": "supcon"},
     "euclidean": {"head": "euclidean"},
 }
 
@@ -70,7 +71,7 @@ def test_exchanging_the_images_never_changes_a_logit(kind, tiny_case):
     assert (logits == apply(variables, image2, image1)).all()
 
 
-@pytest.mark.parametrize("kind", ["cnn", "cosine", "views", "euclidean"])
+@pytest.mark.parametrize("kind", ["cnn", "cosine", "views", "whitened", "euclidean"])
 def test_encoding_first_and_comparing_then_is_the_whole(kind, tiny_case):
     _, model, variables = of_kind(kind)
     *_, image1, image2 = tiny_case
@@ -97,10 +98,27 @@ def test_with_views_an_embedding_is_the_mean_over_copies_moved_along_the_diagona
     assert np.abs(found - encode(images)).max() > 1e-3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_supcon_an_embedding_is_whitened_in_float32(dtype):
+    images = np.random.default_rng(1).integers(0, 256, (5, 32, 32, 1)).astype(np.uint8)
+    config, _, variables = of_kind("whitened")
+    config.model.dtype = dtype
+    encode = jax.jit(partial(create_model(config).apply, variables, method="encode"))
+    config.model.loss = "all_pairs"
+    plain = jax.jit(partial(create_model(config).apply, variables, method="encode"))
+    roots = np.sqrt(np.float64(plain(images)))
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    found = encode(images)
+    assert found.dtype == np.float32
+    expected = roots @ np.float64(variables["batch_stats"]["whitening"]["matrix"])
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected - roots).max() > 0.01
+
+
 def test_in_training_an_embedding_is_that_of_the_image_as_it_is():
     images = np.random.default_rng(1).integers(0, 256, (1, 5, 32, 32, 1)).astype(np.uint8)
-    config, model, variables = of_kind("views")
-    config.model.views = 1
+    config, model, variables = of_kind("whitened")
+    config.model.update({"views": 1, "loss": "all_pairs"})
 
     def train(model):
         apply = partial(model.apply, train=True, method="encode", mutable=["batch_stats"])
