@@ -14,7 +14,7 @@ from flax import linen as nn
 import data
 import settings
 from losses import loss_of_images, training_loss
-from model import AXIS, Whitening, create_model, init_variables
+from model import AXIS, Whitening, create_model, init_variables, inverse_root
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
@@ -173,8 +173,18 @@ def test_whitening_is_by_the_running_covariance_within_classes():
     expected, covariance = whitened()
     for found in stats["covariance"]:  # of each device
         np.testing.assert_allclose(found, covariance, rtol=1e-5, atol=1e-8)
-    seen = seen.reshape(16, 4)  # the same but for a turn, which changes no cosine
-    np.testing.assert_allclose(seen @ seen.T, expected @ expected.T, rtol=1e-4)
+    np.testing.assert_allclose(seen.reshape(16, 4), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("size", [1, 96, 512])
+@pytest.mark.parametrize("kind", ["one direction", "falling"])
+def test_the_inverse_root_is_right_at_the_ends_of_its_range(size, kind):
+    """All variance in one direction: the largest eigenvalue is that of the size, plus 1."""
+    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0]
+    values = 1 / np.arange(1.0, size + 1) ** (30 if kind == "one direction" else 1)
+    values = 1 + size * values / values.sum()
+    found = inverse_root(np.float32(turn * values @ turn.T))
+    np.testing.assert_allclose(found, turn / np.sqrt(values) @ turn.T, atol=1e-4)
 
 
 def test_with_a_metric_loss_the_head_learns_as_from_all_pairs_and_shapes_nothing():
