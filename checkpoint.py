@@ -185,7 +185,7 @@ def read(path, **targets):
     for name, tree in targets.items():
         if differ := sorted(leaves(tree).items() ^ saved[name]["leaves"].items()):
             texts = first_five([f"{name}{key} {kind}" for key, kind in differ])
-            text = f"checkpoint {path} is not of this program's network; not both have {texts}"
+            text = f"checkpoint {path} is not of this program's network; they differ in {texts}"
             text = f"{text}; versions.json names the program that trained it"
             raise UserError(f"{text}; train anew in another --workdir")
     blank = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), targets)

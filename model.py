@@ -86,7 +86,7 @@ class Siamese(nn.Module):
     dtype: jnp.dtype
 
     def __call__(self, image1, image2, train=False):
-        """Two uint8 [n, height, width, channels] -> logits float32 [n]; train: not of supcon."""
+        """Two uint8 [n, height, width, channels] -> logits float32 [n]; supcon trains otherwise."""
         # One pass for both images: one BatchNorm over both, and larger matrix products.
         embeddings = self.encode(jnp.concatenate([image1, image2]), train)
         return self.compare(*jnp.split(embeddings, 2))
@@ -96,7 +96,7 @@ class Siamese(nn.Module):
 
         Except in a training step it is the mean over three `moved` copies, with views=3: strides
         let an embedding change when its image moves by a pixel (Zhang 2019, arXiv:1904.11486).
-        With the loss supcon it is whitened then; in a training step `losses` does that.
+        With the loss supcon it is whitened then; in a training step losses.py does that.
         """
         if train:
             return self.embed(images, train)
@@ -160,8 +160,8 @@ class Whitening(nn.Module):
 
     The square roots of embeddings, which are at least 0, are scaled to length 1 (Perronnin et al.
     2010, "Improving the Fisher Kernel"), and multiplied by the inverse root of their covariance
-    within classes (WCCN, Hatch & Stolcke 2006). That is divided by its mean variance, and the
-    identity is added, so that small variances, perhaps by chance, do not matter.
+    within classes (WCCN, Hatch & Stolcke 2006). Before that the covariance is divided by its mean
+    variance, and the identity is added, so that small variances, perhaps by chance, do not matter.
     """
 
     size: int
@@ -198,17 +198,19 @@ def inverse_root(matrix):
     """The inverse of the square root of a symmetric matrix whose eigenvalues are at least 1.
 
     Coupled Newton-Schulz iteration (Higham 2008, "Functions of Matrices", section 6.7), by products
-    alone: on CPU the threads of LAPACK would keep the cores busy long after a decomposition, which
-    made the training step a quarter slower. Twelve rounds suffice for eigenvalues of up to 500.
+    alone: on CPU a triangular solve wakes threads of OpenBLAS, which keep a core busy afterwards;
+    training steps were a quarter slower. A round multiplies small eigenvalues by 2.25: there are
+    enough rounds for one eigenvalue of 1 plus the matrix's size.
     """
     norm, identity = jnp.sqrt((matrix**2).sum()), jnp.eye(len(matrix))
+    rounds = 5 + math.ceil(math.log(len(matrix) + 1, 2.25))
 
     def improve(_, roots):
         root, inverse = roots
         factor = 1.5 * identity - 0.5 * multiply(inverse, root)
         return multiply(root, factor), multiply(factor, inverse)
 
-    _, inverse = lax.fori_loop(0, 12, improve, (matrix / norm, identity))
+    _, inverse = lax.fori_loop(0, rounds, improve, (matrix / norm, identity))
     return inverse / jnp.sqrt(norm)
 
 

@@ -25,23 +25,29 @@ from errors import UserError
 from model import create_model, init_variables
 
 
-@pytest.fixture(scope="module")
-def light_run(tmp_path_factory):
-    """The folder of runs/light, a tiny network as it begins, which is exported."""
-    folder, config = tmp_path_factory.mktemp("export"), tiny_config()
-    config.model.encoder, config.num_steps = "cnn", 4
-    config.model.update({"views": 3, "head": "cosine", "loss": "supcon"})
+def save_run(workdir, **options):
+    """Makes the folder of a run, a tiny network as it begins but for its whitening."""
+    config = tiny_config()
+    config.model.update({"encoder": "cnn", "views": 3} | options)
     config.model.stage_sizes = (1, 1, 1, 1)  # as many as light's, down to maps of 2x2
-    workdir = folder / "runs" / "light"
-    workdir.parent.mkdir()
+    workdir.parent.mkdir(exist_ok=True)
     settings.save_config(config, workdir)
     state = train_step.create_state(
         config, create_model(config), train_step.make_optimizer(config)[0]
     )
-    matrix = np.random.default_rng(0).normal(0, 1, (32, 32)).astype(np.float32)
-    state.batch_stats["whitening"]["matrix"] = matrix
+    if "whitening" in state.batch_stats:
+        matrix = np.random.default_rng(0).normal(0, 1, (32, 32)).astype(np.float32)
+        state.batch_stats["whitening"]["matrix"] = matrix
     with checkpoint.Saver(workdir, **config.checkpoint) as saver:
         saver.save(jax.device_get(state), {"loss": 1.0, "rank": 1.0})
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def light_run(tmp_path_factory):
+    """The folder of runs/light, which is exported; it is whitened, as those of folder.py."""
+    folder = tmp_path_factory.mktemp("export")
+    workdir = save_run(folder / "runs" / "light", head="cosine", loss="supcon")
     export.write_export(settings.load_config(workdir), workdir, "best")
     return folder
 
@@ -109,9 +115,10 @@ def test_onnx_is_written_and_runs_in_an_environment_without_jax(asked, tmp_path)
     install = "--no-deps", "-r", "requirements-onnx.txt"
     assert f"pip install {' '.join(install)}" in (ROOT / "docs" / "export.md").read_text()
     python = environment(tmp_path / "maker", *install, path=site.getsitepackages())
-    command = [python, ROOT / "export.py", f"--workdir={workdir}", "--onnx"]
-    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    for run in (save_run(tmp_path / "runs" / "mlp"), workdir):
+        command = [python, ROOT / "export.py", f"--workdir={run}", "--onnx"]
+        ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr[-2000:]
     for name in "ab":
         shutil.copy(folder / f"{name}.png", tmp_path)
     python = environment(tmp_path / "user", "onnxruntime", "numpy", "pillow")
@@ -123,6 +130,15 @@ def test_onnx_is_written_and_runs_in_an_environment_without_jax(asked, tmp_path)
 def test_the_snippet_for_tensorflow_gives_the_embeddings_of_jax(asked):
     code = "import sys\n" + snippet("With TensorFlow")
     assert run_alone(code, asked[0]) < 1e-5
+
+
+def test_the_mlp_head_answers_as_the_network():
+    config = tiny_config()
+    model, variables = untrained(config)
+    head = export.export_parts(config, model, variables, 3)[1]
+    both = np.random.default_rng(0).normal(0, 1, (2, *head.in_avals[0].shape)).astype(np.float32)
+    expected = model.apply(variables, *both, method="compare")
+    np.testing.assert_allclose(head.call(*both), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_files_name_no_folder(light_run):

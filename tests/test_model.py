@@ -106,13 +106,14 @@ def test_with_supcon_an_embedding_is_whitened_in_float32(dtype):
     encode = jax.jit(partial(create_model(config).apply, variables, method="encode"))
     config.model.loss = "all_pairs"
     plain = jax.jit(partial(create_model(config).apply, variables, method="encode"))
-    roots = np.sqrt(np.float64(plain(images)))
+    with jax.numpy_dtype_promotion("standard"):  # Flax's BatchNorm mixes both types
+        roots, found = np.sqrt(np.float64(plain(images))), encode(images)
     roots /= np.linalg.norm(roots, axis=1, keepdims=True)
-    found = encode(images)
     assert found.dtype == np.float32
     expected = roots @ np.float64(variables["batch_stats"]["whitening"]["matrix"])
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(expected - roots).max() > 0.01
+    rounding = {"float32": 1e-5, "bfloat16": 1e-2}[dtype]
+    np.testing.assert_allclose(found, expected, rtol=rounding, atol=rounding)
+    assert np.abs(expected - roots).min() > 0.1
 
 
 def test_in_training_an_embedding_is_that_of_the_image_as_it_is():
