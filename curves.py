@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs two lines about it
+
 
 class Writer:
     """Writes the curves of a training into its folder, in a thread.
@@ -51,7 +53,6 @@ class Writer:
             print(f"warning: no more curves in {self.folder}: {reason}", file=sys.stderr)
 
     def open(self, start):
-        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs a line about it
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 

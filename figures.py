@@ -72,7 +72,10 @@ def plot_training(workdir):
     for axes, name in zip(figure.subplots(2, 1), names, strict=True):
         for tag, style in ((f"train/{name}", "-"), (f"validation/{name}", "o-")):
             axes.plot(*np.reshape(points[tag], (-1, 2)).T, style, label=tag, markersize=4)
-        axes.set(ylabel=name, xlabel="step", yscale="log" if name == "loss" else "linear")
+        values = [value for tag in tags if name in tag for _, value in points[tag]]
+        # A logarithmic axis of less than a decade would have one number.
+        is_wide = name == "loss" and max(values, default=0) > 10 * min(values, default=0)
+        axes.set(ylabel=name, xlabel="step", yscale="log" if is_wide else "linear")
         axes.legend()
     return figure
 

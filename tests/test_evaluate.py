@@ -92,7 +92,7 @@ def test_evaluate_takes_the_newest_run_and_writes_the_report(whole_run, tmp_path
     shutil.copytree(workdir, tmp_path / "runs" / "mine")
     shutil.rmtree(tmp_path / "runs" / "mine" / "evaluation")
     finished = run("evaluate.py", cwd=tmp_path)
-    assert finished.returncode == 0, finished.stderr
+    assert finished.returncode == 0 and finished.stderr == "", finished.stderr
     assert str(tmp_path / "runs" / "mine") in finished.stdout
     folder = tmp_path / "runs" / "mine" / "evaluation"
     metrics = json.loads((folder / "metrics.json").read_text())
