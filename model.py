@@ -35,9 +35,11 @@ def create_model(config):
     resnets = {"resnet18": False, "resnet18_small": True}
     cnn = options.encoder == "cnn"
     encoder = CNN(**sizes) if cnn else ResNet(small=resnets[options.encoder], **sizes)
+    # Nearly all cosines of whitened embeddings are above 0.8.
+    first = (100.0, 0.93) if options.loss == "supcon" else (10.0, 0.5)
     head = {
         "mlp": partial(MLP, options.head_features, dtype),
-        "cosine": Cosine,
+        "cosine": partial(Cosine, *first),
         "euclidean": partial(Euclidean, options.margin),
     }[options.head]()
     whitening = None
@@ -232,12 +234,16 @@ class MLP(nn.Module):
 class Cosine(nn.Module):
     """The cosine of two embeddings as a logit: scaled and shifted by two learnt numbers."""
 
+    first_scale: float
+    first_threshold: float
+
     @nn.compact
     def __call__(self, embeddings1, embeddings2):
         e1, e2 = (e.astype(jnp.float32) for e in (embeddings1, embeddings2))
         cosine = (e1 * e2).sum(axis=-1) / (length(e1) * length(e2))
-        scale = self.param("log_scale", nn.initializers.constant(jnp.log(10.0)), ())
-        threshold = self.param("threshold", nn.initializers.constant(0.5), ())
+        constant = nn.initializers.constant
+        scale = self.param("log_scale", constant(math.log(self.first_scale)), ())
+        threshold = self.param("threshold", constant(self.first_threshold), ())
         return jnp.exp(scale) * (cosine - threshold)
 
     losses = staticmethod(optax.sigmoid_binary_cross_entropy)
