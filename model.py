@@ -35,16 +35,15 @@ def create_model(config):
     resnets = {"resnet18": False, "resnet18_small": True}
     cnn = options.encoder == "cnn"
     encoder = CNN(**sizes) if cnn else ResNet(small=resnets[options.encoder], **sizes)
+    whitened, size = options.loss == "supcon", options.width * 2 ** (len(options.stage_sizes) - 1)
+    whitening = Whitening(size) if whitened else None
     # Nearly all cosines of whitened embeddings are above 0.8.
-    first = (100.0, 0.93) if options.loss == "supcon" else (10.0, 0.5)
+    first = (100.0, 0.93) if whitened else (10.0, 0.5)
     head = {
         "mlp": partial(MLP, options.head_features, dtype),
         "cosine": partial(Cosine, *first),
         "euclidean": partial(Euclidean, options.margin),
     }[options.head]()
-    whitening = None
-    if options.loss == "supcon":
-        whitening = Whitening(options.width * 2 ** (len(options.stage_sizes) - 1))
     of_imagenet = options.pretrained != "" and not is_run(options.pretrained)
     return Siamese(encoder, whitening, head, options.frozen, options.views, of_imagenet, dtype)
 

@@ -115,8 +115,8 @@ def test_an_enrolled_gallery_answers_alike_and_decodes_only_the_query(trained, f
 def test_the_weights_of_a_gallery_are_all_variables_but_the_heads():
     def digest(encoder=0, whitening=0, head=0):
         statistics = {"encoder": {"mean": encoder}, "whitening": {"matrix": whitening}}
-        params = {"params": {"head": {"scale": head}}, "batch_stats": statistics}
-        return gallery.digest("grey", params)
+        variables = {"params": {"head": {"scale": head}}, "batch_stats": statistics}
+        return gallery.digest("grey", variables)
 
     assert digest(head=1) == digest()
     assert len({digest(), digest(encoder=1), digest(whitening=1)}) == 3
