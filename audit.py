@@ -44,8 +44,7 @@ def main(options):
     check_writable(path.absolute().parent, f"--output={path}")
     data.check_splits(config)
     train, test = (shortcuts.take_pairs(config, s) for s in ("train", "test"))
-    known = *count(config), *seen(config, test)
-    facts = [f"{what:<28}{text}" for what, text in known]
+    facts = [f"{what:<28}{text}" for what, text in (*count(config), *seen(config, test))]
     found = duplicates.find_all(config.data)
     rules = shortcuts.blind_rules(config, train, test)
     table = format_rules(train, test, rules)
@@ -126,8 +125,7 @@ def plot_audit(config, facts, train, test, rules):
     axes.barh(names, [100 * rules[name] for name in names], color="lightsteelblue")
     axes.axvline(100 * rules[shortcuts.CONSTANT], color="black", linewidth=1)
     for place, name in enumerate(names):
-        text = f"{name}: {100 * rules[name]:.1f} %"
-        axes.text(1, place, text, va="center", fontsize=11)
+        axes.text(1, place, f"{name}: {100 * rules[name]:.1f} %", va="center", fontsize=11)
     axes.set(xlim=(0, 100), yticks=[], title="right on test pairs, %")
     return figure
 
@@ -146,9 +144,9 @@ def tile_samples(config, train, columns=14, most=8):
 
 def tile_changes(config, train, steps=10, most=5):
     """Some images of training, a row for each, and what becomes of it in the first steps."""
-    from jax import jit  # slow to import
+    from jax import jit
 
-    import augment
+    import augment  # slow: it imports the model
 
     images = train.images[np.random.default_rng(0).permutation(len(train.images))[:most]]
     change = jit(partial(augment.augment, frozen(config.augment), config.seed))

@@ -3,12 +3,11 @@
 Of more than MOST_IMAGES images only FEW_PAIRS pairs are asked about, and that is said.
 """
 
-import numpy as np
-
 import retrieval
 from metrics import draw_rows, ranking_metrics
 from model import create_model, init_variables
 from shortcuts import pixel_scores
+from spaces import sample
 
 MOST_IMAGES = 1500  # of which every pair is asked about
 FEW_PAIRS = 2000
@@ -28,7 +27,7 @@ def measure(config, score, evaluation):
     some = pairs if len(pairs.images) <= MOST_IMAGES else take(pairs, FEW_PAIRS)
     part = {"pairs": len(some.label)} if len(some.label) < len(pairs.label) else {}
     variables = init_variables(create_model(config), config)
-    answers = pixel_scores(some) | {UNTRAINED: score(variables, some)[1]}
+    answers = pixel_scores(some) | {UNTRAINED: score(variables, some)}
     for name, scores in answers.items():
         values = ranking_metrics(scores, some.label, some.weight)
         if some.exact and some.class_ids is not None:
@@ -41,10 +40,9 @@ def take(pairs, most):
     """The pairs, or so many drawn by their weight where they are more, with the images in them."""
     if len(pairs.label) <= most:
         return pairs
-    rows, weight = draw_rows(pairs.weight, most)
-    used, places = np.unique([pairs.first[rows], pairs.second[rows]], return_inverse=True)
-    one = pairs.images[used], *places.reshape(2, -1), pairs.label[rows], weight, False, True
-    return type(pairs)(*one, None)
+    rows, _ = draw_rows(pairs.weight, most)
+    drawn = (field[rows] for field in (pairs.first, pairs.second, pairs.label))
+    return sample(pairs.images, *drawn, None).compact()
 
 
 def verdict(split, values, interval, lines):
@@ -59,17 +57,14 @@ def verdict(split, values, interval, lines):
     if most < pixels:
         return None
     bound = f", 95 % interval to {100 * most:.1f} %" if interval else ""
-    return (
-        f"warning: on the {split} the network (EER {100 * own:.1f} %{bound}) "
-        f"is not clearly better than comparing pixels (EER {100 * pixels:.1f} %)"
-    )
+    network = f"warning: on the {split} the network (EER {100 * own:.1f} %{bound})"
+    return f"{network} is not clearly better than comparing pixels (EER {100 * pixels:.1f} %)"
 
 
 def table(values, lines):
     """The lines beside the network's own metrics: list of str, each of at most 62 letters."""
     texts = [f"{'beside no learning':<26}" + "".join(f"{name:>12}" for name in COLUMNS)]
-    own = {name: values.get(name) for name in COLUMNS}
-    for name, line in ({"the network": own} | lines).items():
+    for name, line in ({"the network": values} | lines).items():
         numbers = (line.get(column) for column in COLUMNS)
         text = "".join(f"{'-' if x is None else f'{x:.6f}':>12}" for x in numbers)
         texts.append(f"  {name:<24}{text}")

@@ -10,19 +10,14 @@ import json
 import sys
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from scipy.special import expit
 
-import settings
 from errors import UserError
+from splits import WHOLE
 
 CALIBRATION = "calibration.json"  # in a run's folder
 NONE = (1.0, 0.0)
-
-
-def is_possible(config):
-    """Whether networks of this config are calibrated."""
-    return config.data.source != "shapes" and config.model.head != "euclidean"
+FEW_CLASSES = 20
 
 
 def fit(scores, weight):
@@ -46,25 +41,27 @@ def fit(scores, weight):
     return (scale, shift) if same.any() and not same.all() and scale > 0 else NONE
 
 
+def caution(data, pairs):
+    """What to add where numbers fitted on Pairs are used on other classes, and these are few."""
+    apart = data.source != "shapes" and data.split in WHOLE and pairs.class_ids is not None
+    count = len(np.unique(pairs.class_ids)) if apart else FEW_CLASSES
+    text = f"; validation has {count} classes: too few to say how well this suits others"
+    return text * (count < FEW_CLASSES)
+
+
 def apply(variables, scale, shift):
     """The variables of the network whose logits are scale * logit + shift."""
     if (scale, shift) == NONE:  # also of a head that has neither
         return variables
-    params = flatten_dict(variables["params"])
-    if ("head", "log_scale") in params:  # logit = exp(log_scale) * (cosine - threshold)
-        steep, place = ("head", "log_scale"), ("head", "threshold")
-        params[steep] = np.float32(params[steep] + np.log(scale))
-        params[place] = np.float32(params[place] - shift / np.exp(params[steep]))
+    head = dict(variables["params"]["head"])
+    if "log_scale" in head:  # logit = exp(log_scale) * (cosine - threshold)
+        head["log_scale"] = np.float32(head["log_scale"] + np.log(scale))
+        head["threshold"] = np.float32(head["threshold"] - shift / np.exp(head["log_scale"]))
     else:
-        kernel, bias = (("head", "logit", name) for name in ("kernel", "bias"))
-        params[kernel] = np.float32(scale * params[kernel])
-        params[bias] = np.float32(scale * params[bias] + shift)
-    return variables | {"params": unflatten_dict(params)}
-
-
-def keep(path, step, numbers):
-    """Writes what was fitted for a step, a dict, into the run's folder; raises UserError."""
-    settings.write_json({"step": step} | numbers, path)
+        kernel, bias = (head["logit"][name] for name in ("kernel", "bias"))
+        kernel, bias = np.float32(scale * kernel), np.float32(scale * bias + shift)
+        head["logit"] = {"kernel": kernel, "bias": bias}
+    return variables | {"params": variables["params"] | {"head": head}}
 
 
 def kept(path, step, *names):
@@ -80,5 +77,5 @@ def kept(path, step, *names):
         return None
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged: delete it, and fit it again") from None

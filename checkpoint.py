@@ -12,6 +12,7 @@ import math
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import jax
 import numpy as np
@@ -28,7 +29,7 @@ class Damaged(Exception):
     """A checkpoint cannot be read, or its bits are not those that were saved."""
 
 
-class Saver:
+class Saver(AbstractContextManager):
     """Saves checkpoints in a thread, one at a time; keeps the newest and the best, by `rank`.
 
     A context manager: at its end everything is written.
@@ -42,9 +43,6 @@ class Saver:
             self.folder.mkdir(exist_ok=True)
             for path in self.folder.glob(f"*{TEMPORARY}*"):  # of a process that was killed
                 shutil.rmtree(path)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.wait()
@@ -105,10 +103,8 @@ def make_checkpointer():
 
 def to_items(state):
     """A TrainState as the items of a checkpoint."""
-    return {
-        "model": {"params": state.params, "batch_stats": state.batch_stats},
-        "training": {"step": state.step, "opt_state": state.opt_state},
-    }
+    training = {"step": state.step, "opt_state": state.opt_state}
+    return {"model": state.variables, "training": training}
 
 
 def steps_in(folder):
@@ -170,8 +166,12 @@ def read_first(folder, steps, skip_damaged, **targets):
         try:
             return step, read(path, **targets)
         except Damaged as error:
-            if skip_damaged:
-                set_aside(path, error)
+            if skip_damaged:  # it is kept, but not used
+                aside = path.with_name(path.name + ASIDE)
+                shutil.rmtree(aside, ignore_errors=True)  # of the same step, earlier
+                path.rename(aside)
+                text = f"checkpoint {path} is damaged ({error}); set aside as {aside.name}"
+                print(f"warning: {text}", file=sys.stderr)
             elif path.exists():  # else a training has removed it meanwhile
                 others = sorted(steps_in(folder) - {step}) or "none"
                 text = f"checkpoint {step} in {folder} is damaged ({error}); others: {others}"
@@ -218,10 +218,8 @@ def read_record(path):
 
 def leaves(tree):
     """{path: type and shape} of a tree's arrays."""
-    return {
-        jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree.leaves_with_path(tree)
-    }
+    found = jax.tree.leaves_with_path(tree)
+    return {jax.tree_util.keystr(path): f"{x.dtype}{list(x.shape)}" for path, x in found}
 
 
 def digest(tree):
@@ -234,12 +232,3 @@ def digest(tree):
 
 def text_digest(values):
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def set_aside(path, reason):
-    """Renames a damaged checkpoint, so that it is kept but not used, and warns."""
-    name = path.with_name(path.name + ASIDE)
-    shutil.rmtree(name, ignore_errors=True)  # of the same step, earlier
-    path.rename(name)
-    text = f"checkpoint {path} is damaged ({reason}); set aside as {name.name}"
-    print(f"warning: {text}", file=sys.stderr)

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -32,7 +33,8 @@ def run(define_flags, main):
         main(parse(define_flags))
         sys.stdout.flush()
     except (UserError, ModuleNotFoundError) as error:
-        sys.stdout.flush()
+        with suppress(BrokenPipeError):  # as below
+            sys.stdout.flush()
         text = error if isinstance(error, UserError) else missing_package(error)
         print(f"error: {text}", file=sys.stderr, flush=True)
         code = 1
@@ -62,15 +64,13 @@ def parse(define_flags):
             raise UserError(text) from None
         raise UserError(f"--config: {type(error).__name__}: {last_line(error)}") from None
     if unknown:
-        raise UserError(
-            f"cannot read {' '.join(unknown)!r}: options have the form --name=value (see --help)"
-        )
+        text = "options have the form --name=value (see --help)"
+        raise UserError(f"cannot read {' '.join(unknown)!r}: {text}")
     given = Counter(text.split("=")[0].lstrip("-") for text in sys.argv[1:])
     for name in given:  # ml_collections would join both in silence
         if given[name] > 1 and name in options and isinstance(options[name], flags.MultiFlag):
             raise UserError(f"--{name} is given {given[name]} times: give all its values at once")
-    if not options["verbosity"].present:
-        # Orbax logs much; its errors are raised, too.
+    if not options["verbosity"].present:  # Orbax logs much; its errors are raised, too
         logging.set_verbosity(logging.FATAL)
     return options
 

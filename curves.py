@@ -6,13 +6,14 @@ CLU and TensorBoard are imported in functions: they take seconds, and CLU loads 
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 
 import jax
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # else TensorFlow logs two lines about it
 
 
-class Writer:
+class Writer(AbstractContextManager):
     """Writes the curves of a training into its folder, in a thread.
 
     If writing fails (a full disk), it warns once and writes no more; training goes on. Of several
@@ -25,9 +26,6 @@ class Writer:
         self.thread = ThreadPoolExecutor(1, "curves")
         self.failed = jax.process_index() > 0
         self.thread.submit(self.attempt, self.open, start)
-
-    def __enter__(self):
-        return self
 
     def __exit__(self, *error):
         self.thread.submit(self.attempt, lambda: self.writer.close())

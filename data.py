@@ -1,4 +1,4 @@
-"""Pairs of images, same or different: drawn from shapes or read from files, with NumPy alone.
+"""Pairs of images, same or different: drawn from shapes or read from files; without JAX.
 
     batch = make_batch(config, "train", step)
     python audit.py --config=configs/everywhere.py    # what the data are and what gives them away
@@ -180,26 +180,21 @@ def check_splits(config):
 
     It first sets what config.data leaves to the images (`images.resolve`).
     """
-    data = config.data
-    if data.source != "shapes":
-        check_path(data.source, data.path)
+    data, source = config.data, config.data.source
+    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
+    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(data.path):
+        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
+        raise bad_set(data.path, f"{text}PATH")
+    if source != "shapes":
         images.resolve(data)
     try:
         for split in SPLITS:
             sample_pairs(config, split, 64)
     except UserError:
-        if data.source != "shapes":  # which may be why
+        if source != "shapes":  # which may be why
             for fact in images.load(data).facts:
                 print(f"warning: {fact}", file=sys.stderr)
         raise
-
-
-def check_path(source, path):
-    """Raises UserError where the path is not of the kind that the source reads."""
-    wanted = {"folder": "folder of images in folders", "pairs": "CSV file or pairs.txt"}.get(source)
-    if wanted and not (os.path.isdir if source == "folder" else os.path.isfile)(path):
-        text = f"is no {wanted}; have your images moved? name their place by --config.data.path="
-        raise bad_set(path, f"{text}PATH")
 
 
 def prefetch(function, items, workers=2):

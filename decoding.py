@@ -1,5 +1,6 @@
 """Decodes one image file: upright, a square of the wanted size, in grey or colour."""
 
+from contextlib import suppress
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -66,14 +67,11 @@ def natural_form(sample):
     """
     sides, colored = [], False
     for open_image in sample:
-        try:
-            with open_image() as image:
-                sides.append(min(image.size))
-                if image.mode[0] not in "1LI" and not colored:
-                    small = np.asarray(image.convert("RGB").resize((32, 32))).astype(int)
-                    colored = bool(np.ptp(small, axis=2).max() > 32)
-        except Exception:  # whatever a damaged file does; `images.load` names it
-            continue
+        with suppress(Exception), open_image() as image:  # `images.load` names a damaged file
+            sides.append(min(image.size))
+            if image.mode[0] not in "1LI" and not colored:
+                small = np.asarray(image.convert("RGB").resize((32, 32))).astype(int)
+                colored = bool(np.ptp(small, axis=2).max() > 32)
     size = 16 * round(float(np.median(sides or [0])) / 32)
     return min(max(size, 32), 64), 3 if colored else 1
 

@@ -42,10 +42,7 @@ def in_two_classes(files):
 
 
 def contradictions(files):
-    """What a list of pairs says twice or against itself: {what: [(index, index)]}.
-
-    Whichever image comes first, it is the same pair.
-    """
+    """What a list of pairs says twice, in either order, or against itself: {what: [(i, j)]}."""
     lines = Counter((min(a, b), max(a, b), label) for a, b, label in files.pairs.tolist())
     hashes = np.where(files.classes >= 0, files.split_hash, np.nan)  # nan: it cannot be read
     equal = [(a, b) for a, b, label in lines if not label and hashes[a] == hashes[b]]

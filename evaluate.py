@@ -84,15 +84,13 @@ def read_command(options):
     channels]) or None. Its facts about the data are to be said.
     """
     config, workdir = scoring.find_run(options)
-    needs_data = reads_data(options)
-    wrongs = *mistakes(options, config.data, needs_data), *gallery.mistakes(options)
-    for wrong, text in wrongs:
+    for wrong, text in (*mistakes(options, config.data), *gallery.mistakes(options)):
         if wrong:
             raise UserError(text)
-    names = ("step", "split", "threshold", "way", "shot", "within", "gallery", "query", "nearest")
-    asked = {name: options[name].value for name in (*names, "enroll")}
+    names = "step split threshold way shot within gallery query nearest enroll".split()
+    asked = {name: options[name].value for name in names}
     asked["images"] = options.images and images.open_images(options.images, form_of(config.data))
-    asked["facts"] = find_data(config, workdir, options.data) if needs_data else []
+    asked["facts"] = find_data(config, workdir, options.data) if reads_data(options) else []
     return config, workdir, SimpleNamespace(**asked)
 
 
@@ -101,14 +99,14 @@ def reads_data(asked):
     return not (asked.images or asked.gallery) or is_fitted(asked.threshold)
 
 
-def mistakes(options, data, needs_data):
+def mistakes(options, data):
     """Yields (whether the options are wrong in a way, text that says what is); data: config.data"""
     rule, way = options.threshold, options.way
     text = "a number between 0 and 1, accuracy, or far:RATE as in far:0.01"
     fits = rule in (None, "accuracy") or is_share(rule.removeprefix("far:"))
     yield not fits, f"--threshold={rule}: {text}"
     text = "--data: --images and --gallery read no data: leave it out"
-    yield options.data is not None and not needs_data, text
+    yield options.data is not None and not reads_data(options), text
     folders = [name for name in options.images or () if os.path.isdir(name)]
     text = f"--images={','.join(options.images or ())}: name files, or one folder alone; to look"
     text += " one image up in a folder: --gallery=FOLDER --query=FILE"
@@ -193,7 +191,7 @@ def compare_all(score, variables, images, first, second):
     first, second = np.broadcast_arrays(first, second)
     unknown = [None] * (len(Pairs._fields) - 3)  # labels, weights, ...
     pairs = Pairs(images, first.ravel(), second.ravel(), *unknown)
-    return score(variables, pairs)[1].reshape(first.shape)
+    return score(variables, pairs).reshape(first.shape)
 
 
 def choose_threshold(config, workdir, step, score, variables, rule):
@@ -207,11 +205,11 @@ def choose_threshold(config, workdir, step, score, variables, rule):
         return float(logit(float(rule)))
     found = evaluate(config, score, variables, "validation", MOST_PAIRS)
     far = None if rule == "accuracy" else float(rule.removeprefix("far:"))
-    fitted = fitting_pairs(found.pairs, far)
+    fitted = fitting_pairs(found.pairs, far) + calibration.caution(config.data, found.pairs)
     threshold = fit_threshold(found.scores.logits, found.pairs.label, found.pairs.weight, far)
     if jax.process_index() == 0:
-        kept = {"logit": threshold, "probability": expit(threshold), "rule": rule}
-        calibration.keep(workdir / THRESHOLD, step, kept)
+        kept = {"step": step, "logit": threshold, "probability": expit(threshold), "rule": rule}
+        settings.write_json(kept, workdir / THRESHOLD)
         print(f"threshold {expit(threshold):.6f} ({rule}), kept in {THRESHOLD}, {fitted}")
     return threshold
 

@@ -94,13 +94,10 @@ def write_export(config, workdir, which, batch=None, onnx=False):
 def describe(config, encoder, n):
     """What export.json says of images, embeddings, logits and versions; n: the batch, or "n"."""
     data, (_, width), dtype = config.data, encoder.out_avals[0].shape, encoder.out_avals[0].dtype
-    grey = data.channels == 1
-    rules = {"size": data.image_size, "mode": "L" if grey else "RGB", "fit": data.fit}
+    mode, channels = ("L", "grey") if data.channels == 1 else ("RGB", "red, green, blue")
+    rules = {"size": data.image_size, "mode": mode, "fit": data.fit}
     rules |= {"filter": "bilinear (a triangle)", "antialias": True, "white": data.white}
-    rules |= {
-        "whites": decoding.WHITES.tolist(),
-        "channels": "grey" if grey else "red, green, blue",
-    }
+    rules |= {"whites": decoding.WHITES.tolist(), "channels": channels}
     versions = {name: version(name) for name in ("jax", "jaxlib")}
     shape = f"uint8 [{n}, {data.image_size}, {data.image_size}, {data.channels}]"
     return {

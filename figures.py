@@ -12,12 +12,9 @@ import metrics
 
 def new_figure(width, height):
     """An empty figure; width and height in inches of 100 pixels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # unlike pyplot it needs no display
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # unlike pyplot it needs no display
 
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
 def render(figure):
@@ -59,8 +56,9 @@ def plot_decisions(evaluation):
         counts.hist(probability[chosen], 40, range=(0, 1), weights=weight[chosen], alpha=0.6,
                     color=color, label=name)  # fmt: skip
     counts.set(title="answers", xlabel="probability of same", ylabel="share of pairs")
+    counts.axvline(evaluation.metrics["threshold"], color="black", linewidth=1, label="threshold")
     counts.margins(y=0.3)  # room for the legend
-    counts.legend(loc="upper center", ncols=2, fontsize=8)
+    counts.legend(loc="upper center", ncols=3, fontsize=8)
     return figure
 
 

@@ -56,10 +56,9 @@ def check(data, workdir):
         text = "has no fingerprint of its data: whether they have changed is not known"
         print(f"warning: --workdir={workdir} {text}", file=sys.stderr)
     elif changed := changes(data, workdir):
-        raise UserError(
-            f"--workdir={workdir} was trained on other data than {data.path} is now: {changed}; "
-            "put them back, or name another --workdir (data.splits_of keeps the splits there)"
-        )
+        text = f"--workdir={workdir} was trained on other data than {data.path} is now: {changed}"
+        todo = "put them back, or name another --workdir (data.splits_of keeps the splits there)"
+        raise UserError(f"{text}; {todo}")
 
 
 def news(data):
@@ -85,7 +84,5 @@ def changes(data, workdir):
         found[f"{kind} added"] = [name for name in new if name not in old]
         found[f"{kind} removed"] = [name for name in old if name not in new]
         found[f"{kind} changed"] = [k for k in new if k in old and new[k] != old[k]]
-    texts = [
-        f"{how}: {len(names):,} ({first_five(names)})" for how, names in found.items() if names
-    ]
+    texts = [f"{how}: {len(some):,} ({first_five(some)})" for how, some in found.items() if some]
     return ", ".join(texts) or "another order of its images or pairs"

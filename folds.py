@@ -14,8 +14,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-
-import numpy as np
+from statistics import mean, stdev
 
 import command_line
 import hosts
@@ -68,14 +67,13 @@ def summarize(workdir, found):
     if lost := [name for name, count in counts.items() if 0 < count < len(found)]:
         print(f"left out, unknown in a fold: {len(lost)} ({first_five(lost)})")
     rows = {f"fold {i}": {name: one[name] for name in names} for i, one in enumerate(found)}
-    values = np.array([[one[name] for name in names] for one in found])
-    means, deviations = values.mean(axis=0).tolist(), values.std(axis=0, ddof=1).tolist()
-    rows["mean"] = dict(zip(names, means, strict=True))
-    rows["standard deviation"] = dict(zip(names, deviations, strict=True))
+    values = {name: [one[name] for one in found] for name in names}
+    rows["mean"] = {name: mean(numbers) for name, numbers in values.items()}
+    rows["standard deviation"] = {name: stdev(numbers) for name, numbers in values.items()}
     settings.write_json(rows, workdir / "folds.json")
     print(f"{f'{len(found)} tests':<16}{'mean':>12}{'deviation':>12}")
-    for name, mean, deviation in zip(names, means, deviations, strict=True):
-        print(f"{name:<16}{mean:>12.6f}{deviation:>12.6f}")
+    for name, numbers in values.items():
+        print(f"{name:<16}{mean(numbers):>12.6f}{stdev(numbers):>12.6f}")
     print(f"wrote {workdir / 'folds.json'}")
 
 

@@ -88,8 +88,7 @@ def search(config, workdir, step, model, variables, threshold, asked):
         names, pixels, queries, _ = encode_all("query", asked.query, form, encode)
     answers = []
     for query in queries:
-        compare_query = partial(compare, query[None])
-        chosen, logits = nearest(compare_query, found["embeddings"], asked.nearest)
+        chosen, logits = nearest(partial(compare, query[None]), found["embeddings"], asked.nearest)
         paths = [os.path.join(folder, found["names"][i]) for i in chosen]
         answers.append([*zip(paths, logits.tolist(), strict=True)])
     report(workdir / "evaluation", names, pixels, answers, threshold, form)
@@ -130,12 +129,9 @@ def encode_all(option, path, form, encode):
 def digest(made_by, variables):
     """SHA-256 of what embeddings depend on: how they are made, and all variables but the head's."""
     hashed = hashlib.sha256(repr(made_by).encode())
-    weights = {
-        kind: {part: tree for part, tree in parts.items() if part != "head"}
-        for kind, parts in variables.items()
-    }
-    for name, array in sorted(flatten(weights).items()):
-        hashed.update(name.encode() + np.asarray(array).tobytes())
+    for name, array in sorted(flatten(variables).items()):
+        if name.split(".")[1] != "head":  # as of params.head.threshold
+            hashed.update(name.encode() + np.asarray(array).tobytes())
     return hashed.hexdigest()
 
 
@@ -153,9 +149,7 @@ def open_kept(path, owner):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}): --enroll makes it anew") from None
     if any(found[key] != value for key, value in owner.items()):
-        texts = (
-            f"step {one['step']} (weights {str(one['weights'])[:8]})" for one in (found, owner)
-        )
+        texts = (f"step {x['step']} (weights {str(x['weights'])[:8]})" for x in (found, owner))
         text = "it is of {}, the run's is {}: --enroll makes it anew".format(*texts)
         raise UserError(f"{path}: {text}")
     if found["listed"] != listing(path.parent):
@@ -177,9 +171,8 @@ def report(folder, names, pixels, answers, threshold, form):
             print(first_five([f"{rank:>4}  {expit(logit):.6f}  {answer:<9}  {path}"]))
     sys.stdout.flush()
     write_file(folder / "matches.csv", file.getvalue().encode(errors="surrogateescape"))
-    write_file(
-        folder / "matches.png", figures.render(draw(names, pixels, answers, threshold, form))
-    )
+    sheet = draw(names, pixels, answers, threshold, form)
+    write_file(folder / "matches.png", figures.render(sheet))
     print(f"wrote {folder / 'matches.csv'}, and matches.png beside it")
 
 

@@ -42,10 +42,8 @@ def define_flags():
 def read_cluster(options):
     """The arguments of jax.distributed.initialize; None where this process works alone."""
     address, count, index = options.coordinator, options.num_processes, options.process_id
-    cluster = {
-        "initialization_timeout": options.join_seconds,
-        "heartbeat_timeout_seconds": options.heartbeat_seconds,
-    }
+    cluster = {"initialization_timeout": options.join_seconds}
+    cluster["heartbeat_timeout_seconds"] = options.heartbeat_seconds
     if (address, count, index) == (None, None, None):
         return cluster if managed(os.environ) else None
     if None in (address, count, index):

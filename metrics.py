@@ -1,6 +1,6 @@
 """Metrics of scored pairs, as README.md defines them. "Same" is the positive class.
 
-SciPy's and scikit-learn's parts are imported in functions: each takes a second.
+scipy.stats and scikit-learn are imported in functions: each takes a second.
 """
 
 import math
@@ -17,14 +17,15 @@ RESAMPLES = 200
 FEWEST = 4  # classes, or pairs, that are resampled; of fewer there are no intervals
 MOST_RESAMPLED = 100_000  # pairs of intervals over classes; of more so many are drawn
 RANKING = ("roc_auc", "eer", *(f"tar_at_far_{rate}" for rate in FALSE_ACCEPT_RATES))
-NAMES = ("loss", "accuracy", "precision", "recall", "f1", *RANKING, "brier", "ece")
+OF_CLASSES = ("accuracy", "recall", "far", *RANKING)  # those with intervals over classes
+NAMES = ("loss", "accuracy", "precision", "recall", "f1", "far", *RANKING, "brier", "ece")
 
 
 def compute_metrics(logits, losses, predicted, label, weight):
     """{name: float} for NAMES, of a whole set of n weighted pairs, not a mean over batches.
 
-    All arrays are [n]; label is 1 (same) or 0, predicted ("same") is bool. Precision, recall and F1
-    are 0 where they would be 0 / 0. RANKING is None where all pairs are of one kind.
+    All arrays are [n]; label is 1 (same) or 0, predicted ("same") is bool. Precision, recall, F1
+    and FAR are 0 where they would be 0 / 0. RANKING is None where all pairs are of one kind.
     """
     same, total = label == 1, weight.sum()
 
@@ -34,15 +35,17 @@ def compute_metrics(logits, losses, predicted, label, weight):
 
     hits, probability = same & predicted, expit(logits)
     precision, recall = share(hits, predicted), share(hits, same)
+    expected, observed, sizes = calibration(probability, label, weight)
     return {
         "loss": float(losses @ weight / total),
         "accuracy": float(weight[same == predicted].sum() / total),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / (precision + recall) if precision else 0.0,
+        "far": share(predicted & ~same, ~same),
         **ranking_metrics(logits, label, weight),
         "brier": float((probability - label) ** 2 @ weight / total),
-        "ece": calibration_error(probability, label, weight),
+        "ece": float(np.abs(expected - observed) @ sizes / total),  # expected calibration error
     }
 
 
@@ -90,12 +93,6 @@ def calibration(probability, label, weight):
     return *(values / total[used] for values in sums), total[used]
 
 
-def calibration_error(probability, label, weight):
-    """Expected calibration error: mean distance of `calibration` from the diagonal."""
-    expected, observed, total = calibration(probability, label, weight)
-    return float(np.abs(expected - observed) @ total / total.sum())
-
-
 def intervals(logits, losses, predicted, label):
     """`bootstrap` of n independently drawn pairs.
 
@@ -137,7 +134,7 @@ def draw_rows(weight, most):
 
 
 def class_intervals(scores, pairs):
-    """`bootstrap` of accuracy and RANKING over classes, since pairs that share one depend on it.
+    """`bootstrap` of OF_CLASSES over classes, since pairs that share one depend on it.
 
     A pair of two classes counts as often as both are drawn, multiplied (Snijders & Borgatti 1999),
     and a pair of one class as often as that (Bolle, Ratha & Pankanti 2004). The shares of "same"
@@ -148,17 +145,18 @@ def class_intervals(scores, pairs):
     rows, weight = rows[order], weight[order]
     classes = np.unique(pairs.class_ids, return_inverse=True)[1]
     class1, class2 = classes[pairs.first[rows]], classes[pairs.second[rows]]
-    logits, label = scores.logits[rows], scores.label[rows]
-    same, right = label == 1, scores.predicted[rows] == label
-    share = pairs.weight @ pairs.label
+    logits, predicted, label = scores.logits[rows], scores.predicted[rows], scores.label[rows]
+    same, share = label == 1, pairs.weight @ pairs.label
 
     def measure(counts):
         drawn = weight * counts[class1] * np.where(same, 1, counts[class2])
         of_same, of_different = drawn[same].sum(), drawn[~same].sum()
         if not (of_same and of_different):
-            return dict.fromkeys(("accuracy", *RANKING))
+            return dict.fromkeys(OF_CLASSES)
         drawn *= np.where(same, share / of_same, (1 - share) / of_different)
-        return {"accuracy": drawn @ right, **ranking_metrics(logits, label, drawn)}
+        recall, far = (drawn @ (predicted & kind) / drawn[kind].sum() for kind in (same, ~same))
+        found = {"accuracy": drawn @ (predicted == same), "recall": recall, "far": far}
+        return found | ranking_metrics(logits, label, drawn)
 
     return bootstrap(classes.max() + 1, measure)
 

@@ -32,9 +32,8 @@ def create_model(config):
     """
     options, dtype = config.model, jnp.dtype(config.model.dtype)
     sizes = {"stage_sizes": tuple(options.stage_sizes), "width": options.width, "dtype": dtype}
-    resnets = {"resnet18": False, "resnet18_small": True}
-    cnn = options.encoder == "cnn"
-    encoder = CNN(**sizes) if cnn else ResNet(small=resnets[options.encoder], **sizes)
+    small = options.encoder == "resnet18_small"
+    encoder = CNN(**sizes) if options.encoder == "cnn" else ResNet(small=small, **sizes)
     whitened, size = options.loss == "supcon", options.width * 2 ** (len(options.stage_sizes) - 1)
     whitening = Whitening(size) if whitened else None
     # Nearly all cosines of whitened embeddings are above 0.8.
@@ -68,8 +67,7 @@ def initialise(model, config):
     """As `init_variables`, not compiled."""
     size = config.data.image_size
     image = jnp.zeros((1, size, size, config.data.channels), jnp.uint8)
-    variables = model.init(jax.random.key(config.seed), image, image)
-    return {"batch_stats": {}} | variables  # without BatchNorm there are none
+    return model.init(jax.random.key(config.seed), image, image)
 
 
 class Siamese(nn.Module):
@@ -316,7 +314,7 @@ class ResNet(nn.Module):
         if x.shape[-1] == 1:
             x = jnp.broadcast_to(x, (*x.shape[:-1], 3))
             options["conv_general_dilated"] = convolve_copies
-        x = conv(self.width, (kernel, kernel), (stride, stride), **options)(x)
+        x = conv(self.width, (kernel, kernel), stride, **options)(x)
         x = nn.relu(norm(name="bn1")(x))
         x = x if self.small else max_pool(x)
         for stage, blocks in enumerate(self.stage_sizes):
@@ -353,13 +351,12 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        strides = (self.stride, self.stride)
-        y = self.conv(self.features, strides=strides, name="conv1", **taps(x, self.stride))(x)
+        y = self.conv(self.features, strides=self.stride, name="conv1", **taps(x, self.stride))(x)
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, name="conv2", **taps(y, 1))(y)
         y = self.norm(name="bn2")(y)
         if x.shape != y.shape:
-            x = self.conv(self.features, (1, 1), strides=strides, padding=0, name="downsample_0")(x)
+            x = self.conv(self.features, (1, 1), self.stride, padding=0, name="downsample_0")(x)
             x = self.norm(name="downsample_1")(x)
         return nn.relu(x + y)
 

@@ -27,7 +27,7 @@ def list_pairs(path):
         start = text.partition("\n")[0].strip()
         is_lfw = LFW_FIRST_LINE.fullmatch(start) or match_lfw(start)
         rows, given = (read_lfw if is_lfw else read_table)(text)
-    except (ValueError, csv.Error) as error:  # also of bytes that are no text
+    except (OSError, ValueError, csv.Error) as error:  # also of bytes that are no text
         raise bad_set(path, error) from None
     if not rows:
         raise bad_set(path, "no pairs there")

@@ -127,7 +127,7 @@ def read_run(path):
     config = settings.load_config(workdir)
     target = variable_shapes(create_model(config), config)
     _, variables = checkpoint.restore_model(workdir, path.name, target)
-    tree = {kind: variables[kind].get("encoder", {}) for kind in variables}
+    tree = {kind: variables[kind]["encoder"] for kind in variables}
     return {
         torch_name(key): array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
         for key, array in flatten_dict(tree).items()

@@ -74,10 +74,8 @@ def scalars(split, evaluation):
 def describe(step, split, evaluation):
     """One line for the console."""
     m = evaluation.metrics
-    return (
-        f"step {step}: {split} loss {m['loss']:.4f}, accuracy {m['accuracy']:.4f}, "
-        f"{m['wrong']:,} wrong of {m['pairs']:,} pairs"
-    )
+    text = f"step {step}: {split} loss {m['loss']:.4f}, accuracy {m['accuracy']:.4f}"
+    return f"{text}, {m['wrong']:,} wrong of {m['pairs']:,} pairs"
 
 
 def count_wrong(evaluation):

@@ -97,8 +97,8 @@ def few_shot(compare, queries, supports):
     """
     block = max(1, 10**6 // supports[0].size // queries.shape[1])  # episodes: bounds the memory
     parts = [slice(i, i + block) for i in range(0, len(queries), block)]
-    scores = [compare(queries[part, :, None, None], supports[part, None]) for part in parts]
-    scores = np.concatenate([one.mean(axis=-1) for one in scores])
+    scores = [compare(queries[i, :, None, None], supports[i, None]).mean(axis=-1) for i in parts]
+    scores = np.concatenate(scores)
     own = np.diagonal(scores, axis1=1, axis2=2)[..., None]
     ties, lost = (scores == own).sum(axis=2), (scores > own).any(axis=2)
     errors = (1 - np.where(lost, 0, 1 / ties)).mean(axis=1)

@@ -1,7 +1,6 @@
 """Scores pairs with a network: all pairs of a split, or a sample of them."""
 
 import math
-import sys
 from functools import partial
 from typing import NamedTuple
 
@@ -27,7 +26,6 @@ MOST_WHILE_TRAINING = 10**6  # the same in validation during training, which wai
 IMAGES_AT_ONCE = 256
 PAIRS_AT_ONCE = 8192  # like IMAGES_AT_ONCE: on one device
 THRESHOLD = "threshold.json"  # in a run's folder: a threshold fitted for one step
-BAR = {"leave": False, "disable": not sys.stderr.isatty()}
 
 
 class Evaluation(NamedTuple):
@@ -64,7 +62,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
     is not finite.
     """
     threshold = float(logit(config.eval.threshold)) if threshold is None else threshold
-    _, logits = score(variables, pairs)
+    logits = score(variables, pairs)
     losses = np.float64(create_model(config).losses(*np.float32([logits, pairs.label])))
     if not np.isfinite([logits, losses]).all():
         raise UserError("diverged: answers to the pairs, or their losses, are not finite")
@@ -86,7 +84,7 @@ def evaluate_pairs(config, score, variables, pairs, threshold=None):
 
 
 def make_scorer(model):
-    """Returns score(variables, pairs) -> (embeddings [images, size], logits float64 [pairs]).
+    """Returns score(variables, pairs) -> logits, float64 [pairs].
 
     Each image is encoded once. Each device of all processes computes an equal part of each block;
     each process gets the whole result.
@@ -109,10 +107,9 @@ def make_scorer(model):
 
     def score(variables, pairs):
         variables = place(variables)
-        encoded = blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images)
-        compare_encoded = partial(compare, variables, place(encoded))
-        logits = blocks(compare_encoded, PAIRS_AT_ONCE, pairs.first, pairs.second)
-        return encoded, np.float64(logits)
+        encoded = place(blocks(partial(encode, variables), IMAGES_AT_ONCE, pairs.images))
+        compare_encoded = partial(compare, variables, encoded)
+        return np.float64(blocks(compare_encoded, PAIRS_AT_ONCE, pairs.first, pairs.second))
 
     return score
 
@@ -121,7 +118,7 @@ def in_blocks(function, most, *arrays, parts=1):
     """function(*arrays) in blocks of `parts` times at most `most` rows; all have one size."""
     n, results = len(arrays[0]), []
     size = parts * min(most, math.ceil(n / parts))
-    for start in tqdm(range(0, n, size), delay=2, **BAR):
+    for start in tqdm(range(0, n, size), delay=2, leave=False, disable=None):  # on terminals
         rows = slice(start, start + size)
         if start + size > n:
             rows = np.arange(start, start + size) % n  # fills the last block with first rows

@@ -128,8 +128,7 @@ def batch_rules(data, pairs):
     text = f"0, or an even divisor of the {2 * pairs} images of a batch, at most a quarter"
     yield "data.images_per_class", fits, text
     fits = k == 0 or data.source != "pairs"
-    text = "0 with data.source=pairs, whose images have no classes"
-    yield "data.images_per_class", fits, text
+    yield "data.images_per_class", fits, "0 with data.source=pairs, whose images have no classes"
     for key, none in (("turned_classes", 1), ("overlaid_classes", 0)):
         text = f"{none} without data.images_per_class, which chooses classes"
         yield f"data.{key}", k > 0 or data[key] == none, text
@@ -195,10 +194,7 @@ def accumulated_steps(config):
 
 
 def check_workdir(config, workdir):
-    """Raises UserError if the folder is not a run's, or its run had another config.
-
-    What is not resolved yet (`unresolved`) agrees with any.
-    """
+    """Raises UserError if the folder is not a run's, or its run had another config."""
     check_writable(workdir, f"--workdir={workdir}")
     if not (workdir / "config.json").exists():
         names = {path.name for path in workdir.glob("*")}
@@ -207,6 +203,7 @@ def check_workdir(config, workdir):
             raise UserError(f"--workdir={workdir}: {text}")
         return
     saved, given = flatten(load_config(workdir).to_dict()), flatten(config.to_dict())
+    # What is not resolved yet agrees with any.
     unresolved = {"data.white": 0, "data.image_size": 0, "data.channels": 0, "model.dtype": "auto"}
     if config.model.pretrained:
         unresolved["model.pretrained_sha256"] = ""
@@ -280,7 +277,7 @@ def load_config(workdir):
         raise UserError(f"--workdir={workdir}: no run there (no config.json); train.py makes one")
     try:
         config = ConfigDict(json.loads(path.read_text(), object_hook=tuples))
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no saved config: {error}") from None
     check(config, f"{path} (of an older program? A new --workdir trains anew): ")
     return config

@@ -128,10 +128,7 @@ def list_latents(data, kinds, most):
 
 
 def render(data, latents):
-    """Draws latents as config.data says, white on black: uint8 [n, image_size, image_size, 1].
-
-    Without antialias a pixel is lit where its centre is inside.
-    """
+    """Draws latents as config.data says, white on black: uint8 [n, image_size, image_size, 1]."""
     images = np.empty((len(latents.size), data.image_size, data.image_size), np.uint8)
     for index, name in enumerate(data.shapes):
         chosen = np.flatnonzero(latents.shape == index)
@@ -158,11 +155,8 @@ def paint(shape, size, distance, antialias):
 
 def measure(shape, latents, side):
     """Signed distances of the pixels of images of one shape: float32 [n, side, side]."""
-    pixels = np.arange(side)
-    y, x = (
-        (pixels - (centre + shape.offset)[:, None]).astype(np.float32)
-        for centre in (latents.row, latents.column)
-    )
+    centre = np.stack([latents.row, latents.column])[..., None] + shape.offset
+    y, x = (np.arange(side) - centre).astype(np.float32)
     x, y, size = x[:, None, :], y[:, :, None], latents.size.astype(np.float32)[:, None, None]
     if shape.symmetry < ROUND and latents.angle.any():
         angle = np.radians(latents.angle % (360 / shape.symmetry))  # less full turns of it

@@ -49,10 +49,7 @@ def accuracy(answers, pairs):
 
 
 def questions(pairs, drawn):
-    """What forests are asked about each pair, and knows nothing of shape: {name: [m, 3 k]}.
-
-    Of drawn shapes, or of pictures.
-    """
+    """What forests are asked about each pair, of drawn shapes or of pictures: {name: [m, 3 k]}."""
     light = grey(pairs.images)
     if drawn:
         area, lit = light.sum(axis=(1, 2)), light > 0.5

@@ -287,9 +287,9 @@ def open_classes(data, split, files):
 
 
 def list_images(data, known, rows, probability):
-    """ListedImages of the rows, sorted by class; probabilities: theirs, up to a common factor.
+    """ListedImages of rows that are sorted by class; known: its first three fields.
 
-    known: the first three fields of ListedImages.
+    probability: float64 [rows], up to a common factor.
     """
     class_ids, starts = np.unique(known[1][rows], return_index=True)
     edges = np.concatenate([[0], np.cumsum(probability)])

@@ -96,7 +96,7 @@ def train_and_evaluate(config, workdir):
         restore = partial(checkpoint.restore_model, workdir, "best", skip_damaged=True)
         restore_best = partial(restore, model=state.variables)
         step, variables = hosts.from_first(restore_best, (np.int64(0), state.variables))
-    if calibration.is_possible(config):
+    if config.data.source != "shapes" and config.model.head != "euclidean":
         variables = calibrate(config, workdir, int(step), score, variables)
     threshold = kept_threshold(config, workdir, int(step))
     splits = ("validation", "test")
@@ -115,11 +115,11 @@ def calibrate(config, workdir, step, score, variables):
         if threshold.exists() and not (kept and np.allclose(kept, [scale, shift], rtol=1e-3)):
             print(f"{THRESHOLD}, fitted before the calibration, is removed: fit it again")
             threshold.unlink()
-        calibration.keep(path, step, numbers)
+        settings.write_json({"step": step} | numbers, path)
     text = f"calibrated on validation: its ECE was {found.metrics['ece']:.4f}"
     if (scale, shift) == calibration.NONE:
         text = "not calibrated: in validation same pairs do not have higher scores"
-    print(text, flush=True)
+    print(text + calibration.caution(config.data, found.pairs), flush=True)
     return calibration.apply(variables, scale, shift)
 
 
@@ -242,21 +242,17 @@ def summarize(history, done, rate):
     text = f"loss {loss:.4f}, accuracy {accuracy:.4f}, {rate:,.0f} pairs/s"
     print(f"step {done + len(finite)}: {text}", flush=True)
     norm = sums["gradient_norm"] / len(finite)
-    found = {"loss": loss, "accuracy": accuracy}
-    return found | {"gradient_norm": norm, "pairs_per_second": rate}
+    return {"loss": loss, "accuracy": accuracy, "gradient_norm": norm, "pairs_per_second": rate}
 
 
 def introduce(config, workdir, state):
     """Prints what is trained, from which step and on which images; notes the versions."""
     step, devices = int(state.step), jax.devices()
     count = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    print(
-        f"{workdir}: {count:,} parameters, {config.model.dtype}, on {len(devices)} x "
-        f"{devices[0].device_kind}; {f'resumed at step {step}' if step else 'from the start'}",
-        *data.describe(config),
-        sep="\n  ",
-        flush=True,
-    )
+    where = f"{config.model.dtype}, on {len(devices)} x {devices[0].device_kind}"
+    begun = f"resumed at step {step}" if step else "from the start"
+    text = f"{workdir}: {count:,} parameters, {where}; {begun}"
+    print(text, *data.describe(config), sep="\n  ", flush=True)
     if step == config.num_steps:
         print(f"complete: all {step} steps are done; a new --workdir trains anew")
     elif jax.process_index() == 0:

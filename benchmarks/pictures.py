@@ -183,7 +183,7 @@ def compare_ours(workdir, folder, names):
     model = create_model(config)
     _, variables = scoring.load_variables(config, workdir, model, "best")
     score = scoring.make_scorer(model)
-    return compare(folder, names, form_of(config.data), lambda pairs: score(variables, pairs)[1])
+    return compare(folder, names, form_of(config.data), partial(score, variables))
 
 
 def pixel_answers(name, pairs):

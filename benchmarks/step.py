@@ -196,7 +196,7 @@ def with_jax(config, weights):
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     name = f"jax {jax.__version__} on Python {platform.python_version()}"
     about = {"name": name, "device": device, "dtype": config.model.dtype}
-    return about, step, lambda: score(state.variables, pairs)[1], place
+    return about, step, lambda: score(state.variables, pairs), place
 
 
 def with_torch(config, weights):

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -66,10 +67,22 @@ def test_the_networks_own_logits_are_scaled_and_shifted(changes, tiny):
     )
 
 
+@pytest.mark.parametrize("count", [5, 19, 20])
+@pytest.mark.parametrize("split", ["disjoint", "classes", "groups"])
+@pytest.mark.parametrize("source", ["folder", "shapes"])
+def test_few_classes_are_said_where_others_are_tested(count, split, source, tiny):
+    tiny.data.source, tiny.data.split = source, split
+    pairs = SimpleNamespace(class_ids=np.arange(3 * count) % count)
+    said = calibration.caution(tiny.data, pairs)
+    expected = f"; validation has {count} classes: too few to say how well this suits others"
+    assert said == expected * (count < 20 and split != "disjoint" and source == "folder")
+    assert calibration.caution(tiny.data, SimpleNamespace(class_ids=None)) == ""
+
+
 def test_what_is_kept_is_of_one_step(tmp_path, capsys):
     path = tmp_path / "numbers.json"
     assert calibration.kept(path, 4, "scale", "shift") is None
-    calibration.keep(path, 4, {"scale": 1.5, "shift": 0.25})
+    path.write_text(json.dumps({"step": 4, "scale": 1.5, "shift": 0.25}))
     assert calibration.kept(path, 4, "scale", "shift") == [1.5, 0.25]
     assert capsys.readouterr().err == ""
     assert calibration.kept(path, 8, "scale", "shift") is None

@@ -319,7 +319,7 @@ def test_few_shot_answers_are_those_of_the_images_in_the_episodes(files, tmp_pat
     def score(_, pairs):
         places = np.array([shown[image.tobytes()] for image in pairs.images])
         both = (settled[places[i]] for i in (pairs.first, pairs.second))
-        return None, -np.abs(np.subtract(*both)).astype(float)
+        return -np.abs(np.subtract(*both)).astype(float)
 
     found = []
     for within in (False, True):  # all classes are in one folder
@@ -379,7 +379,7 @@ def test_answers_that_are_not_finite_are_refused(scored):
     logits = np.ones(len(pairs.label))
     logits[3] = np.nan
     with pytest.raises(UserError, match="not finite"):
-        scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
+        scoring.evaluate_pairs(config, lambda *_: logits, None, pairs)
 
 
 def test_a_kept_threshold_that_cannot_be_read_is_one_line(scratch_run):

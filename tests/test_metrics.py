@@ -34,6 +34,7 @@ def test_metrics_are_those_of_scikit_learn_on_weighted_pairs_with_ties():
         "precision": reference.precision_score(label, predicted, **options),
         "recall": reference.recall_score(label, predicted, **options),
         "f1": reference.f1_score(label, predicted, **options),
+        "far": 1 - reference.recall_score(label, predicted, pos_label=0, **options),
         "roc_auc": reference.roc_auc_score(label, logits, **options),
         "brier": reference.brier_score_loss(label, probability, **options),
     }
@@ -67,6 +68,7 @@ def test_metrics_of_a_case_worked_by_hand():
     assert found["precision"] == pytest.approx(4 / 7)
     assert found["recall"] == pytest.approx(4 / 6)
     assert found["f1"] == pytest.approx(8 / 13)
+    assert found["far"] == pytest.approx(3 / 4)
     assert found["roc_auc"] == pytest.approx(1 - 0.2 * 0.3 / (0.6 * 0.4))
     assert found["tar_at_far_0.1"] == pytest.approx(2 / 3)
     assert found["eer"] == pytest.approx(1 / 3)  # between (0, 2/3) and (3/4, 2/3)
@@ -103,7 +105,7 @@ def test_perfect_answers_are_exactly_one_and_no_interval_is_given_where_nothing_
     found = metrics.compute_metrics(*given)
     for name in metrics.NAMES:
         if name not in ("loss", "brier", "ece"):
-            assert found[name] == (name != "eer"), name
+            assert found[name] == (name not in ("eer", "far")), name
     assert set(metrics.intervals(*given[:4])) == {"accuracy", "brier", "ece"}
 
 
@@ -233,7 +235,7 @@ def test_intervals_over_classes_are_those_of_sets_with_copies_of_classes():
         resamples.append(metrics.compute_metrics(*given))
     assert len(resamples) < metrics.RESAMPLES  # in some there is one class
     found = metrics.class_intervals(scores, pairs)
-    assert {"accuracy", "eer", "roc_auc", "tar_at_far_0.1"} <= set(found)
+    assert {"accuracy", "recall", "far", "eer", "roc_auc", "tar_at_far_0.1"} <= set(found)
     for name, bounds in found.items():
         expected = np.quantile([one[name] for one in resamples], (0.025, 0.975))
         assert bounds == pytest.approx(expected), name

@@ -56,7 +56,7 @@ def evaluated(config, spread=1):
     """The evaluation of a split by made-up answers, of which some are wrong."""
     pairs = data.enumerate_pairs(config.data, "test", 10**6)
     logits = np.random.default_rng(0).normal(pairs.label - 0.5, spread)
-    return scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
+    return scoring.evaluate_pairs(config, lambda *_: logits, None, pairs)
 
 
 @pytest.fixture
@@ -137,7 +137,7 @@ def test_a_rate_that_the_pairs_cannot_show_is_no_number_and_it_is_said(
 
 def constant(_, pairs):
     """Scores of a network that says the same of all pairs."""
-    return None, np.zeros(len(pairs.label))
+    return np.zeros(len(pairs.label))
 
 
 @pytest.mark.parametrize("whole, fewest", [(True, 3), (True, 4), (False, 3)])
@@ -151,7 +151,7 @@ def test_of_files_there_is_what_the_field_reports(
     if not whole:
         pairs = data.sample_pairs(config, "test", 150)
         logits = np.random.default_rng(0).normal(pairs.label)
-        found = scoring.evaluate_pairs(config, lambda *_: (None, logits), None, pairs)
+        found = scoring.evaluate_pairs(config, lambda *_: logits, None, pairs)
     few = {"way": 3, "shot": 1, "within": True, "error": 0.2, "interval": (0.15, 0.25)}
     found.metrics["few_shot"] = few | {"episodes": 1000, "facts": ["a", "b"]}
     splits = {"validation": found._replace(metrics=dict(found.metrics)), "test": found}
@@ -179,7 +179,7 @@ def test_of_files_there_is_what_the_field_reports(
 def test_a_sample_has_no_interval_of_what_it_cannot_show(tiny, tmp_path, no_figures):
     pairs = data.sample_pairs(tiny, "test", 150)
     logits = np.random.default_rng(0).normal(pairs.label)
-    found = scoring.evaluate_pairs(tiny, lambda *_: (None, logits), None, pairs)
+    found = scoring.evaluate_pairs(tiny, lambda *_: logits, None, pairs)
     report.write_report(tiny, tmp_path, 7, {"test": found}, None)
     values = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
     missing = {name for name, value in values.items() if value is None}

@@ -175,7 +175,7 @@ def test_every_key_is_read_by_the_code():
     for key in settings.flatten(default.get_config().to_dict()):
         *group, name = key.split(".")
         owner = "".join(aliases.get(g, f"config\\.{g}") for g in group) or "config"
-        if group != ["checkpoint"]:  # handed over whole, as opened(**config.checkpoint)
+        if group != ["checkpoint"]:  # handed over whole, as Saver(workdir, **config.checkpoint)
             assert re.search(rf"\b{owner}\.{name}\b", code), f"nothing reads {key}"
 
 
