@@ -1,6 +1,7 @@
 # make train   installs into VENV, trains CONFIG into WORKDIR, evaluates
-# make test    installs into VENV, runs the linter and the tests
-# make slow    runs the tests that take minutes
+# make test    installs into VENV, runs the linter and the tests; LLVM does not optimise their
+#              programs, which would take longer than it saves
+# make slow    runs the tests that take minutes, with programs as they are used
 # make torture kills training at random moments for 15 minutes and checks that no bit is lost
 #
 # Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13
@@ -29,7 +30,7 @@ torture: $(VENV)/installed
 test: $(VENV)/installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	XLA_FLAGS="--xla_backend_optimization_level=0 $(XLA_FLAGS)" $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 slow: $(VENV)/installed
 	$(VENV)/bin/python -m pytest -n 2 --dist loadgroup -m slow

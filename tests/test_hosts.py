@@ -35,6 +35,7 @@ from model import create_model
 
 LONG = {"num_steps": 20, "log_every_steps": 1, "eval_every_steps": 5}
 LONG |= {"model.encoder": "cnn"}  # which compiles sooner
+OPTIMISED = {"xla_backend_optimization_level": 3}  # as XLA does unless `make test` says otherwise
 OF_ONE_RUN = pytest.mark.xdist_group("resumed")  # in one worker, which makes that run once
 WORKER = """
 import sys; sys.path.insert(0, {root!r})
@@ -85,7 +86,7 @@ def start(count, *command, devices=1, heartbeat=30, environments=None):
         flags = [f"--coordinator=127.0.0.1:{port}", f"--num_processes={count}", f"--process_id={i}"]
         flags = [] if environments else [*flags, f"--heartbeat_seconds={heartbeat}"]
         own = environments[i] if environments else {}
-        environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices)} | own
+        environment = ENVIRONMENT | {"JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": ""} | own
         line = [sys.executable, *command, *flags]
         started.append(subprocess.Popen(line, env=environment, cwd=ROOT, **pipes))
     return started
@@ -121,12 +122,14 @@ def one_process():
     config = tiny_config()
     config.update_from_flattened_dict(LONG)
     model, (optimizer, _) = create_model(config), train_step.make_optimizer(config)
-    train_steps, first, losses = train_step.make_train_steps(config, model, optimizer), None, []
+    train_steps = train_step.make_train_steps(config, model, optimizer)
+    program, first, losses = None, None, []
     device = jax.devices()[:1]
     state = train_step.replicate(train_step.create_state(config, model, optimizer), device)
     for step in range(20):
         batches = train_step.to_devices([data.make_batch(config, "train", step)], device)
-        state, metrics = train_steps(state, batches)
+        program = program or train_steps.lower(state, batches).compile(OPTIMISED)
+        state, metrics = program(state, batches)
         losses.append(metrics["loss"].item() / config.batch_size)
         first = first or train_step.to_host(state)
     return first, losses
