@@ -1,7 +1,7 @@
 # make train   installs into VENV, trains CONFIG into WORKDIR, evaluates
-# make test    installs into VENV, runs the linter and the tests; LLVM does not optimise their
-#              programs, which would take longer than it saves
-# make slow    runs the tests that take minutes, with programs as they are used
+# make test    installs into VENV, runs the linter and the tests; LLVM does not optimise compiled
+#              programs: here that would take longer than it saves
+# make slow    runs the tests that take minutes, with optimised programs, as users run them
 # make torture kills training at random moments for 15 minutes and checks that no bit is lost
 #
 # Another Python beside the first: make test PYTHON=python3.13 VENV=.venv-3.13

@@ -17,7 +17,7 @@ from splits import WHOLE
 
 CALIBRATION = "calibration.json"  # in a run's folder
 NONE = (1.0, 0.0)
-FEW_CLASSES = 20
+FEW_CLASSES = 20  # of validation; with fewer a fit may not suit other classes
 
 
 def fit(scores, weight):
@@ -42,7 +42,7 @@ def fit(scores, weight):
 
 
 def caution(data, pairs):
-    """What to add where numbers fitted on Pairs are used on other classes, and these are few."""
+    """What to add to a line about a fit on Pairs of few classes that is used on others; else ""."""
     apart = data.source != "shapes" and data.split in WHOLE and pairs.class_ids is not None
     count = len(np.unique(pairs.class_ids)) if apart else FEW_CLASSES
     text = f"; validation has {count} classes: too few to say how well this suits others"
@@ -77,5 +77,7 @@ def kept(path, step, *names):
         return None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError):
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, TypeError, KeyError):
         raise UserError(f"{path} is damaged: delete it, and fit it again") from None

@@ -33,7 +33,7 @@ def run(define_flags, main):
         main(parse(define_flags))
         sys.stdout.flush()
     except (UserError, ModuleNotFoundError) as error:
-        with suppress(BrokenPipeError):  # as below
+        with suppress(BrokenPipeError):  # the reader closed it; the error is still said
             sys.stdout.flush()
         text = error if isinstance(error, UserError) else missing_package(error)
         print(f"error: {text}", file=sys.stderr, flush=True)

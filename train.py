@@ -117,9 +117,10 @@ def calibrate(config, workdir, step, score, variables):
             threshold.unlink()
         settings.write_json({"step": step} | numbers, path)
     text = f"calibrated on validation: its ECE was {found.metrics['ece']:.4f}"
+    text += calibration.caution(config.data, found.pairs)
     if (scale, shift) == calibration.NONE:
         text = "not calibrated: in validation same pairs do not have higher scores"
-    print(text + calibration.caution(config.data, found.pairs), flush=True)
+    print(text, flush=True)
     return calibration.apply(variables, scale, shift)
 
 

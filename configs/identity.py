@@ -4,10 +4,10 @@
 
 A blob is a random smooth shape, and each of the 10,000 identities is a different one. The test has
 blobs that are in no training image. A batch has 32 blobs with 4 images of each, and the embeddings
-learn by the supervised contrastive loss, as in configs/folder.py. The loss over all pairs of a
-batch (model.loss=all_pairs) was wrong 2.6 times as often. What limits the result is training time:
-at the end it is no better in training than in the test. 247 of 10,000 test pairs wrong on seed 0;
-259,154 parameters.
+learn by the supervised contrastive loss, as in configs/folder.py. An earlier recipe (the loss over
+all pairs of a batch, Adam, pairs drawn one by one) was wrong 2.6 times as often. What limits the
+result is training time: at the end it is no better in training than in the test. 247 of 10,000
+test pairs wrong on seed 0; 259,154 parameters.
 benchmarks/README.md says how long it takes and on which machine.
 """
 

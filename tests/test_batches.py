@@ -6,6 +6,8 @@ from PIL import Image
 
 import data
 import settings
+import shapes
+import spaces
 from configs import folder, identity
 
 CLASSES, IMAGES, SIDE = 12, 5, 6  # of the set on disk
@@ -186,10 +188,21 @@ def drawn_blobs():
     return settings.frozen(config)
 
 
-def test_drawn_images_come_in_groups_too():
-    batch = data.make_batch(drawn_blobs(), "train", 0)
+def test_drawn_images_come_in_groups_too(monkeypatch):
+    config, known = drawn_blobs(), {}
+
+    def render(options, latents):
+        shown = shapes.render(options, latents)
+        known.update(zip(map(bytes, shown), latents.identity.tolist(), strict=True))
+        return shown
+
+    monkeypatch.setattr(spaces, "render", render)
+    batch = data.make_batch(config, "train", 0)
     assert sorted(np.unique(batch.local_classes, return_counts=True)[1]) == [4] * 6
     assert batch.label.sum() == 6
+    blobs = spaces.split_class_ids(config.data, "train") - len(config.data.shapes)
+    for shown, classes in zip(batch[:2], batch.local_classes.T, strict=True):
+        assert [known[image.tobytes()] for image in shown] == blobs[classes].tolist()
 
 
 @pytest.mark.parametrize(

@@ -91,3 +91,7 @@ def test_what_is_kept_is_of_one_step(tmp_path, capsys):
         path.write_text(text)
         with pytest.raises(UserError, match=r"numbers.json is damaged: delete it"):
             calibration.kept(path, 4, "scale", "shift")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(UserError, match=r"numbers.json cannot be read"):
+        calibration.kept(path, 4, "scale", "shift")

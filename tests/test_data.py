@@ -238,7 +238,7 @@ def test_drawn_pairs_follow_the_enumerated_distribution(tiny, p_same):
 @pytest.mark.parametrize("name", ["everywhere", "heldout", "unseen", "identity"])
 def test_sampled_images_show_the_classes_that_come_with_them(name, monkeypatch):
     config, drawn = importlib.import_module(f"configs.{name}").get_config(), {}
-    config.data.images_per_class = 0  # of groups: test_batches.py
+    config.data.images_per_class = 0  # else see test_batches.py
 
     def render(options, latents):
         shown = shapes.render(options, latents)

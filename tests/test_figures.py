@@ -56,6 +56,8 @@ def test_every_figure_shows_something(scored, tmp_path):
     for figure in figures.plot_figures(tmp_path, found).values():
         pixels = np.asarray(Image.open(io.BytesIO(figures.render(figure))))
         assert pixels[..., :3].std() > 1
+    answers = figures.plot_decisions(found).axes[2]
+    assert [line.get_xdata()[0] for line in answers.lines] == [found.metrics["threshold"]]
 
 
 def test_files_are_named_below_their_images_and_no_text_meets_another(scored):

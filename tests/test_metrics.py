@@ -89,6 +89,7 @@ def test_metrics_of_one_class_of_no_positive_answer_and_of_equal_scores():
     found = metrics.compute_metrics(np.array([-1.0]), one, np.array([False]), one, one)
     assert found["roc_auc"] is found["eer"] is found["tar_at_far_0.1"] is None
     assert (found["precision"], found["recall"], found["f1"], found["accuracy"]) == (0, 0, 0, 0)
+    assert found["far"] == 0
     assert "roc_auc" not in metrics.intervals(-one, one, one == 0, one)
     few = np.array([1.0, 1, 1, 1, 1, 0]), np.ones(6), np.ones(6, bool), np.array([1.0] * 5 + [0])
     found_few = metrics.intervals(*few)  # of many resamples all pairs are the same

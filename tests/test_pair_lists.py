@@ -160,6 +160,8 @@ def test_a_list_of_pairs_must_be_a_file(tmp_path):
             UserError, match=r"^data.path=.*: is no CSV file or pairs.txt; have your"
         ):
             data.check_splits(config_of(path))
+    with pytest.raises(UserError, match="Is a directory"):  # as of any file that cannot be read
+        list_pairs(tmp_path)
 
 
 def test_paths_of_another_folder_are_answered_with_the_folder(tmp_path):
