@@ -184,7 +184,8 @@ def exit_now(message):
     """Exits this process with a line, from any thread; the first call counts."""
     EXITING.acquire()
     os.write(2, f"{message}\n".encode())
-    time.sleep(1)  # if this is host 0, the others still read the notice from it
+    if global_state.process_id == 0:
+        time.sleep(2)  # the others still read the notice from it; without it JAX ends them
     os._exit(1)
 
 
