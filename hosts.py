@@ -184,8 +184,8 @@ def exit_now(message):
     """Exits this process with a line, from any thread; the first call counts."""
     EXITING.acquire()
     os.write(2, f"{message}\n".encode())
-    if global_state.process_id == 0:
-        time.sleep(2)  # the others still read the notice from it; without it JAX ends them
+    # The others still read from host 0, and JAX aborts them where it is gone: it exits last.
+    time.sleep(1 if global_state.process_id else 2)
     os._exit(1)
 
 
