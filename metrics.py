@@ -147,6 +147,7 @@ def class_intervals(scores, pairs):
     class1, class2 = classes[pairs.first[rows]], classes[pairs.second[rows]]
     logits, predicted, label = scores.logits[rows], scores.predicted[rows], scores.label[rows]
     same, share = label == 1, pairs.weight @ pairs.label
+    right, hits, false = predicted == same, predicted & same, predicted & ~same
 
     def measure(counts):
         drawn = weight * counts[class1] * np.where(same, 1, counts[class2])
@@ -154,9 +155,9 @@ def class_intervals(scores, pairs):
         if not (of_same and of_different):
             return dict.fromkeys(OF_CLASSES)
         drawn *= np.where(same, share / of_same, (1 - share) / of_different)
-        recall, far = (drawn @ (predicted & kind) / drawn[kind].sum() for kind in (same, ~same))
-        found = {"accuracy": drawn @ (predicted == same), "recall": recall, "far": far}
-        return found | ranking_metrics(logits, label, drawn)
+        rates = drawn @ right, drawn @ hits / share, drawn @ false / (1 - share)
+        ranking = ranking_metrics(logits, label, drawn)
+        return dict(zip(OF_CLASSES, (*rates, *ranking.values()), strict=True))
 
     return bootstrap(classes.max() + 1, measure)
 

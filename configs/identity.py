@@ -11,6 +11,7 @@ test pairs wrong on seed 0; 259,154 parameters.
 benchmarks/README.md says how long it takes and on which machine.
 """
 
+from configs.folder import get_config as folder
 from configs.heldout import get_config as heldout
 
 
@@ -30,11 +31,6 @@ def get_config():
     config.model.loss = "supcon"
     config.model.stage_sizes = (1, 1, 3)
     config.model.width = 24
-    config.optimizer.nominal_batch_size = 64
-    config.optimizer.name = "adamw"
-    config.optimizer.learning_rate = 5e-3
-    config.optimizer.warmup = 0.03
+    config.optimizer = folder().optimizer
     config.optimizer.weight_decay = 1.0
-    config.optimizer.momentum = 0.9
-    config.optimizer.beta2 = 0.99
     return config
